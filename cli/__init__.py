@@ -1,0 +1,1 @@
+"""The `lensreg` command: parse, one library call, one output call."""

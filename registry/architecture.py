@@ -1,0 +1,247 @@
+"""The canonical architecture: all but the weights that decides the computed function; its fingerprint, its differences.
+
+The fields are `HookedTransformerConfig`'s, in the words of transformer-lens 3.9. Of its 87 fields these are kept that
+change the computed function (found by changing each one over 15 families: HAZARDS.md §3). What only matters under a
+condition (`rotary_base` without rotary embeddings, `window_size` without local attention) is left out when the
+condition does not hold, so that equal functions have equal fingerprints.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from registry.errors import ArchitectureMismatch, UnknownField
+from registry.refs import find_similar
+
+_ABSENT = None
+
+# field -> the value that stands when a family does not say (HookedTransformerConfig's own default)
+ALWAYS: dict[str, Any] = {
+    "d_model": ...,
+    "n_layers": ...,
+    "n_heads": ...,
+    "n_key_value_heads": ...,
+    "d_head": ...,
+    "d_mlp": ...,
+    "d_vocab": ...,
+    "d_vocab_out": ...,
+    "n_ctx": ...,
+    "act_fn": ...,
+    "normalization_type": ...,
+    "eps": ...,
+    "positional_embedding_type": ...,
+    "tie_word_embeddings": ...,
+    "attn_scale": ...,
+    "scale_attn_by_inverse_layer_idx": False,
+    "attention_dir": "causal",
+    "attn_only": False,
+    "gated_mlp": False,
+    "parallel_attn_mlp": False,
+    "final_rms": False,
+    "post_embedding_ln": False,
+    "use_qk_norm": False,
+    "use_attention_sinks": False,
+    "use_normalization_before_and_after": False,
+    "use_local_attn": False,
+    "use_logn_attn": False,
+    "clip_qkv": None,
+    "attn_scores_soft_cap": -1.0,
+    "output_logits_soft_cap": -1.0,
+    "num_experts": None,
+    "block_variant": None,
+}
+
+# (condition on the fields, the fields that count only then, with their defaults)
+CONDITIONAL: tuple[tuple[str, Any, dict[str, Any]], ...] = (
+    ("use_local_attn", True, {"window_size": ..., "attn_types": ...}),
+    (
+        "positional_embedding_type",
+        "rotary",
+        {
+            "rotary_dim": ...,
+            "rotary_base": ...,
+            "rotary_base_local": None,
+            "rotary_adjacent_pairs": False,
+            "rotary_scaling_factor": 1.0,
+            "use_NTK_by_parts_rope": False,
+            "use_yarn_rope": False,
+            "use_dynamic_ntk_rope": False,
+        },
+    ),
+    (
+        "use_NTK_by_parts_rope",
+        True,
+        {
+            "NTK_by_parts_low_freq_factor": ...,
+            "NTK_by_parts_high_freq_factor": ...,
+            "NTK_by_parts_factor": ...,
+            "NTK_original_ctx_len": ...,
+        },
+    ),
+    (
+        "use_yarn_rope",
+        True,
+        {
+            "yarn_factor": ...,
+            "yarn_attention_factor": ...,
+            "yarn_beta_fast": ...,
+            "yarn_beta_slow": ...,
+            "yarn_original_max_position_embeddings": ...,
+            "yarn_truncate": True,
+            "yarn_global_attn_only": False,
+        },
+    ),
+    ("use_logn_attn", True, {"train_seq_length": ...}),
+    ("use_dynamic_ntk_rope", True, {"train_seq_length": ...}),
+)
+_EXPERTS: dict[str, Any] = {"experts_per_token": ..., "norm_topk_prob": False}
+
+FIELDS: frozenset[str] = frozenset([*ALWAYS, *_EXPERTS, *(name for _, _, fields in CONDITIONAL for name in fields)])
+
+# HookedTransformer computes the same for each of these (tanh approximations of GELU, written differently).
+_SAME_ACTIVATION = {"gelu_fast": "gelu_new", "gelu_pytorch_tanh": "gelu_new"}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One field in which a checkpoint differs from its parent; None stands for "has no such field"."""
+
+    field: str
+    parent: Any
+    checkpoint: Any
+    config_key: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give the difference as plain data."""
+        return {
+            "field": self.field,
+            "config_key": self.config_key,
+            "parent": self.parent,
+            "checkpoint": self.checkpoint,
+        }
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Canonical fields, as `describe_architecture` makes them; equal architectures have equal fingerprints."""
+
+    fields: Mapping[str, Any] = field(hash=False)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The SHA-256, in hex, of the canonical JSON of the fields."""
+        text = json.dumps(dict(self.fields), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def __getitem__(self, name: str) -> Any:
+        return self.fields[name]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return a field's value, or `default` where this architecture has no such field."""
+        return self.fields.get(name, default)
+
+
+def describe_architecture(**fields: Any) -> Architecture:
+    """Build the canonical architecture from HookedTransformerConfig fields.
+
+    Left-out fields take transformer-lens's default where it has one. `n_key_value_heads` defaults to `n_heads`,
+    `d_vocab_out` to `d_vocab`, `rotary_dim` to `d_head`, and `attn_scale`, the number that attention scores are
+    divided by, to sqrt(d_head).
+    """
+    unknown = set(fields) - FIELDS
+    if unknown:
+        raise ValueError(f"not fields of an architecture: {sorted(unknown)}")
+    given = dict(fields)
+    given.setdefault("n_key_value_heads", given["n_heads"])
+    given.setdefault("d_vocab_out", given["d_vocab"])
+    given.setdefault("attn_scale", math.sqrt(given["d_head"]))
+    given["act_fn"] = _SAME_ACTIVATION.get(given["act_fn"], given["act_fn"])
+    if given["positional_embedding_type"] == "rotary":
+        given.setdefault("rotary_dim", given["d_head"])
+    canonical = _take(ALWAYS, given)
+    for condition, value, names in CONDITIONAL:
+        if canonical.get(condition) == value:
+            canonical |= _take(names, given)
+    if canonical["num_experts"] is not None:
+        canonical |= _take(_EXPERTS, given)
+    return Architecture(canonical)
+
+
+def find_differences(
+    parent: Architecture, checkpoint: Architecture, config_keys: Mapping[str, str] | None = None
+) -> tuple[Difference, ...]:
+    """List the fields in which `checkpoint` differs from `parent`; `config_keys` names the config.json keys."""
+    names = [
+        name
+        for name in [*ALWAYS, *sorted(FIELDS - set(ALWAYS))]
+        if parent.get(name, _ABSENT) != checkpoint.get(name, _ABSENT)
+    ]
+    keys = config_keys or {}
+    return tuple(Difference(name, parent.get(name), checkpoint.get(name), keys.get(name)) for name in names)
+
+
+def check_allowed(allow: Iterable[str]) -> frozenset[str]:
+    """Return the names in `allow` as a set, refusing any that is no architecture field."""
+    allowed = frozenset(allow)
+    for name in sorted(allowed - FIELDS):
+        similar = find_similar(name, FIELDS)
+        raise UnknownField(
+            f"--allow names {name!r}, which is no architecture field.",
+            hint=f"Did you mean {similar[0]}?" if similar else f"The fields are: {', '.join(sorted(FIELDS))}.",
+            name=name,
+            candidates=similar,
+        )
+    return allowed
+
+
+def refuse_differences(
+    parent_ref: str,
+    checkpoint: str,
+    differences: tuple[Difference, ...],
+    allowed: frozenset[str],
+) -> tuple[Difference, ...]:
+    """Return the admitted differences, or raise ArchitectureMismatch if any was not named in `allowed`.
+
+    Fields that exist only because an admitted field differs (the factors of an admitted rope scaling) are admitted
+    with it.
+    """
+    admitted = allowed | _dependents(allowed)
+    refused = tuple(difference for difference in differences if difference.field not in admitted)
+    if refused:
+        flags = " ".join(f"--allow {difference.field}" for difference in refused)
+        raise ArchitectureMismatch(
+            f"{checkpoint} does not have the architecture of its parent {parent_ref}: "
+            f"{len(refused)} field{'s differ' if len(refused) > 1 else ' differs'}. Nothing was stored.",
+            differences=refused,
+            hint="If the checkpoint was really trained from this parent, its config.json is not the one it was trained "
+            "with: put the right one back. If it has another parent, name that one. "
+            f"If the difference is meant, admit it by name: {flags}",
+            parent=parent_ref,
+            source=checkpoint,
+        )
+    return differences
+
+
+def _take(names: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    taken = {}
+    for name, default in names.items():
+        if name not in given and default is ...:
+            raise ValueError(f"an architecture needs {name}")
+        taken[name] = given.get(name, default)
+    return taken
+
+
+def _dependents(allowed: frozenset[str]) -> frozenset[str]:
+    found = frozenset(
+        name
+        for condition, _, names in CONDITIONAL
+        if condition in allowed and condition.startswith("use_")
+        for name in names
+    )
+    return found | _EXPERTS.keys() if "num_experts" in allowed else found

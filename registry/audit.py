@@ -1,0 +1,118 @@
+"""The audit trail: one event for every change, in the change's own transaction, each holding its predecessor's digest.
+
+Events are ordered by sequence, never by clock. The chain shows any event that was altered, removed, inserted or moved;
+it cannot show that its newest events were cut off, unless somebody kept the digest of the newest elsewhere.
+"""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import json
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from sqlalchemy import Connection, Row, select
+
+from registry.settings import read_ci_variables
+from registry.tables import events
+
+GENESIS = "0" * 64
+
+
+@dataclass(frozen=True)
+class Event:
+    """One change: who did what to what, when, and from where."""
+
+    sequence: int
+    at: str
+    actor: str
+    action: str
+    subject: str
+    details: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    previous_digest: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class ChainFault:
+    """The first event at which the chain does not hold, and why."""
+
+    sequence: int
+    message: str
+
+
+def append_event(connection: Connection, action: str, subject: str, details: Mapping[str, Any]) -> None:
+    """Append one event within the caller's write transaction, which must be the only writer."""
+    last = connection.execute(
+        select(events.c.sequence, events.c.digest).order_by(events.c.sequence.desc()).limit(1)
+    ).first()
+    row: dict[str, Any] = {
+        "sequence": last.sequence + 1 if last else 1,
+        "previous_digest": last.digest if last else GENESIS,
+        "at": datetime.now(UTC).isoformat(timespec="microseconds"),
+        "actor": f"{_user()}@{socket.gethostname()}"[:255],
+        "action": action,
+        "subject": subject,
+        "details": dict(details),
+        "environment": describe_environment(),
+    }
+    connection.execute(events.insert().values(digest=_digest(row), **row))
+
+
+def read_events(connection: Connection, subject: str | None = None, limit: int | None = None) -> list[Event]:
+    """Return events, newest first; `subject` is a model (with all its versions) or one version."""
+    query = select(events).order_by(events.c.sequence.desc()).limit(limit)
+    if subject is not None:
+        query = query.where((events.c.subject == subject) | events.c.subject.startswith(f"{subject}@", autoescape=True))
+    return [_make_event(row) for row in connection.execute(query)]
+
+
+def verify_chain(connection: Connection) -> ChainFault | None:
+    """Walk the chain from its beginning and return the first fault, or None."""
+    previous, sequence = GENESIS, 0
+    for row in connection.execute(select(events).order_by(events.c.sequence)):
+        event, sequence = _make_event(row), sequence + 1
+        if event.sequence != sequence:
+            return ChainFault(sequence, f"event {sequence} is missing")
+        if event.previous_digest != previous:
+            return ChainFault(sequence, f"event {sequence} does not follow the one before it")
+        if event.digest != _digest(row._asdict()):
+            return ChainFault(sequence, f"event {sequence} was altered")
+        previous = event.digest
+    return None
+
+
+@lru_cache
+def describe_environment() -> dict[str, Any]:
+    """Name the versions of what converts and records, and what the environment says of the job."""
+    packages: dict[str, str | None] = {}
+    for package in ("lens-registry", "torch", "transformers", "transformer-lens"):
+        try:
+            packages[package] = version(package)
+        except PackageNotFoundError:
+            packages[package] = None
+    return {"packages": packages, "job": read_ci_variables()}
+
+
+def _digest(row: Mapping[str, Any]) -> str:
+    content = {name: row[name] for name in (column.name for column in events.c) if name != "digest"}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _make_event(row: Row[Any]) -> Event:
+    return Event(**row._asdict())
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        return "unknown"

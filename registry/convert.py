@@ -1,0 +1,135 @@
+"""Convert a Hugging Face network to a HookedTransformer, with the processing that `from_pretrained` would do.
+
+The weights go through transformer-lens's own converters and its own `ProcessWeights`; what is ours is the strictness
+around them and the guards, which transformer-lens has in `from_pretrained` only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from transformer_lens import HookedTransformer
+from transformer_lens.weight_processing import ProcessWeights
+from transformers import PreTrainedModel
+
+from registry.architecture import Architecture
+from registry.errors import UnusableWeights, WeightsMismatch
+from registry.families.family import Family
+from registry.networks import make_hooked_config, make_hooked_network
+from registry.quiet import quiet
+
+_POST_NORM_BLOCKS = {"olmo2", "olmo3"}
+
+
+@dataclass(frozen=True)
+class Processing:
+    """Which of transformer-lens's weight processings are applied; the defaults are those of `from_pretrained`."""
+
+    fold_ln: bool = True
+    center_writing_weights: bool = True
+    center_unembed: bool = True
+    fold_value_biases: bool = True
+    refactor_factored_attn_matrices: bool = False
+
+    @property
+    def active(self) -> list[str]:
+        """The names of the processings that are on."""
+        return [name for name, value in vars(self).items() if value]
+
+
+RAW = Processing(False, False, False, False, False)
+
+
+def guard_processing(architecture: Architecture, wanted: Processing) -> Processing:
+    """Turn off what would change the function of this architecture.
+
+    Folding and centring assume that a norm's gain sits on a sublayer's input (not so in post-norm blocks); centring
+    the unembedding assumes that adding a constant to the logits changes nothing (not so under a soft cap); folding
+    value biases assumes that attention patterns sum to 1 (not so with attention sinks).
+    """
+    allowed = wanted
+    if architecture["block_variant"] in _POST_NORM_BLOCKS:
+        allowed = replace(allowed, fold_ln=False, center_writing_weights=False)
+    if architecture["output_logits_soft_cap"] > 0:
+        allowed = replace(allowed, center_unembed=False)
+    if architecture["use_attention_sinks"]:
+        allowed = replace(allowed, fold_value_biases=False)
+    return allowed
+
+
+def check_finite(tensors: Mapping[str, torch.Tensor]) -> None:
+    """Refuse NaN and infinities: HookedTransformer hides those in `W_Q` and `W_K` and computes something else."""
+    bad = sorted(name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all()))
+    if bad:
+        raise UnusableWeights(
+            f"{len(bad)} tensors hold NaN or infinite values, such as {bad[0]}.",
+            tensors=bad,
+            hint="The training run diverged before this checkpoint; take an earlier one.",
+        )
+
+
+def convert_network(
+    network: PreTrainedModel,
+    family: Family,
+    architecture: Architecture,
+    processing: Processing,
+    *,
+    dtype: torch.dtype,
+    device: str = "cpu",
+    n_devices: int = 1,
+) -> HookedTransformer:
+    """Convert a Hugging Face network to a HookedTransformer in `dtype` on `device`.
+
+    Processing is done in float32 whatever `dtype` is, as transformer-lens does; the result is cast at the end.
+    """
+    tensors = convert_weights(network, family, architecture, processing)
+    cfg = make_hooked_config(
+        architecture, family, folded=processing.fold_ln, dtype=dtype, device=device, n_devices=n_devices
+    )
+    return make_hooked_network(cfg, _own(tensors, dtype))
+
+
+def convert_weights(
+    network: PreTrainedModel, family: Family, architecture: Architecture, processing: Processing
+) -> dict[str, torch.Tensor]:
+    """Return the state dict in hooked layout, processed, in the network's dtype; raw tensors are views of its own."""
+    cfg = make_hooked_config(architecture, family, folded=False, dtype=network.dtype, device="cpu")
+    tensors = {name: tensor.detach() for name, tensor in family.convert(network, cfg).items()}
+    for name in family.absent:
+        tensors[name] = torch.zeros(cfg.d_vocab_out, dtype=network.dtype)
+    if not processing.active:
+        return tensors
+    with quiet():
+        tensors = ProcessWeights.process_weights(tensors, cfg, **vars(processing))
+    return _drop_folded_norms(tensors) if processing.fold_ln else tensors
+
+
+def _drop_folded_norms(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Drop the norms' own weights after folding, which must have left them the identity."""
+    kept = {}
+    for name, tensor in tensors.items():
+        norm, _, leaf = name.rpartition(".")
+        if not norm.endswith(("ln1", "ln2", "ln_final")):
+            kept[name] = tensor
+        elif not bool((tensor == (1.0 if leaf == "w" else 0.0)).all()):
+            raise WeightsMismatch(
+                f"{name} still has weights after folding.",
+                left_over=[name],
+                hint="This is a fault in lens-registry or in transformer-lens; please report it.",
+            )
+    return kept
+
+
+def _own(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Cast, lay out in order, and part tensors that share memory (a tied head), so that edits stay apart."""
+    owned: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        mine = tensor.to(dtype).contiguous()
+        if mine.data_ptr() in seen:
+            mine = mine.clone()
+        seen.add(mine.data_ptr())
+        owned[name] = mine
+    return owned

@@ -1,0 +1,270 @@
+"""Every exception the library raises on purpose, each with a stable code, its facts as fields, and a hint.
+
+RegistryError
+├── InvalidInput                what was asked for cannot be meant
+│   ├── InvalidName             invalid-name
+│   ├── InvalidRef              invalid-ref
+│   └── UnknownField            unknown-field
+├── NotFound
+│   ├── UnknownRef              unknown-ref             .candidates
+│   ├── AmbiguousRef            ambiguous-ref           .candidates
+│   └── VersionRetired          version-retired
+├── SourceError                 what was handed in cannot become a version
+│   ├── SourceNotFound          source-not-found
+│   ├── UnsupportedSource       unsupported-source
+│   ├── MalformedArtifact       malformed-artifact
+│   ├── UnsupportedFamily       unsupported-family
+│   ├── UnsupportedConfig       unsupported-config      .field
+│   ├── WeightsMismatch         weights-mismatch        .missing .left_over .misshapen
+│   ├── UnusableWeights         unusable-weights        .tensors
+│   ├── UnusableTokenizer       unusable-tokenizer
+│   └── SourceChanged           source-changed
+├── ArchitectureMismatch        architecture-mismatch   .differences
+├── ParityFailure               parity-failure          .parity
+├── Conflict
+│   ├── VersionInUse            version-in-use          .users
+│   └── LineageConflict         lineage-conflict
+├── StorageError
+│   ├── StoreUnavailable        store-unavailable
+│   ├── StorageFull             storage-full
+│   ├── ArtifactMissing         artifact-missing        .digest
+│   └── ArtifactCorrupt         artifact-corrupt        .digest
+└── DatabaseError
+    ├── DatabaseUnavailable     database-unavailable
+    ├── DatabaseReadOnly        database-read-only
+    ├── RegistryBusy            registry-busy
+    ├── SchemaOutdated          schema-outdated
+    ├── SchemaTooNew            schema-too-new
+    └── SchemaUnknown           schema-unknown
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from registry.architecture import Difference
+    from registry.verify import Parity
+
+
+class RegistryError(Exception):
+    """Say what was asked, what was found, and (in `hint`) what to do.
+
+    `fields` holds the same facts as data, for scripts and for `--output json`.
+    """
+
+    code: ClassVar[str] = "registry-error"
+
+    def __init__(self, message: str, *, hint: str | None = None, **fields: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.fields = fields
+
+    def __str__(self) -> str:
+        return f"{self.message}\n{self.hint}" if self.hint else self.message
+
+
+class InvalidInput(RegistryError):
+    code = "invalid-input"
+
+
+class InvalidName(InvalidInput):
+    code = "invalid-name"
+
+
+class InvalidRef(InvalidInput):
+    code = "invalid-ref"
+
+
+class UnknownField(InvalidInput):
+    code = "unknown-field"
+
+
+class NotFound(RegistryError):
+    code = "not-found"
+
+    def __init__(self, message: str, *, candidates: Sequence[str] = (), **fields: Any) -> None:
+        super().__init__(message, candidates=list(candidates), **fields)
+        self.candidates = tuple(candidates)
+
+
+class UnknownRef(NotFound):
+    code = "unknown-ref"
+
+
+class AmbiguousRef(NotFound):
+    code = "ambiguous-ref"
+
+
+class VersionRetired(NotFound):
+    code = "version-retired"
+
+
+class SourceError(RegistryError):
+    code = "source-error"
+
+
+class SourceNotFound(SourceError):
+    code = "source-not-found"
+
+
+class UnsupportedSource(SourceError):
+    code = "unsupported-source"
+
+
+class MalformedArtifact(SourceError):
+    code = "malformed-artifact"
+
+
+class UnsupportedFamily(SourceError):
+    code = "unsupported-family"
+
+
+class UnsupportedConfig(SourceError):
+    """A config.json field holds something that HookedTransformer would not compute, or that we do not know."""
+
+    code = "unsupported-config"
+
+    def __init__(self, message: str, *, field: str, hint: str | None = None, **fields: Any) -> None:
+        super().__init__(message, hint=hint, field=field, **fields)
+        self.field = field
+
+
+class WeightsMismatch(SourceError):
+    """The tensors in the files are not those that the config describes."""
+
+    code = "weights-mismatch"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        missing: Sequence[str] = (),
+        left_over: Sequence[str] = (),
+        misshapen: Sequence[str] = (),
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(
+            message,
+            hint=hint,
+            missing=list(missing),
+            left_over=list(left_over),
+            misshapen=list(misshapen),
+        )
+        self.missing = tuple(missing)
+        self.left_over = tuple(left_over)
+        self.misshapen = tuple(misshapen)
+
+
+class UnusableWeights(SourceError):
+    """Tensors hold NaN, infinities, or numbers of a kind that cannot be weights."""
+
+    code = "unusable-weights"
+
+    def __init__(self, message: str, *, tensors: Sequence[str], hint: str | None = None) -> None:
+        super().__init__(message, hint=hint, tensors=list(tensors))
+        self.tensors = tuple(tensors)
+
+
+class UnusableTokenizer(SourceError):
+    code = "unusable-tokenizer"
+
+
+class SourceChanged(SourceError):
+    code = "source-changed"
+
+
+class ArchitectureMismatch(RegistryError):
+    """The checkpoint computes something else than its declared parent, field by field in `differences`."""
+
+    code = "architecture-mismatch"
+
+    def __init__(
+        self, message: str, *, differences: Sequence[Difference], hint: str | None = None, **fields: Any
+    ) -> None:
+        super().__init__(message, hint=hint, differences=[difference.as_dict() for difference in differences], **fields)
+        self.differences = tuple(differences)
+
+
+class ParityFailure(RegistryError):
+    """The converted network's log-probs differ from the source's by more than the bound."""
+
+    code = "parity-failure"
+
+    def __init__(self, message: str, *, parity: Parity, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint, parity=parity.as_dict())
+        self.parity = parity
+
+
+class Conflict(RegistryError):
+    code = "conflict"
+
+
+class VersionInUse(Conflict):
+    code = "version-in-use"
+
+    def __init__(self, message: str, *, users: Sequence[str], hint: str | None = None) -> None:
+        super().__init__(message, hint=hint, users=list(users))
+        self.users = tuple(users)
+
+
+class LineageConflict(Conflict):
+    code = "lineage-conflict"
+
+
+class StorageError(RegistryError):
+    code = "storage-error"
+
+
+class StoreUnavailable(StorageError):
+    code = "store-unavailable"
+
+
+class StorageFull(StorageError):
+    code = "storage-full"
+
+
+class ArtifactMissing(StorageError):
+    code = "artifact-missing"
+
+    def __init__(self, message: str, *, digest: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint, digest=digest)
+        self.digest = digest
+
+
+class ArtifactCorrupt(StorageError):
+    code = "artifact-corrupt"
+
+    def __init__(self, message: str, *, digest: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint, digest=digest)
+        self.digest = digest
+
+
+class DatabaseError(RegistryError):
+    code = "database-error"
+
+
+class DatabaseUnavailable(DatabaseError):
+    code = "database-unavailable"
+
+
+class DatabaseReadOnly(DatabaseError):
+    code = "database-read-only"
+
+
+class RegistryBusy(DatabaseError):
+    code = "registry-busy"
+
+
+class SchemaOutdated(DatabaseError):
+    code = "schema-outdated"
+
+
+class SchemaTooNew(DatabaseError):
+    code = "schema-too-new"
+
+
+class SchemaUnknown(DatabaseError):
+    code = "schema-unknown"

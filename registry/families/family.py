@@ -1,0 +1,120 @@
+"""What a model family is: which config.json fields it knows, and how they become a canonical architecture.
+
+Every field of the Hugging Face config class is declared (see fields.py). A field that nobody declared is refused, so
+that a new release of transformers cannot slip a new meaning in.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from registry.architecture import Architecture
+from registry.errors import UnsupportedConfig
+from registry.families.fields import SHARED, Field, shorten
+from registry.refs import find_similar
+
+if TYPE_CHECKING:
+    import torch
+    from transformer_lens import HookedTransformerConfig
+
+
+@dataclass(frozen=True)
+class Family:
+    """One Hugging Face architecture class and its way into TransformerLens.
+
+    `describe` maps the checked fields to the canonical architecture; `convert` is transformer-lens's own weight
+    converter, from the Hugging Face network to a state dict in hooked layout.
+    """
+
+    name: str
+    class_name: str
+    config_class_name: str
+    model_type: str
+    fields: Mapping[str, Field]
+    describe: Callable[[Mapping[str, Any]], Architecture]
+    convert: Callable[[torch.nn.Module, HookedTransformerConfig], dict[str, torch.Tensor]]
+    config_keys: Mapping[str, str]
+    """Which config.json key an architecture field is read from, for people who read a refusal."""
+    base_prefix: str
+    """What transformers puts before the tensors of the bare model; older files leave it out."""
+    tied: tuple[str, str]
+    """The tensors that are one when word embeddings are tied: embedding, head."""
+    arguments: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
+    """From the checked fields to the arguments of the Hugging Face config class."""
+    absent: tuple[str, ...] = ()
+    """Hooked tensors that the converter leaves out because they are zero in this family."""
+    spellings: Mapping[str, str] = field(default_factory=dict)
+    """Other names under which config.json may give a field: transformers's `attribute_map`, turned round."""
+    ignored: re.Pattern[str] = re.compile(r"(?!)")
+    """Buffers that older releases saved among the weights; they are no weights."""
+
+    def canonical_name(self, name: str) -> str:
+        """Return a tensor's name as transformers writes it today, with the base model's prefix."""
+        head = self.tied[1]
+        return name if name.startswith(self.base_prefix) or name == head else self.base_prefix + name
+
+
+def check_config(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return every used field's value, defaults filled in, or raise UnsupportedConfig naming the field."""
+    declared = {**SHARED, **family.fields}
+    given: dict[str, Any] = {}
+    for key, value in config.items():
+        name = family.spellings.get(key, key)
+        if name not in declared:
+            raise _refuse_unknown(family, key, value, declared)
+        if name in given and given[name] != value:
+            raise UnsupportedConfig(
+                f"config.json gives {name} twice, as {given[name]!r} and (as {key}) {value!r}.",
+                field=key,
+                hint="Keep the one that the checkpoint was trained with.",
+            )
+        given[name] = value
+    for name, value in given.items():
+        rule = declared[name]
+        if rule.role == "only" and value != rule.default:
+            raise UnsupportedConfig(
+                f"config.json has {name} = {shorten(value)}, only {rule.default!r} can be converted: {rule.reason}.",
+                field=name,
+                hint="transformer-lens's HookedTransformer cannot compute this network.",
+                value=repr(value)[:200],
+            )
+    return {
+        name: _check_value(name, rule, given.get(name, rule.default))
+        for name, rule in family.fields.items()
+        if rule.role == "used"
+    }
+
+
+def _check_value(name: str, rule: Field, value: Any) -> Any:
+    if value is None and (rule.optional or rule.default is None):
+        return None
+    kind = rule.kind
+    legal = False
+    if kind is bool or kind is str or kind is dict:
+        legal = type(value) is kind
+    elif kind is int:
+        legal = type(value) is int and 1 <= value < 2**40
+    elif kind is float and type(value) in (int, float):
+        value = float(value) if abs(value) < 1e300 else math.inf
+        legal = math.isfinite(value) and value >= 0
+    if not legal:
+        raise UnsupportedConfig(
+            f"config.json has {name} = {shorten(value)}, which makes no sense there.",
+            field=name,
+            hint="Put back the config.json that the checkpoint was trained with.",
+        )
+    return value
+
+
+def _refuse_unknown(family: Family, key: str, value: Any, declared: Mapping[str, Field]) -> UnsupportedConfig:
+    similar = find_similar(key, declared)
+    return UnsupportedConfig(
+        f"config.json has a field that is not known for {family.class_name}: {shorten(key)} = {shorten(value)}.",
+        field=key,
+        hint=(f"Did you mean {similar[0]}? " if similar else "")
+        + "A field nobody knows could change the network; if this one does not, remove it from config.json.",
+    )

@@ -1,0 +1,225 @@
+"""The two networks: Hugging Face's, built from checked files, and TransformerLens's, built from hooked tensors.
+
+The Hugging Face class comes from our own table of families, with a config object rebuilt from checked values, and gets
+memory-mapped tensors: `from_pretrained(None, config=…, state_dict=…)`. Nothing here reads a name, a path, or code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import load_file
+from transformer_lens import HookedTransformer, HookedTransformerConfig
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from registry.architecture import Architecture
+from registry.errors import UnsupportedConfig, UnusableWeights, WeightsMismatch
+from registry.families.family import Family
+from registry.quiet import quiet
+from registry.weights import TensorHeader
+
+_FLOATS = {"F16", "BF16", "F32", "F64"}
+# of an architecture's fields, those that HookedTransformerConfig does not have under that name
+_NOT_HOOKED = {"block_variant", "n_key_value_heads"}
+
+
+def make_config(family: Family, values: Mapping[str, Any]) -> PreTrainedConfig:
+    """Rebuild the Hugging Face config object from checked values only."""
+    config_class = getattr(transformers, family.config_class_name)
+    try:
+        config: PreTrainedConfig = config_class(**family.arguments(values))
+    except Exception as error:  # huggingface_hub's strict dataclasses raise a type of their own for each rule
+        raise UnsupportedConfig(
+            f"transformers refuses this config.json: {str(error).splitlines()[-1].strip()}",
+            field="config.json",
+            hint="Put back the config.json that the checkpoint was trained with.",
+        ) from error
+    return config
+
+
+def make_empty_network(family: Family, config: PreTrainedConfig) -> PreTrainedModel:
+    """Build the Hugging Face network on the meta device: shapes without memory."""
+    with torch.device("meta"), quiet():
+        network: PreTrainedModel = getattr(transformers, family.class_name)(config)
+    return network
+
+
+def check_tensors(
+    family: Family, values: Mapping[str, Any], tensors: Mapping[str, TensorHeader]
+) -> dict[str, TensorHeader]:
+    """Return the tensors by the names transformers uses today, or raise what does not fit the config.
+
+    Raises WeightsMismatch for tensors that are missing, left over or of another shape, and UnusableWeights for
+    integers and 8-bit floats, which transformer-lens would read as if they were weights.
+    """
+    empty = make_empty_network(family, make_config(family, values))
+    expected = {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()}
+    found: dict[str, TensorHeader] = {}
+    twice: list[str] = []
+    for name, tensor in tensors.items():
+        canonical = family.canonical_name(name)
+        if family.ignored.fullmatch(canonical):
+            continue
+        if canonical in found:
+            twice.append(name)
+        found[canonical] = tensor
+    optional = {family.tied[1]} if values.get("tie_word_embeddings") else set()
+    missing = sorted(set(expected) - set(found) - optional)
+    left_over = sorted((set(found) - set(expected)) | set(twice))
+    misshapen = sorted(name for name in found if name in expected and found[name].shape != expected[name])
+    if missing or left_over or misshapen:
+        raise WeightsMismatch(
+            _describe_mismatch(missing, left_over, misshapen, found, expected),
+            missing=missing,
+            left_over=left_over,
+            misshapen=misshapen,
+            hint="Either the checkpoint was not saved whole, or config.json is not the one it was trained with.",
+        )
+    packed = sorted(name for name, tensor in found.items() if tensor.dtype not in _FLOATS)
+    if packed:
+        raise UnusableWeights(
+            f"{len(packed)} tensors are not floating-point numbers, such as {packed[0]} ({found[packed[0]].dtype}).",
+            tensors=packed,
+            hint="The checkpoint seems quantised. Dequantise it first, and save it in float32 or bfloat16.",
+        )
+    return found
+
+
+def build_source_network(
+    family: Family, values: Mapping[str, Any], files: Sequence[Path], dtype: torch.dtype | None
+) -> PreTrainedModel:
+    """Build the Hugging Face network on memory-mapped tensors, in `dtype`, ready to be read (eval mode).
+
+    Tensors that are already in `dtype` are not copied.
+    """
+    tensors = map_weights(family, values, files)
+    network_class = getattr(transformers, family.class_name)
+    with quiet():
+        network, info = network_class.from_pretrained(
+            None, config=make_config(family, values), state_dict=tensors, dtype=dtype, output_loading_info=True
+        )
+    wrong = {key: sorted(map(str, value)) for key, value in info.items() if value}
+    if wrong:
+        raise WeightsMismatch(
+            f"transformers could not place every tensor: {wrong}.",
+            missing=wrong.get("missing_keys", ()),
+            left_over=wrong.get("unexpected_keys", ()),
+            misshapen=wrong.get("mismatched_keys", ()),
+        )
+    network.requires_grad_(False)
+    built: PreTrainedModel = network.eval()
+    return built
+
+
+def map_weights(family: Family, values: Mapping[str, Any], files: Sequence[Path]) -> dict[str, torch.Tensor]:
+    """Map the files' tensors by canonical name, without ignored buffers and without a head that is the embedding."""
+    tensors: dict[str, torch.Tensor] = {}
+    for file in files:
+        for name, tensor in load_file(file).items():
+            canonical = family.canonical_name(name)
+            if not family.ignored.fullmatch(canonical):
+                tensors[canonical] = tensor
+    embedding, head = family.tied
+    if values.get("tie_word_embeddings") and head in tensors:
+        if not torch.equal(tensors[embedding], tensors[head]):
+            raise UnsupportedConfig(
+                "config.json ties the word embeddings, but the files hold a head that is not the embedding.",
+                field="tie_word_embeddings",
+                hint="Set tie_word_embeddings to false if the head was trained by itself; "
+                "releases of transformers differ in which one they would use.",
+            )
+        del tensors[head]
+    return tensors
+
+
+def make_hooked_config(
+    architecture: Architecture, family: Family, *, folded: bool, dtype: torch.dtype, device: str, n_devices: int = 1
+) -> HookedTransformerConfig:
+    """Build the HookedTransformerConfig from canonical fields; `folded`: the norms have no weights of their own."""
+    fields = {name: value for name, value in architecture.fields.items() if name not in _NOT_HOOKED}
+    n_key_value_heads = architecture["n_key_value_heads"]
+    if folded and architecture["normalization_type"] in ("LN", "RMS"):
+        fields["normalization_type"] = architecture["normalization_type"] + "Pre"
+    return HookedTransformerConfig(
+        **fields,
+        n_key_value_heads=None if n_key_value_heads == architecture["n_heads"] else n_key_value_heads,
+        original_architecture=family.class_name,
+        init_weights=False,
+        dtype=dtype,
+        device=device,
+        n_devices=n_devices,
+    )
+
+
+def make_hooked_network(cfg: HookedTransformerConfig, tensors: Mapping[str, torch.Tensor]) -> HookedTransformer:
+    """Build a HookedTransformer that owns `tensors` (hooked layout, already in `cfg.dtype`), in eval mode.
+
+    Every parameter must be given and nothing else: transformer-lens's own loader drops unknown keys and fills missing
+    ones without a word. The few buffers (`mask`, `IGNORE`, `rotary_sin`, `rotary_cos`) are rebuilt from `cfg`.
+    """
+    with torch.device("meta"), quiet():
+        network = HookedTransformer(cfg, move_to_device=False)
+    expected = {name for name, _ in network.named_parameters()}
+    missing, left_over = sorted(expected - set(tensors)), sorted(set(tensors) - expected)
+    misshapen = sorted(
+        name
+        for name, parameter in network.named_parameters()
+        if name in tensors and (parameter.shape, cfg.dtype) != (tensors[name].shape, tensors[name].dtype)
+    )
+    if missing or left_over or misshapen:
+        raise WeightsMismatch(
+            "The converted tensors are not those of the HookedTransformer.",
+            missing=missing,
+            left_over=left_over,
+            misshapen=misshapen,
+            hint="This is a fault in lens-registry or in transformer-lens; please report it.",
+        )
+    network.load_state_dict(dict(tensors), strict=False, assign=True)
+    _rebuild_buffers(network)
+    with quiet():
+        if cfg.n_devices > 1 or cfg.device != "cpu":
+            network.move_model_modules_to_device()
+    return network.eval()
+
+
+def _rebuild_buffers(network: HookedTransformer) -> None:
+    """Make the buffers that the meta device left empty, from the config and never from a file."""
+    cfg = network.cfg
+    for block in network.blocks:
+        attention: Any = block.attn
+        attention.mask = torch.empty((0, 0), dtype=torch.bool)
+        attention.IGNORE = torch.tensor(-torch.inf)
+        if cfg.positional_embedding_type == "rotary":
+            attention.rotary_sin, attention.rotary_cos = attention.calculate_sin_cos_rotary(
+                cfg.rotary_dim,
+                min(cfg.n_ctx, attention.ROTARY_INITIAL_CACHE_SIZE),
+                base=attention._rotary_base(),
+                dtype=cfg.dtype,
+            )
+    empty = [name for name, tensor in [*network.named_parameters(), *network.named_buffers()] if tensor.is_meta]
+    if empty:
+        raise WeightsMismatch("Some tensors of the HookedTransformer were left without values.", missing=empty)
+
+
+def _describe_mismatch(
+    missing: list[str],
+    left_over: list[str],
+    misshapen: list[str],
+    found: Mapping[str, TensorHeader],
+    expected: Mapping[str, tuple[int, ...]],
+) -> str:
+    parts = []
+    if missing:
+        parts.append(f"{len(missing)} missing, such as {missing[0]}")
+    if left_over:
+        parts.append(f"{len(left_over)} left over, such as {left_over[0]}")
+    if misshapen:
+        name = misshapen[0]
+        parts.append(
+            f"{len(misshapen)} of another shape, such as {name}: {found[name].shape} instead of {expected[name]}"
+        )
+    return f"The tensors are not those that config.json describes: {'; '.join(parts)}."

@@ -1,0 +1,202 @@
+"""Write a version's rows and its event, all in one transaction; the only place that inserts versions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Connection, Table, func, select
+
+from registry.architecture import Architecture, Difference
+from registry.audit import append_event
+from registry.query import read_version
+from registry.sources.source import Finding
+from registry.tables import (
+    architectures,
+    blobs,
+    models,
+    tags,
+    validations,
+    version_files,
+    version_parents,
+    versions,
+)
+from registry.versions import StoredFile, Version
+
+
+@dataclass(frozen=True)
+class ParentEdge:
+    """A parent by the database's id, with what the child is to it and what was admitted."""
+
+    id: int
+    ref: str
+    relation: str
+    admitted_differences: tuple[Difference, ...] = ()
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Everything that a version's rows will say."""
+
+    model: str
+    step: int | None
+    family: str
+    architecture: Architecture
+    weights_digest: str
+    vocabulary_digest: str | None
+    layout: str
+    dtype: str
+    n_parameters: int
+    source_kind: str
+    source_location: str
+    note: str | None
+    tags: Mapping[str, str]
+    findings: Sequence[Finding]
+    files: Sequence[StoredFile]
+    parents: Sequence[ParentEdge]
+    measurements: Sequence[Mapping[str, Any]]
+    operation_id: str
+
+
+def find_existing(
+    connection: Connection, model: str, fingerprint: str, weights_digest: str, files: Sequence[StoredFile]
+) -> list[Version]:
+    """Return the model's versions, not retired, that hold this very network with this very tokenizer, oldest first."""
+    ids = connection.execute(
+        select(versions.c.id)
+        .join_from(versions, models)
+        .where(
+            models.c.name == model,
+            versions.c.weights_digest == weights_digest,
+            versions.c.fingerprint == fingerprint,
+            versions.c.retired_at.is_(None),
+        )
+        .order_by(versions.c.id)
+    ).scalars()
+    tokenizer = {(file.name, file.digest) for file in files if file.role == "tokenizer"}
+    found = [read_version(connection, version_id) for version_id in ids]
+    return [one for one in found if {(file.name, file.digest) for file in one.with_role("tokenizer")} == tokenizer]
+
+
+def record_version(connection: Connection, draft: Draft) -> int:
+    """Insert the version and all that hangs on it, and its event; return the database's id.
+
+    The caller's transaction must be the only writer. A draft whose operation was recorded already (its COMMIT's answer
+    was lost) gives that version.
+    """
+    done = connection.execute(select(versions.c.id).where(versions.c.operation_id == draft.operation_id)).scalar()
+    if done is not None:
+        return int(done)
+    now = datetime.now(UTC)
+    model_id = _insert_model(connection, draft.model, now)
+    number = 1 + (
+        connection.execute(select(func.max(versions.c.number)).where(versions.c.model_id == model_id)).scalar() or 0
+    )
+    _insert_missing(
+        connection,
+        architectures,
+        "fingerprint",
+        [{"fingerprint": draft.architecture.fingerprint, "fields": dict(draft.architecture.fields)}],
+    )
+    _insert_missing(
+        connection,
+        blobs,
+        "digest",
+        [{"digest": file.digest, "size_bytes": file.size_bytes, "created_at": now} for file in draft.files],
+    )
+    version_id = _insert_version(connection, draft, model_id, number, now)
+    _insert_all(
+        connection,
+        version_files,
+        [
+            {"version_id": version_id, "name": file.name, "role": file.role, "digest": file.digest}
+            for file in draft.files
+        ],
+    )
+    _insert_all(
+        connection,
+        version_parents,
+        [
+            {
+                "version_id": version_id,
+                "parent_id": edge.id,
+                "relation": edge.relation,
+                "admitted_differences": [difference.as_dict() for difference in edge.admitted_differences],
+            }
+            for edge in draft.parents
+        ],
+    )
+    _insert_all(
+        connection, tags, [{"version_id": version_id, "key": key, "value": value} for key, value in draft.tags.items()]
+    )
+    _insert_all(
+        connection,
+        validations,
+        [{"version_id": version_id, "created_at": now, **measurement} for measurement in draft.measurements],
+    )
+    append_event(connection, "version.registered", f"{draft.model}@v{number}", _describe(draft))
+    return version_id
+
+
+def _insert_model(connection: Connection, name: str, now: datetime) -> int:
+    model_id = connection.execute(select(models.c.id).where(models.c.name == name)).scalar()
+    if model_id is None:
+        inserted = connection.execute(models.insert().values(name=name, created_at=now)).inserted_primary_key
+        model_id = inserted[0] if inserted else None
+    return int(model_id or 0)
+
+
+def _insert_version(connection: Connection, draft: Draft, model_id: int, number: int, now: datetime) -> int:
+    inserted = connection.execute(
+        versions.insert().values(
+            model_id=model_id,
+            number=number,
+            step=draft.step,
+            family=draft.family,
+            fingerprint=draft.architecture.fingerprint,
+            weights_digest=draft.weights_digest,
+            vocabulary_digest=draft.vocabulary_digest,
+            layout=draft.layout,
+            dtype=draft.dtype,
+            n_parameters=draft.n_parameters,
+            size_bytes=sum(file.size_bytes for file in draft.files),
+            source_kind=draft.source_kind,
+            source_location=draft.source_location,
+            note=draft.note,
+            findings=[finding.as_dict() for finding in draft.findings],
+            operation_id=draft.operation_id,
+            created_at=now,
+        )
+    ).inserted_primary_key
+    return int(inserted[0]) if inserted else 0
+
+
+def _insert_missing(connection: Connection, table: Table, key: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert the rows whose key is new; the same key always means the same content."""
+    by_key = {row[key]: row for row in rows}
+    there = set(connection.execute(select(table.c[key]).where(table.c[key].in_(by_key))).scalars())
+    _insert_all(connection, table, [row for value, row in by_key.items() if value not in there])
+
+
+def _insert_all(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    if rows:
+        connection.execute(table.insert(), list(rows))
+
+
+def _describe(draft: Draft) -> dict[str, Any]:
+    """Say in the event what was recorded, in digests, so that the rows can be checked against it."""
+    return {
+        "weights_digest": draft.weights_digest,
+        "fingerprint": draft.architecture.fingerprint,
+        "vocabulary_digest": draft.vocabulary_digest,
+        "files": {file.name: file.digest for file in draft.files},
+        "parents": {edge.ref: edge.relation for edge in draft.parents},
+        "admitted": sorted({difference.field for edge in draft.parents for difference in edge.admitted_differences}),
+        "step": draft.step,
+        "tags": dict(draft.tags),
+        "note": draft.note,
+        "source": {"kind": draft.source_kind, "location": draft.source_location},
+        "parity": {str(one["metric"]): one["value"] for one in draft.measurements if one["suite"] == "parity"},
+    }

@@ -1,0 +1,119 @@
+"""The grammar of names: models, versions, steps, aliases and digests, as people write them."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from registry.errors import InvalidName, InvalidRef
+
+_SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}")
+_NUMBER = re.compile(r"v([1-9][0-9]{0,8})")
+_STEP = re.compile(r"step-(0|[1-9][0-9]{0,14})")
+_DIGEST = re.compile(r"sha256:([0-9a-f]{6,64})")
+_HEX64 = re.compile(r"[0-9a-fA-F]{64}")
+_RESERVED_ALIAS = re.compile(r"(v\d*|step\b.*|latest|last)", re.IGNORECASE)
+_TAG_KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/-]{0,127}")
+
+RefKind = Literal["newest", "number", "step", "alias", "digest"]
+
+
+@dataclass(frozen=True)
+class Ref:
+    """One parsed ref: a model with what picks its version, or a weights digest's prefix."""
+
+    kind: RefKind
+    model: str | None = None
+    number: int | None = None
+    step: int | None = None
+    alias: str | None = None
+    digest_prefix: str | None = None
+
+
+def check_model_name(name: str) -> str:
+    """Return `name` if it may name a model: `name` or `org/name` of letters, digits, `.`, `_` and `-`."""
+    segments = name.split("/")
+    legal = len(segments) <= 2 and all(_is_legal_segment(segment) for segment in segments)
+    if not legal or _HEX64.fullmatch(name):
+        raise InvalidName(
+            f"{name!r} cannot name a model.",
+            hint="Use one or two segments, `name` or `org/name`, of letters, digits, `.`, `_` and `-`, "
+            "starting with a letter, a digit or `_`.",
+            name=name,
+        )
+    return name
+
+
+def check_alias_name(name: str) -> str:
+    """Return `name` if it may be an alias; `v3`, `step-10`, `latest` and `last` have a meaning already."""
+    if not _is_legal_segment(name) or _RESERVED_ALIAS.fullmatch(name):
+        raise InvalidName(
+            f"{name!r} cannot be an alias.",
+            hint="Use letters, digits, `.`, `_` and `-`; names like `v3`, `step-10`, `latest` and `last` are taken.",
+            name=name,
+        )
+    return name
+
+
+def check_tag_key(key: str) -> str:
+    """Return `key` if it may be the key of a tag."""
+    if not _TAG_KEY.fullmatch(key):
+        raise InvalidName(
+            f"{key!r} cannot be a tag's key.",
+            hint="Use letters, digits, `.`, `_`, `/` and `-`; write a tag as key=value.",
+            name=key,
+        )
+    return key
+
+
+def check_text(text: str, what: str, limit: int = 10_000) -> str:
+    """Return `text` if every database stores it alike: no NUL, no lone surrogates, at most `limit` characters."""
+    if "\x00" in text or len(text) > limit or any("\ud800" <= character <= "\udfff" for character in text):
+        raise InvalidName(
+            f"The {what} cannot be stored.",
+            hint=f"It must be text without NUL or lone surrogates, of at most {limit:,} characters.",
+        )
+    return text
+
+
+def parse_ref(text: str) -> Ref:
+    """Parse `NAME`, `NAME@vN`, `NAME@step-N`, `NAME@ALIAS` or `sha256:PREFIX`."""
+    if match := _DIGEST.fullmatch(text):
+        return Ref("digest", digest_prefix=match[1])
+    if text.startswith("sha256:"):
+        raise InvalidRef(
+            f"{text!r} is not a digest.", hint="Write sha256: and at least 6 of its 64 lower-case hex digits."
+        )
+    name, at, selector = text.partition("@")
+    try:
+        check_model_name(name)
+    except InvalidName as error:
+        raise InvalidRef(f"{text!r} is not a ref: {error.message}", hint=error.hint, ref=text) from None
+    if not at:
+        return Ref("newest", model=name)
+    if match := _NUMBER.fullmatch(selector):
+        return Ref("number", model=name, number=int(match[1]))
+    if match := _STEP.fullmatch(selector):
+        return Ref("step", model=name, step=int(match[1]))
+    try:
+        return Ref("alias", model=name, alias=check_alias_name(selector))
+    except InvalidName:
+        raise InvalidRef(
+            f"{text!r} is not a ref: nothing can be called {selector!r}.",
+            hint="Write NAME, NAME@vN, NAME@step-N, NAME@ALIAS or sha256:PREFIX.",
+            ref=text,
+        ) from None
+
+
+def find_similar(text: str, names: Iterable[str]) -> list[str]:
+    """Return the few of `names` that somebody who wrote `text` may have meant, best first."""
+    by_lower = {name.lower(): name for name in names}
+    close = difflib.get_close_matches(text.lower(), by_lower, n=3, cutoff=0.6)
+    return [by_lower[name] for name in close]
+
+
+def _is_legal_segment(segment: str) -> bool:
+    return bool(_SEGMENT.fullmatch(segment)) and ".." not in segment and not segment.endswith(".")

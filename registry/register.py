@@ -1,0 +1,374 @@
+"""Register a checkpoint: read, fingerprint, compare, stage, convert and verify, store, record — in this order.
+
+Nothing is visible before the last step, one transaction; until then a failure leaves nothing but what was staged, and
+that is deleted. The bytes that are verified are the staged ones, and those become the blobs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from sqlalchemy import Connection
+
+from registry.architecture import Architecture, Difference, check_allowed, find_differences, refuse_differences
+from registry.audit import describe_environment
+from registry.database import Database
+from registry.errors import InvalidInput, LineageConflict
+from registry.families import find_family
+from registry.families.family import Family, check_config
+from registry.progress import Counter, Progress, no_progress
+from registry.query import find_same_weights, read_architecture, read_version, refuse_retired, resolve_ref
+from registry.record import Draft, ParentEdge, find_existing, record_version
+from registry.refs import check_model_name, check_tag_key, check_text
+from registry.sources import Finding, Source, open_source
+from registry.store import LocalStore, StagedFile
+from registry.tables import RELATIONS
+from registry.versions import StoredFile, Version
+from registry.weights import TensorHeader, digest_tensors, digest_weights, read_header
+
+if TYPE_CHECKING:
+    from registry.verify import Parity
+
+_DTYPE_NAMES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What somebody asks to have registered."""
+
+    name: str
+    source: str
+    parents: tuple[str, ...] = ()
+    relation: str | None = None
+    step: int | None = None
+    allow: tuple[str, ...] = ()
+    note: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+    verify: bool = True
+    link: bool = False
+    dry_run: bool = False
+
+
+@dataclass(frozen=True)
+class Registration:
+    """What came of it: `version` is None after a dry run; `outcome` says whether it was there already."""
+
+    outcome: Literal["registered", "unchanged", "would-register"]
+    name: str
+    version: Version | None
+    architecture: Architecture
+    weights_digest: str
+    n_parameters: int
+    admitted_differences: tuple[Difference, ...]
+    parity: Parity | None
+    findings: tuple[Finding, ...]
+
+
+@dataclass(frozen=True)
+class _Checkpoint:
+    """A source that has been understood: its family, its checked config values, and its architecture."""
+
+    source: Source
+    family: Family
+    values: Mapping[str, Any]
+    architecture: Architecture
+
+
+@dataclass(frozen=True)
+class _Files:
+    """The files to be kept: `folder` holds them under their own names, and `staged` those that may become blobs."""
+
+    folder: Path
+    stored: tuple[StoredFile, ...]
+    staged: tuple[StagedFile, ...]
+
+    def paths(self, role: str) -> list[Path]:
+        """Return where the files with this role can be read."""
+        return [self.folder / file.name for file in self.stored if file.role == role]
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """The tensors by the names transformers uses today, with the digest of their bytes."""
+
+    tensors: Mapping[str, TensorHeader]
+    digest: str
+
+    @property
+    def n_parameters(self) -> int:
+        return sum(tensor.n_parameters for tensor in self.tensors.values())
+
+    @property
+    def dtype(self) -> str:
+        return "+".join(sorted({_DTYPE_NAMES.get(tensor.dtype, tensor.dtype) for tensor in self.tensors.values()}))
+
+
+def register_version(
+    database: Database, store: LocalStore, request: Request, progress: Progress = no_progress
+) -> Registration:
+    """Register what `request` describes, or raise a RegistryError and leave nothing behind."""
+    _check_request(request)
+    with database.read() as connection:
+        parents = [_read_parent(connection, ref) for ref in request.parents]
+    with _working_folder(store, request) as folder:
+        checkpoint = _read_checkpoint(request, folder)
+        edges = _compare_with_parents(request, checkpoint, parents)
+        files = _stage(store, request, checkpoint.source, folder, progress)
+        weights = _digest_weights(checkpoint.family, checkpoint.values, files.paths("weights"), progress)
+        with database.read() as connection:
+            unchanged = _find_unchanged(connection, request, checkpoint, weights, files)
+        if unchanged:
+            return unchanged
+        vocabulary_digest, parity = _verify(request, checkpoint, weights, files, progress)
+        with database.read() as connection:
+            findings = _find_notable(connection, checkpoint, weights, vocabulary_digest, edges)
+        draft = _make_draft(request, checkpoint, weights, vocabulary_digest, files, edges, findings, parity)
+        registration = _describe(draft, parity, version=None)
+        if request.dry_run:
+            return registration
+        store.publish(files.staged)
+        with database.write() as connection:
+            # another process may have registered the same meanwhile
+            unchanged = _find_unchanged(connection, request, checkpoint, weights, files)
+            if unchanged:
+                return unchanged
+            return _describe(draft, parity, read_version(connection, record_version(connection, draft)))
+
+
+def _check_request(request: Request) -> None:
+    check_model_name(request.name)
+    check_allowed(request.allow)
+    check_text(request.note or "", "note")
+    check_text(request.source, "source")
+    for key, value in request.tags.items():
+        check_tag_key(key)
+        check_text(value, f"tag {key}")
+    if request.relation is not None and request.relation not in RELATIONS:
+        raise InvalidInput(f"{request.relation!r} is no relation.", hint=f"The relations are: {', '.join(RELATIONS)}.")
+    if request.relation is not None and not request.parents:
+        raise InvalidInput("A relation needs a parent.", hint="Name it with --parent REF.")
+    if request.step is not None and not 0 <= request.step < 10**15:
+        raise InvalidInput(f"{request.step} is no training step.", hint="Steps count from 0.")
+
+
+def _read_parent(connection: Connection, ref: str) -> tuple[int, str, Architecture]:
+    resolved = resolve_ref(connection, ref)
+    refuse_retired(resolved)
+    return resolved.id, *read_architecture(connection, resolved.id)
+
+
+@contextlib.contextmanager
+def _working_folder(store: LocalStore, request: Request) -> Iterator[Path]:
+    """Give a folder on the store's file system, or for a dry run, which must not touch the store, anywhere else."""
+    if request.dry_run:
+        with tempfile.TemporaryDirectory(prefix="lensreg-") as name:
+            yield Path(name)
+    else:
+        with store.stage() as folder:
+            yield folder
+
+
+def _read_checkpoint(request: Request, folder: Path) -> _Checkpoint:
+    unpacked = folder / "unpacked"
+    unpacked.mkdir()
+    source = open_source(request.source, unpacked)
+    family = find_family(source.config)
+    values = check_config(family, source.config)
+    return _Checkpoint(source, family, values, family.describe(values))
+
+
+def _compare_with_parents(
+    request: Request, checkpoint: _Checkpoint, parents: Sequence[tuple[int, str, Architecture]]
+) -> list[ParentEdge]:
+    """Compare with every parent, and make the edges with what was admitted."""
+    allowed = check_allowed(request.allow)
+    relation = request.relation or ("merged" if len(parents) > 1 else "finetuned")
+    edges = []
+    for parent_id, ref, architecture in parents:
+        differences = find_differences(architecture, checkpoint.architecture, checkpoint.family.config_keys)
+        admitted = refuse_differences(ref, request.source, differences, allowed)
+        edges.append(ParentEdge(parent_id, ref, relation, admitted))
+    return edges
+
+
+def _stage(store: LocalStore, request: Request, source: Source, folder: Path, progress: Progress) -> _Files:
+    """Copy the files into the working folder, hashing them on the way; a dry run reads them where they are."""
+    kept = folder / "files"
+    kept.mkdir()
+    if request.dry_run:
+        for file in source.files:
+            (kept / file.name).symlink_to(file.path)
+        return _Files(kept, tuple(StoredFile(file.name, file.role, "", 0) for file in source.files), ())
+    counter = Counter(progress, "copying", source.size_bytes)
+    staged, stored = [], []
+    for file in source.files:
+        unpacked_here = file.path.is_relative_to(folder)
+        one = store.copy_in(file.path, kept / file.name, link=request.link or unpacked_here, advance=counter.advance)
+        staged.append(one)
+        stored.append(StoredFile(file.name, file.role, one.digest, one.size_bytes))
+    return _Files(kept, tuple(stored), tuple(staged))
+
+
+def _digest_weights(family: Family, values: Mapping[str, Any], files: Sequence[Path], progress: Progress) -> _Weights:
+    """Digest the tensors that count: without ignored buffers, and without a tied head that repeats the embedding."""
+    headers: dict[str, TensorHeader] = {}
+    for file in files:
+        headers |= read_header(file)
+    headers = {name: one for name, one in headers.items() if not family.ignored.fullmatch(family.canonical_name(name))}
+    counter = Counter(progress, "hashing", sum(one.size_bytes for one in headers.values()))
+    by_name = digest_tensors(headers.values(), counter.advance)
+    digests = {family.canonical_name(name): digest for name, digest in by_name.items()}
+    tensors = {family.canonical_name(name): header for name, header in headers.items()}
+    embedding, head = family.tied
+    if values.get("tie_word_embeddings") and digests.get(head) == digests.get(embedding):
+        digests.pop(head, None)
+        tensors.pop(head, None)
+    return _Weights(tensors, digest_weights(tensors, digests))
+
+
+def _find_unchanged(
+    connection: Connection, request: Request, checkpoint: _Checkpoint, weights: _Weights, files: _Files
+) -> Registration | None:
+    """Return the version that holds this already, if its step is the one asked for or none was asked for."""
+    if request.dry_run:
+        return None
+    fingerprint = checkpoint.architecture.fingerprint
+    for version in find_existing(connection, request.name, fingerprint, weights.digest, files.stored):
+        if request.step is not None and request.step != version.step:
+            continue
+        wanted = {resolve_ref(connection, ref).ref for ref in request.parents}
+        if wanted and wanted != {parent.ref for parent in version.parents}:
+            had = ", ".join(parent.ref for parent in version.parents) or "no parent"
+            raise LineageConflict(
+                f"{version.ref} holds these weights already, with {had}, and lineage never changes.",
+                hint="Retire that version first if its parent was wrong, or leave out --parent.",
+            )
+        return Registration(
+            outcome="unchanged",
+            name=request.name,
+            version=version,
+            architecture=checkpoint.architecture,
+            weights_digest=weights.digest,
+            n_parameters=weights.n_parameters,
+            admitted_differences=(),
+            parity=None,
+            findings=(),
+        )
+    return None
+
+
+def _verify(
+    request: Request, checkpoint: _Checkpoint, weights: _Weights, files: _Files, progress: Progress
+) -> tuple[str | None, Parity | None]:
+    """Check tensors and tokenizer, convert and measure parity; return the vocabulary digest and the measurement."""
+    from registry.networks import build_source_network, check_tensors
+    from registry.tokenizers import check_tokenizer, load_tokenizer
+    from registry.verify import measure_parity, refuse_disparity
+
+    family, values = checkpoint.family, checkpoint.values
+    check_tensors(family, values, weights.tensors)
+    vocabulary_digest = None
+    if files.paths("tokenizer"):
+        vocabulary_digest = check_tokenizer(load_tokenizer(files.folder), checkpoint.architecture["d_vocab"])
+    paths = files.paths("weights")
+    if not request.verify:
+        from registry.convert import check_finite
+
+        check_finite(build_source_network(family, values, paths, dtype=None).state_dict())
+        return vocabulary_digest, None
+    parity = measure_parity(family, values, checkpoint.architecture, paths, progress=progress)
+    refuse_disparity(parity, request.source)
+    return vocabulary_digest, parity
+
+
+def _find_notable(
+    connection: Connection,
+    checkpoint: _Checkpoint,
+    weights: _Weights,
+    vocabulary_digest: str | None,
+    edges: Sequence[ParentEdge],
+) -> tuple[Finding, ...]:
+    """Point out what is no fault but may surprise: the same weights elsewhere, another vocabulary than the parent's."""
+    findings = list(checkpoint.source.findings)
+    same = find_same_weights(connection, weights.digest)
+    if same:
+        findings.append(Finding("identical-weights", f"The same weights are registered as {', '.join(same[:10])}."))
+    for edge in edges:
+        parent = read_version(connection, edge.id)
+        if parent.vocabulary_digest and vocabulary_digest and parent.vocabulary_digest != vocabulary_digest:
+            message = f"The tokenizer's vocabulary is not that of {edge.ref}: the same text gives other token ids."
+            findings.append(Finding("other-vocabulary", message))
+    return tuple(findings)
+
+
+def _make_draft(
+    request: Request,
+    checkpoint: _Checkpoint,
+    weights: _Weights,
+    vocabulary_digest: str | None,
+    files: _Files,
+    edges: Sequence[ParentEdge],
+    findings: Sequence[Finding],
+    parity: Parity | None,
+) -> Draft:
+    return Draft(
+        model=request.name,
+        step=request.step,
+        family=checkpoint.family.name,
+        architecture=checkpoint.architecture,
+        weights_digest=weights.digest,
+        vocabulary_digest=vocabulary_digest,
+        layout="huggingface",
+        dtype=weights.dtype,
+        n_parameters=weights.n_parameters,
+        source_kind=checkpoint.source.kind,
+        source_location=request.source,
+        note=request.note,
+        tags=request.tags,
+        findings=findings,
+        files=files.stored,
+        parents=edges,
+        measurements=_measurements(parity) if parity else [],
+        operation_id=uuid.uuid4().hex,
+    )
+
+
+def _measurements(parity: Parity) -> list[dict[str, Any]]:
+    """Make the validation rows of a parity measurement: one for raw, one for processed."""
+    details = {"noise_floor": parity.noise_floor, "processing": list(parity.processing), "n_tokens": parity.n_tokens}
+    return [
+        {
+            "suite": "parity",
+            "metric": metric,
+            "value": value,
+            "bound": parity.bound,
+            "passed": value <= parity.bound,
+            "unit": "nats",
+            "dtype": parity.dtype,
+            "n_samples": parity.n_tokens,
+            "dataset_digest": parity.probe_digest,
+            "details": details,
+            "environment": {**describe_environment(), "versions": dict(parity.versions)},
+        }
+        for metric, value in (("raw", parity.raw), ("processed", parity.processed))
+    ]
+
+
+def _describe(draft: Draft, parity: Parity | None, version: Version | None) -> Registration:
+    return Registration(
+        outcome="registered" if version else "would-register",
+        name=draft.model,
+        version=version,
+        architecture=draft.architecture,
+        weights_digest=draft.weights_digest,
+        n_parameters=draft.n_parameters,
+        admitted_differences=tuple(difference for edge in draft.parents for difference in edge.admitted_differences),
+        parity=parity,
+        findings=tuple(draft.findings),
+    )

@@ -1,0 +1,251 @@
+"""The object people hold: where the database and the store are, and every operation as a method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from registry.database import Database
+from registry.progress import Progress, no_progress
+from registry.schema import prepare_schema
+from registry.settings import read_settings
+from registry.store import LocalStore
+
+if TYPE_CHECKING:
+    import torch
+    from transformer_lens import HookedTransformer
+
+    from registry.audit import ChainFault, Event
+    from registry.lineage import Lineage
+    from registry.query import ResolvedRef
+    from registry.register import Registration
+    from registry.versions import AliasSpan, ModelSummary, Version, VersionSummary
+
+
+class Registry:
+    """A registry of models: `Registry()` opens the one that $LENSREG_URL and $LENSREG_STORE, or the defaults, name.
+
+    `url` is an SQLAlchemy URL or the path of a SQLite file; `store` a folder. A fresh database is set up on first use;
+    one with another schema raises SchemaOutdated or SchemaTooNew.
+    """
+
+    def __init__(self, url: str | None = None, store: str | Path | None = None) -> None:
+        settings = read_settings(url, store)
+        self.store = LocalStore(settings.store)
+        self._unprepared = Database(settings.url)
+
+    def __repr__(self) -> str:
+        return f"Registry({str(self._unprepared)!r}, store={str(self.store)!r})"
+
+    @cached_property
+    def database(self) -> Database:
+        """The database, once its schema has been checked."""
+        prepare_schema(self._unprepared)
+        return self._unprepared
+
+    def close(self) -> None:
+        """Give the database's connections back."""
+        self._unprepared.close()
+
+    def register(
+        self,
+        name: str,
+        source: str | Path,
+        *,
+        parent: str | Sequence[str] = (),
+        relation: str | None = None,
+        step: int | None = None,
+        allow: Sequence[str] = (),
+        note: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        verify: bool = True,
+        link: bool = False,
+        dry_run: bool = False,
+        progress: Progress = no_progress,
+    ) -> Registration:
+        """Register a Hugging Face folder or a GGUF file as the next version of the model `name`.
+
+        Args:
+            name: one or two segments, `name` or `org/name`.
+            source: the folder or file; it is copied, and never opened again.
+            parent: the ref, or refs, of what it was made from; their architecture must be the same.
+            relation: what it is to its parents; `finetuned`, or `merged` if there are several.
+            step: the training step, for `name@step-N`.
+            allow: architecture fields that may differ from the parent's.
+            note: a remark for people.
+            tags: keys and values to search by.
+            verify: measure parity of the converted network with the source, and refuse it above the bound.
+            link: hard-link the files into the store instead of copying them.
+            dry_run: do everything but write.
+            progress: called with the stage and how far it is.
+
+        Raises:
+            ArchitectureMismatch: it computes something else than its parent, field by field.
+            ParityFailure: the converted network does not compute what the source does.
+            SourceError: it cannot be read or is not whole.
+        """
+        from registry.register import Request, register_version
+
+        parents = (parent,) if isinstance(parent, str) else tuple(parent)
+        request = Request(
+            name=name,
+            source=str(source),
+            parents=parents,
+            relation=relation,
+            step=step,
+            allow=tuple(allow),
+            note=note,
+            tags=dict(tags or {}),
+            verify=verify,
+            link=link,
+            dry_run=dry_run,
+        )
+        return register_version(self.database, self.store, request, progress)
+
+    def load(
+        self,
+        ref: str,
+        *,
+        processed: bool = True,
+        fold_ln: bool | None = None,
+        center_writing_weights: bool | None = None,
+        center_unembed: bool | None = None,
+        fold_value_biases: bool | None = None,
+        refactor_factored_attn_matrices: bool | None = None,
+        dtype: str | torch.dtype = "float32",
+        device: str | torch.device | None = None,
+        n_devices: int = 1,
+        progress: Progress = no_progress,
+    ) -> HookedTransformer:
+        """Return the HookedTransformer that `ref` names, with its registered tokenizer.
+
+        It is processed as `HookedTransformer.from_pretrained` does, except where that would change the function;
+        `processed=False` leaves the weights as they were trained, and each flag can be given by itself. A processing
+        flag that would change the function is left out with a warning.
+
+        Raises:
+            UnknownRef, AmbiguousRef: with the candidates.
+            VersionRetired: the version was taken out of use.
+            ArtifactMissing, ArtifactCorrupt: the store no longer holds what was registered.
+            ArchitectureMismatch: the stored config.json no longer means the registered architecture.
+        """
+        from registry.load import load_network, make_options
+        from registry.query import read_version, refuse_retired, resolve_ref
+
+        options = make_options(
+            processed=processed,
+            flags={
+                "fold_ln": fold_ln,
+                "center_writing_weights": center_writing_weights,
+                "center_unembed": center_unembed,
+                "fold_value_biases": fold_value_biases,
+                "refactor_factored_attn_matrices": refactor_factored_attn_matrices,
+            },
+            dtype=dtype,
+            device=device,
+            n_devices=n_devices,
+        )
+        with self.database.read() as connection:
+            resolved = resolve_ref(connection, ref)
+            refuse_retired(resolved)
+            version = read_version(connection, resolved.id)
+        return load_network(self.store, version, options, progress)
+
+    def resolve(self, ref: str) -> ResolvedRef:
+        """Return which version `ref` means now."""
+        from registry.query import resolve_ref
+
+        with self.database.read() as connection:
+            return resolve_ref(connection, ref)
+
+    def version(self, ref: str) -> Version:
+        """Return everything that is recorded of the version that `ref` means."""
+        from registry.query import read_version, resolve_ref
+
+        with self.database.read() as connection:
+            return read_version(connection, resolve_ref(connection, ref).id)
+
+    def models(self) -> list[ModelSummary]:
+        """List the models by name."""
+        from registry.query import list_models
+
+        with self.database.read() as connection:
+            return list_models(connection)
+
+    def history(self, name: str) -> list[VersionSummary]:
+        """List all versions of a model, newest first, retired ones too."""
+        from registry.query import list_history
+        from registry.refs import check_model_name
+
+        with self.database.read() as connection:
+            return list_history(connection, check_model_name(name))
+
+    def path(self, ref: str) -> Path:
+        """Return a folder that holds the version's files under their own names, for other tools to read.
+
+        The files are links to the store's blobs; writing to them would damage the store.
+        """
+        version = self.version(ref)
+        for file in version.files:
+            self.store.check(file.digest, file.size_bytes, read=False)
+        return self.store.link_folder((file.name, file.digest) for file in version.files)
+
+    def lineage(self, ref: str, *, up: bool = True, down: bool = True) -> Lineage:
+        """Return the ancestors and descendants of a version."""
+        from registry.lineage import read_lineage
+        from registry.query import resolve_ref
+
+        with self.database.read() as connection:
+            return read_lineage(connection, resolve_ref(connection, ref), up=up, down=down)
+
+    def set_alias(self, alias: str, ref: str) -> AliasSpan:
+        """Make `NAME@ALIAS` mean the version that `ref` means now."""
+        from registry.aliases import set_alias
+
+        with self.database.write() as connection:
+            return set_alias(connection, alias, ref)
+
+    def remove_alias(self, alias: str) -> AliasSpan:
+        """Take the alias `NAME@ALIAS` away; its history stays."""
+        from registry.aliases import remove_alias
+
+        with self.database.write() as connection:
+            return remove_alias(connection, alias)
+
+    def aliases(self, name: str | None = None, *, history: bool = False, at: datetime | None = None) -> list[AliasSpan]:
+        """List aliases, of all models or of `name`: as they stand, as they stood `at` an instant, or all ever."""
+        from registry.aliases import list_aliases
+
+        with self.database.read() as connection:
+            return list_aliases(connection, name, history=history, at=at)
+
+    def retire(self, ref: str, *, force: bool = False, reason: str | None = None) -> ResolvedRef:
+        """Take a version out of use; nothing of it is deleted."""
+        from registry.retire import retire_version
+
+        with self.database.write() as connection:
+            return retire_version(connection, ref, force=force, reason=reason)
+
+    def restore(self, ref: str) -> ResolvedRef:
+        """Put a retired version back to use."""
+        from registry.retire import restore_version
+
+        with self.database.write() as connection:
+            return restore_version(connection, ref)
+
+    def events(self, subject: str | None = None, limit: int | None = None) -> list[Event]:
+        """Return the audit trail, newest first, of everything or of one model or version."""
+        from registry.audit import read_events
+
+        with self.database.read() as connection:
+            return read_events(connection, subject, limit)
+
+    def verify_events(self) -> ChainFault | None:
+        """Check the chain of events and return its first fault, or None."""
+        from registry.audit import verify_chain
+
+        with self.database.read() as connection:
+            return verify_chain(connection)

@@ -1,0 +1,143 @@
+"""The schema's version: check it on opening, create it in a fresh database, upgrade it by Alembic's migrations.
+
+One process migrates at a time. SQLite: behind the writers' file lock, in one `BEGIN IMMEDIATE` transaction, on a
+connection with foreign keys off (altering a parent table with them on can delete every child row), ended by `PRAGMA
+foreign_key_check`. Postgres: behind a session advisory lock, taken before the heads are read. Alembic is imported only
+when there is something to do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import sqlalchemy
+from sqlalchemy import Connection, inspect, text
+
+from registry.database import Database
+from registry.errors import SchemaOutdated, SchemaTooNew, SchemaUnknown
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+SCHEMA_REVISION = "0001"
+MIGRATION_LOCK = 0x1E45_0002
+
+
+def prepare_schema(database: Database) -> None:
+    """Check that the schema is the one this code knows; create it in a fresh database.
+
+    Raises SchemaOutdated, SchemaTooNew or SchemaUnknown.
+    """
+    revision, is_fresh = read_revision(database)
+    if revision == SCHEMA_REVISION:
+        return
+    if is_fresh:
+        upgrade_schema(database)
+        return
+    if revision is None:
+        raise SchemaUnknown(
+            f"{database} has tables, but does not say which version of the schema they are.",
+            hint="It may not be a registry; point --registry at another database, or restore a backup.",
+        )
+    if _is_known(revision):
+        raise SchemaOutdated(
+            f"{database} has schema {revision}, and this lens-registry needs {SCHEMA_REVISION}.",
+            hint="Back it up, then run: lensreg db upgrade",
+        )
+    raise SchemaTooNew(
+        f"{database} has schema {revision}, which is newer than this lens-registry ({SCHEMA_REVISION}).",
+        hint="Update lens-registry: pip install --upgrade lens-registry",
+    )
+
+
+def read_revision(database: Database) -> tuple[str | None, bool]:
+    """Return the schema's revision, and whether the database holds no tables at all."""
+    database.make_folder()
+    with database.typed_errors(), database.writer.engine.connect() as connection:
+        try:
+            revision = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+        except (sqlalchemy.exc.OperationalError, sqlalchemy.exc.ProgrammingError) as error:
+            if not _is_missing_table(error):
+                raise
+            connection.rollback()
+            revision = None
+        if revision is not None:
+            return revision, False
+        return None, not inspect(connection).get_table_names()
+
+
+def upgrade_schema(database: Database) -> None:
+    """Bring the schema to this code's version; many processes may do so at once."""
+    from alembic import command
+
+    with migration_connection(database) as connection:
+        config = make_alembic_config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+def make_alembic_config() -> Config:
+    """Make Alembic's config for the migrations that belong to this code, in the wheel or in the checkout."""
+    from alembic.config import Config
+
+    inside_wheel = Path(__file__).parent / "migrations"
+    folder = inside_wheel if inside_wheel.is_dir() else Path(__file__).parent.parent / "migrations"
+    config = Config()
+    config.set_main_option("script_location", str(folder).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    return config
+
+
+@contextlib.contextmanager
+def migration_connection(database: Database) -> Iterator[Connection]:
+    """Give a connection that alone may migrate; on SQLite all of the block is one transaction."""
+    database.make_folder()
+    migrate = _migrate_sqlite if database.is_sqlite else _migrate_postgres
+    with (
+        database.typed_errors(),
+        database.queue_for_writing(),
+        database.writer.connect() as connection,
+        migrate(connection),
+    ):
+        yield connection
+
+
+@contextlib.contextmanager
+def _migrate_sqlite(connection: Connection) -> Iterator[None]:
+    connection.connection.execute("PRAGMA foreign_keys = OFF")  # has no effect inside a transaction, so before it
+    try:
+        with connection.begin():
+            yield
+            if broken := connection.exec_driver_sql("PRAGMA foreign_key_check").all():
+                raise SchemaUnknown(
+                    f"The migration would leave {len(broken)} rows without their parents; it was undone.",
+                    hint="The database was damaged before; restore a backup.",
+                )
+    finally:
+        connection.connection.execute("PRAGMA foreign_keys = ON")
+
+
+@contextlib.contextmanager
+def _migrate_postgres(connection: Connection) -> Iterator[None]:
+    connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": MIGRATION_LOCK})
+    connection.commit()
+    try:
+        yield
+    finally:
+        connection.rollback()
+        connection.execute(text("SELECT pg_advisory_unlock(:lock)"), {"lock": MIGRATION_LOCK})
+        connection.commit()
+
+
+def _is_known(revision: str) -> bool:
+    from alembic.script import ScriptDirectory
+
+    scripts = ScriptDirectory.from_config(make_alembic_config())
+    return revision in {script.revision for script in scripts.walk_revisions()}
+
+
+def _is_missing_table(error: sqlalchemy.exc.DBAPIError) -> bool:
+    return "no such table" in str(error.orig) or getattr(error.orig, "sqlstate", None) == "42P01"

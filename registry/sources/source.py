@@ -1,0 +1,57 @@
+"""What every kind of source is read into: its config, its files with their roles, and its tensors' headers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from registry.weights import TensorHeader
+
+Role = Literal["weights", "config", "tokenizer", "generation", "original"]
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file that a version keeps: under which name, where it is now, and what it is for."""
+
+    name: str
+    path: Path
+    role: Role
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something worth knowing about a version that is no fault, with a stable code."""
+
+    code: str
+    message: str
+
+    def as_dict(self) -> dict[str, str]:
+        """Give the finding as plain data."""
+        return {"code": self.code, "message": self.message}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint that has been opened: nothing but headers and config.json has been read of it.
+
+    `location` is what the caller wrote, kept as provenance. `tensors` are named as in the files.
+    """
+
+    kind: Literal["huggingface", "gguf"]
+    location: str
+    config: Mapping[str, Any]
+    files: tuple[SourceFile, ...]
+    tensors: Mapping[str, TensorHeader]
+    findings: tuple[Finding, ...] = field(default=())
+
+    @property
+    def size_bytes(self) -> int:
+        """The bytes of all files together."""
+        return sum(file.path.stat().st_size for file in self.files)
+
+    def with_role(self, role: Role) -> tuple[SourceFile, ...]:
+        """Return the files that play `role`."""
+        return tuple(file for file in self.files if file.role == role)

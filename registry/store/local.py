@@ -1,0 +1,193 @@
+"""Blobs in a local folder, named by their SHA-256: written beside, synced, renamed in, and never changed.
+
+STORE/blobs/ab/abcd…   the bytes, read-only
+STORE/folders/…        a version's files under their own names, as links to the blobs
+STORE/tmp/…            what is being written; a crash leaves its leftovers here only
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from registry.errors import ArtifactCorrupt, ArtifactMissing, StorageError, StorageFull, StoreUnavailable
+from registry.weights import Advance, digest_file
+
+_CHUNK_BYTES = 4 * 2**20
+_FICLONE = 0x40049409  # linux/fs.h: share the other file's blocks
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class StagedFile:
+    """A file that is in the store's temporary folder and not yet a blob."""
+
+    path: Path
+    digest: str
+    size_bytes: int
+
+
+class LocalStore:
+    """A folder of blobs."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def __str__(self) -> str:
+        return str(self.root)
+
+    def blob_path(self, digest: str) -> Path:
+        """Return where the blob of this digest is or would be; the only place that turns a digest into a path."""
+        if not _DIGEST.fullmatch(digest):
+            raise ValueError(f"not a SHA-256 in lower-case hex: {digest!r}")
+        return self.root / "blobs" / digest[:2] / digest
+
+    @contextlib.contextmanager
+    def stage(self) -> Iterator[Path]:
+        """Give an empty folder on the store's own file system; whatever is left in it at the end is deleted."""
+        with self._typed_errors():
+            (self.root / "tmp").mkdir(parents=True, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(dir=self.root / "tmp"))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def copy_in(self, source: Path, target: Path, *, link: bool = False, advance: Advance | None = None) -> StagedFile:
+        """Copy a file to `target` in a staging folder, hashing it in the same pass; `link` makes a hard link."""
+        with self._typed_errors():
+            if link:
+                _link(source, target)
+                digest = digest_file(target, advance)
+            else:
+                digest = _copy(source, target, advance)
+            return StagedFile(target, digest, target.stat().st_size)
+
+    def publish(self, files: Iterable[StagedFile]) -> None:
+        """Make staged files blobs: rename each in, then sync the folders, so that a name never comes before bytes.
+
+        A blob that is there already is kept if its size is right, and replaced if not.
+        """
+        folders = set()
+        with self._typed_errors():
+            for file in files:
+                blob = self.blob_path(file.digest)
+                blob.parent.mkdir(parents=True, exist_ok=True)
+                if blob.is_file() and not blob.is_symlink() and blob.stat().st_size == file.size_bytes:
+                    continue
+                file.path.replace(blob)
+                folders |= {blob.parent, blob.parent.parent}
+            for folder in folders:
+                _sync(folder)
+
+    def check(self, digest: str, size_bytes: int, *, read: bool = True, advance: Advance | None = None) -> Path:
+        """Return the blob's path if it is there, has its size and (with `read`) its digest.
+
+        Raises ArtifactMissing or ArtifactCorrupt.
+        """
+        path = self.blob_path(digest)
+        hint = "Register the same source again to heal it, or restore the store from a backup."
+        if not path.is_file():
+            raise ArtifactMissing(f"The blob sha256:{digest} is not in {self}.", digest=digest, hint=hint)
+        with self._typed_errors():
+            size = path.stat().st_size
+            if size != size_bytes:
+                raise ArtifactCorrupt(
+                    f"The blob sha256:{digest} has {size:,} bytes instead of {size_bytes:,}.", digest=digest, hint=hint
+                )
+            if read and digest_file(path, advance) != digest:
+                raise ArtifactCorrupt(f"The blob sha256:{digest} was altered.", digest=digest, hint=hint)
+        return path
+
+    def link_folder(self, files: Iterable[tuple[str, str]]) -> Path:
+        """Return a folder in which blobs have their own names, given as (name, digest); made once, by links.
+
+        Other tools read a version from here; what they must not do is write here.
+        """
+        listing = sorted(files)
+        key = hashlib.sha256(repr(listing).encode()).hexdigest()
+        folder = self.root / "folders" / key[:2] / key
+        if folder.is_dir():
+            return folder
+        with self.stage() as staging, self._typed_errors():
+            fresh = staging / key
+            fresh.mkdir()
+            for name, digest in listing:
+                (fresh / name).symlink_to(os.path.relpath(self.blob_path(digest), folder))
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(OSError):  # another process was first
+                fresh.rename(folder)
+        return folder
+
+    @contextlib.contextmanager
+    def _typed_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise _type_error(self, error) from error
+
+
+def _copy(source: Path, target: Path, advance: Advance | None) -> str:
+    """Copy by sharing blocks where the file system can, else byte by byte; return the SHA-256, in hex."""
+    total = hashlib.sha256()
+    with source.open("rb") as reader, target.open("xb") as writer:
+        cloned = _clone(reader.fileno(), writer.fileno())
+        with contextlib.nullcontext(reader) if not cloned else target.open("rb") as bytes_in:
+            while chunk := bytes_in.read(_CHUNK_BYTES):
+                total.update(chunk)
+                if not cloned:
+                    writer.write(chunk)
+                if advance:
+                    advance(len(chunk))
+        writer.flush()
+        os.fchmod(writer.fileno(), 0o444)
+        os.fsync(writer.fileno())
+    return total.hexdigest()
+
+
+def _clone(source: int, target: int) -> bool:
+    try:
+        import fcntl
+
+        fcntl.ioctl(target, _FICLONE, source)
+    except (ImportError, OSError):
+        return False
+    return True
+
+
+def _link(source: Path, target: Path) -> None:
+    os.link(source.resolve(), target)
+    _sync(target)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _type_error(store: LocalStore, error: OSError) -> StorageError:
+    where = error.filename or store
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageFull(
+            f"There is no space left at {where}.",
+            hint="Make room, or point --store at another disk. Nothing was registered.",
+        )
+    if error.errno == errno.EXDEV:
+        return StoreUnavailable(
+            f"{where} is on another file system than the store, so it cannot be linked.", hint="Leave out --link."
+        )
+    return StoreUnavailable(
+        f"The store {store} cannot be used: {error.strerror or error} ({where}).",
+        hint="Check its permissions, or point --store or $LENSREG_STORE at another folder.",
+    )

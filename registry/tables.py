@@ -1,0 +1,208 @@
+"""The SQLAlchemy tables and their constraints; no behaviour.
+
+Everything but `aliases.removed_at`, `versions.retired_at` and new rows is written once and never changed.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Dialect,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
+
+SHA256_HEX = 64
+RELATIONS = ("finetuned", "continued", "adapter-merged", "merged", "converted", "quantised", "distilled")
+ROLES = ("weights", "config", "tokenizer", "generation", "original")
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An instant in UTC; SQLite keeps no time zones, so it is put back on the way out."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Refuse naive instants and turn others into UTC."""
+        if value is not None and value.tzinfo is None:
+            raise ValueError("an instant must say its time zone")
+        return value.astimezone(UTC) if value else None
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
+        """Give the instant back in UTC."""
+        if value is None:
+            return None
+        instant: datetime = value if value.tzinfo else value.replace(tzinfo=UTC)
+        return instant.astimezone(UTC)
+
+
+def _one_of(column: str, values: tuple[str, ...]) -> CheckConstraint:
+    listed = ", ".join(f"'{value}'" for value in values)
+    return CheckConstraint(f"{column} IN ({listed})", name=column)
+
+
+_id = BigInteger().with_variant(Integer, "sqlite")
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+    }
+)
+
+models = Table(
+    "models",
+    metadata,
+    Column("id", _id, primary_key=True),
+    Column("name", String(200), nullable=False, unique=True),
+    Column("created_at", UtcDateTime, nullable=False),
+)
+
+architectures = Table(
+    "architectures",
+    metadata,
+    Column("fingerprint", String(SHA256_HEX), primary_key=True),
+    Column("fields", JSON, nullable=False),
+)
+
+blobs = Table(
+    "blobs",
+    metadata,
+    Column("digest", String(SHA256_HEX), primary_key=True),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+)
+
+versions = Table(
+    "versions",
+    metadata,
+    Column("id", _id, primary_key=True),
+    Column("model_id", _id, ForeignKey("models.id"), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("step", BigInteger),
+    Column("family", String(64), nullable=False),
+    Column("fingerprint", String(SHA256_HEX), ForeignKey("architectures.fingerprint"), nullable=False, index=True),
+    Column("weights_digest", String(SHA256_HEX), nullable=False, index=True),
+    Column("vocabulary_digest", String(SHA256_HEX)),
+    Column("layout", String(16), nullable=False),
+    Column("dtype", String(32), nullable=False),
+    Column("n_parameters", BigInteger, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("source_kind", String(32), nullable=False),
+    Column("source_location", Text, nullable=False),
+    Column("note", Text),
+    Column("findings", JSON, nullable=False),
+    Column("operation_id", String(32), nullable=False, unique=True),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("retired_at", UtcDateTime),
+    UniqueConstraint("model_id", "number"),
+    Index(None, "model_id", "step"),
+    _one_of("layout", ("huggingface", "hooked")),
+    CheckConstraint("number >= 1", name="number"),
+    sqlite_autoincrement=True,
+)
+
+version_files = Table(
+    "version_files",
+    metadata,
+    Column("version_id", _id, ForeignKey("versions.id"), primary_key=True),
+    Column("name", String(255), primary_key=True),
+    Column("role", String(16), nullable=False),
+    Column("digest", String(SHA256_HEX), ForeignKey("blobs.digest"), nullable=False, index=True),
+    _one_of("role", ROLES),
+)
+
+version_parents = Table(
+    "version_parents",
+    metadata,
+    Column("version_id", _id, ForeignKey("versions.id"), primary_key=True),
+    Column("parent_id", _id, ForeignKey("versions.id"), primary_key=True, index=True),
+    Column("relation", String(32), nullable=False),
+    Column("admitted_differences", JSON, nullable=False),
+    _one_of("relation", RELATIONS),
+    CheckConstraint("version_id <> parent_id", name="not_itself"),
+)
+
+aliases = Table(
+    "aliases",
+    metadata,
+    Column("id", _id, primary_key=True),
+    Column("model_id", _id, ForeignKey("models.id"), nullable=False),
+    Column("name", String(96), nullable=False),
+    Column("version_id", _id, ForeignKey("versions.id"), nullable=False, index=True),
+    Column("set_at", UtcDateTime, nullable=False),
+    Column("removed_at", UtcDateTime),
+    Index(None, "model_id", "name"),
+    # a row is one stretch of an alias's life; at most one of them is open
+    Index(
+        "uq_aliases_open",
+        "model_id",
+        "name",
+        unique=True,
+        sqlite_where=Column("removed_at", UtcDateTime).is_(None),
+        postgresql_where=Column("removed_at", UtcDateTime).is_(None),
+    ),
+    sqlite_autoincrement=True,
+)
+
+tags = Table(
+    "tags",
+    metadata,
+    Column("version_id", _id, ForeignKey("versions.id"), primary_key=True),
+    Column("key", String(128), primary_key=True),
+    Column("value", Text, nullable=False),
+)
+
+validations = Table(
+    "validations",
+    metadata,
+    Column("id", _id, primary_key=True),
+    Column("version_id", _id, ForeignKey("versions.id"), nullable=False, index=True),
+    Column("suite", String(64), nullable=False),
+    Column("metric", String(64), nullable=False),
+    Column("value", Float),  # NULL is unmeasured, never 0
+    Column("bound", Float),
+    Column("passed", Boolean),
+    Column("unit", String(32)),
+    Column("dtype", String(32)),
+    Column("n_samples", BigInteger),
+    Column("dataset_digest", String(SHA256_HEX)),
+    Column("details", JSON, nullable=False),
+    Column("environment", JSON, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("sequence", _id, primary_key=True, autoincrement=False),
+    Column("previous_digest", String(SHA256_HEX), nullable=False, unique=True),
+    Column("digest", String(SHA256_HEX), nullable=False, unique=True),
+    Column("at", String(32), nullable=False),  # kept as the text that was digested
+    Column("actor", String(255), nullable=False),
+    Column("action", String(64), nullable=False),
+    Column("subject", String(255), nullable=False, index=True),
+    Column("details", JSON, nullable=False),
+    Column("environment", JSON, nullable=False),
+)

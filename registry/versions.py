@@ -1,0 +1,158 @@
+"""What people get when they ask for a version: frozen, whole, and without a database behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Parent:
+    """An edge of the lineage: the parent's ref, what the child is to it, and the differences that were admitted."""
+
+    ref: str
+    relation: str
+    admitted_differences: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """One file of a version: its name, what it is for, its SHA-256 in hex, and its size."""
+
+    name: str
+    role: str
+    digest: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One recorded metric; `value` is None when it was not measured."""
+
+    suite: str
+    metric: str
+    value: float | None
+    bound: float | None
+    passed: bool | None
+    unit: str | None
+    dtype: str | None
+    n_samples: int | None
+    dataset_digest: str | None
+    details: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class Version:
+    """One immutable checkpoint of a model."""
+
+    model: str
+    number: int
+    step: int | None
+    family: str
+    fingerprint: str
+    architecture: Mapping[str, Any]
+    weights_digest: str
+    vocabulary_digest: str | None
+    layout: str
+    dtype: str
+    n_parameters: int
+    size_bytes: int
+    source_kind: str
+    source_location: str
+    note: str | None
+    findings: tuple[Mapping[str, str], ...]
+    created_at: datetime
+    retired_at: datetime | None
+    files: tuple[StoredFile, ...] = ()
+    parents: tuple[Parent, ...] = ()
+    aliases: tuple[str, ...] = ()
+    tags: Mapping[str, str] = field(default_factory=dict)
+    validations: tuple[Measurement, ...] = ()
+
+    @property
+    def ref(self) -> str:
+        """The one ref that always means this version: `NAME@vN`."""
+        return f"{self.model}@v{self.number}"
+
+    @property
+    def parity(self) -> dict[str, Measurement]:
+        """The newest parity measurements, by metric (`raw`, `processed`); empty when it was not verified."""
+        return {m.metric: m for m in self.validations if m.suite == "parity"}
+
+    @property
+    def is_verified(self) -> bool:
+        """Whether parity was measured and within its bound."""
+        return bool(self.parity) and all(m.passed for m in self.parity.values())
+
+    def with_role(self, role: str) -> tuple[StoredFile, ...]:
+        """Return the files that play `role`: weights, config, tokenizer, generation or original."""
+        return tuple(file for file in self.files if file.role == role)
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        rows = {
+            "architecture": f"{self.family}, {self.n_parameters:,} parameters, {self.dtype}",
+            "weights": f"sha256:{self.weights_digest[:12]}",
+            "parents": ", ".join(f"{parent.ref} ({parent.relation})" for parent in self.parents) or "none",
+            "parity": "verified" if self.is_verified else "not verified",
+        }
+        cells = "".join(f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in rows.items())
+        return f"<table><caption>{escape(self.ref)}</caption>{cells}</table>"
+
+
+@dataclass(frozen=True)
+class VersionSummary:
+    """One line of a list: enough to recognise a version, at the price of one query."""
+
+    model: str
+    number: int
+    step: int | None
+    family: str
+    n_parameters: int
+    size_bytes: int
+    weights_digest: str
+    verified: bool
+    parents: tuple[str, ...]
+    aliases: tuple[str, ...]
+    note: str | None
+    created_at: datetime
+    retired_at: datetime | None
+
+    @property
+    def ref(self) -> str:
+        """`NAME@vN`."""
+        return f"{self.model}@v{self.number}"
+
+
+@dataclass(frozen=True)
+class ModelSummary:
+    """One model with its newest version that is not retired."""
+
+    name: str
+    n_versions: int
+    newest: str | None
+    family: str | None
+    n_parameters: int | None
+    verified: bool | None
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class AliasSpan:
+    """One stretch of an alias's life: what it meant, from when, and until when (None: still)."""
+
+    model: str
+    name: str
+    version: str
+    set_at: datetime
+    removed_at: datetime | None
+
+    @property
+    def ref(self) -> str:
+        """`NAME@ALIAS`."""
+        return f"{self.model}@{self.name}"

@@ -1,0 +1,86 @@
+"""Make small checkpoints with every norm and bias randomised: fresh initialisations hide bugs."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+D_VOCAB = 211
+
+GPT2 = {
+    "vocab_size": D_VOCAB,
+    "n_positions": 96,
+    "n_embd": 64,
+    "n_layer": 2,
+    "n_head": 4,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+LLAMA = {
+    "vocab_size": D_VOCAB,
+    "max_position_embeddings": 96,
+    "hidden_size": 64,
+    "intermediate_size": 112,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+CLASSES = {"gpt2": ("GPT2LMHeadModel", "GPT2Config", GPT2), "llama": ("LlamaForCausalLM", "LlamaConfig", LLAMA)}
+
+
+def make_network(family: str, seed: int = 0, **config: Any) -> PreTrainedModel:
+    """Build a Hugging Face network: norm weights 1 + 0.3·N, biases 0.2·N, matrices 1.3·N/sqrt(fan_in)."""
+    class_name, config_name, base = CLASSES[family]
+    network = getattr(transformers, class_name)(getattr(transformers, config_name)(**{**base, **config}))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim > 1:
+                fan_in = parameter.shape[1] if family == "llama" else parameter.shape[0]
+                is_table = any(part in name for part in ("wte", "wpe", "embed_tokens"))
+                parameter.copy_(noise * (0.5 if is_table else 1.3 / math.sqrt(fan_in)))
+            else:
+                parameter.copy_(1 + 0.3 * noise if name.endswith("weight") else 0.2 * noise)
+    return network.eval()
+
+
+def make_tokenizer(n_tokens: int = D_VOCAB) -> PreTrainedTokenizerFast:
+    """Build a word-level tokenizer: `<bos>`, `w1`, `w2`, …"""
+    vocabulary = {"<bos>": 0} | {f"w{index}": index for index in range(1, n_tokens)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<bos>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<bos>", unk_token="<bos>", pad_token="<bos>"
+    )
+
+
+def save_checkpoint(
+    folder: Path, family: str, *, seed: int = 0, tokenizer: bool = True, max_shard_size: str = "5GB", **config: Any
+) -> Path:
+    """Save a randomised network as a Hugging Face folder."""
+    make_network(family, seed, **config).save_pretrained(folder, max_shard_size=max_shard_size)
+    if tokenizer:
+        make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def edit_config(folder: Path, **changes: Any) -> Path:
+    """Change config.json alone, as somebody does who copies the wrong one; None removes a field."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    for name, value in changes.items():
+        config.pop(name, None)
+        if value is not None:
+            config[name] = value
+    path.write_text(json.dumps(config))
+    return folder

