@@ -29,6 +29,9 @@ check: $(READY)  ## all that CI runs: format, lint, types, import rules, docs, a
 docs: $(READY)  ## write the generated pages again
 	@$(BIN)/python docs/write_cli_reference.py
 
+bench: $(READY)  ## measure against the usual ways, and write docs/benchmarks.md
+	@$(BIN)/python benchmarks/compare.py
+
 format: $(READY)  ## put the code in order
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .

@@ -102,6 +102,13 @@ CONDITIONAL: tuple[tuple[str, Any, dict[str, Any]], ...] = (
 )
 _EXPERTS: dict[str, Any] = {"experts_per_token": ..., "norm_topk_prob": False}
 
+# field -> those that are admitted with it: they are there because of it, or say the same again
+_FOLLOWERS: Mapping[str, Iterable[str]] = {
+    "d_vocab": ["d_vocab_out"],
+    "num_experts": _EXPERTS,
+    **{condition: names for condition, _, names in CONDITIONAL if condition.startswith("use_")},
+}
+
 FIELDS: frozenset[str] = frozenset([*ALWAYS, *_EXPERTS, *(name for _, _, fields in CONDITIONAL for name in fields)])
 
 # HookedTransformer computes the same for each of these (tanh approximations of GELU, written differently).
@@ -209,9 +216,10 @@ def refuse_differences(
     """Return the admitted differences, or raise ArchitectureMismatch if any was not named in `allowed`.
 
     Fields that exist only because an admitted field differs (the factors of an admitted rope scaling) are admitted
-    with it.
+    with it, and so is `d_vocab_out` with `d_vocab`.
     """
-    admitted = allowed | _dependents(allowed)
+    differing = {difference.field for difference in differences}
+    admitted = allowed.union(*(_FOLLOWERS.get(name, ()) for name in allowed & differing))
     refused = tuple(difference for difference in differences if difference.field not in admitted)
     if refused:
         flags = " ".join(f"--allow {difference.field}" for difference in refused)
@@ -235,13 +243,3 @@ def _take(names: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(f"an architecture needs {name}")
         taken[name] = given.get(name, default)
     return taken
-
-
-def _dependents(allowed: frozenset[str]) -> frozenset[str]:
-    found = frozenset(
-        name
-        for condition, _, names in CONDITIONAL
-        if condition in allowed and condition.startswith("use_")
-        for name in names
-    )
-    return found | _EXPERTS.keys() if "num_experts" in allowed else found

@@ -17,8 +17,10 @@ from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import JSON, Connection, Row, Text, cast, func, select
 
+from registry.errors import InvalidInput, InvalidRef
+from registry.refs import parse_ref
 from registry.settings import read_ci_variables
 from registry.tables import events
 
@@ -57,7 +59,8 @@ def append_event(connection: Connection, action: str, subject: str, details: Map
         "sequence": last.sequence + 1 if last else 1,
         "previous_digest": last.digest if last else GENESIS,
         "at": datetime.now(UTC).isoformat(timespec="microseconds"),
-        "actor": f"{_user()}@{socket.gethostname()}"[:255],
+        # a name from the environment may hold bytes that are no text
+        "actor": f"{_user()}@{socket.gethostname()}"[:255].encode(errors="replace").decode(),
         "action": action,
         "subject": subject,
         "details": dict(details),
@@ -67,25 +70,34 @@ def append_event(connection: Connection, action: str, subject: str, details: Map
 
 
 def read_events(connection: Connection, subject: str | None = None, limit: int | None = None) -> list[Event]:
-    """Return events, newest first; `subject` is a model (with all its versions) or one version."""
+    """Return events, newest first; `subject` is a model (with all its versions) or one version, `NAME@vN`."""
+    if limit is not None and not 0 <= limit < 2**31:
+        raise InvalidInput(f"{limit} is no number of events.", hint="Leave it out to have all of them.")
     query = select(events).order_by(events.c.sequence.desc()).limit(limit)
     if subject is not None:
-        query = query.where((events.c.subject == subject) | events.c.subject.startswith(f"{subject}@", autoescape=True))
+        if parse_ref(subject).kind not in ("newest", "number"):
+            raise InvalidRef(f"Events are not kept under {subject}.", hint="Write NAME or NAME@vN.", ref=subject)
+        # not LIKE: on SQLite it takes upper case for lower
+        start = func.substr(events.c.subject, 1, len(subject) + 1)
+        query = query.where((events.c.subject == subject) | (start == f"{subject}@"))
     return [_make_event(row) for row in connection.execute(query)]
 
 
 def verify_chain(connection: Connection) -> ChainFault | None:
     """Walk the chain from its beginning and return the first fault, or None."""
     previous, sequence = GENESIS, 0
-    for row in connection.execute(select(events).order_by(events.c.sequence)):
-        event, sequence = _make_event(row), sequence + 1
-        if event.sequence != sequence:
+    as_text = [cast(one, Text).label(one.name) if isinstance(one.type, JSON) else one for one in events.c]
+    for row in connection.execute(select(*as_text).order_by(events.c.sequence)):
+        sequence += 1
+        if row.sequence < sequence:
+            return ChainFault(row.sequence, f"event {row.sequence} comes before the first")
+        if row.sequence > sequence:
             return ChainFault(sequence, f"event {sequence} is missing")
-        if event.previous_digest != previous:
+        if row.previous_digest != previous:
             return ChainFault(sequence, f"event {sequence} does not follow the one before it")
-        if event.digest != _digest(row._asdict()):
+        if row.digest != _digest_as_read(row):
             return ChainFault(sequence, f"event {sequence} was altered")
-        previous = event.digest
+        previous = row.digest
     return None
 
 
@@ -105,6 +117,14 @@ def _digest(row: Mapping[str, Any]) -> str:
     content = {name: row[name] for name in (column.name for column in events.c) if name != "digest"}
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _digest_as_read(row: Row[Any]) -> str | None:
+    """Digest a row whose JSON is still text; None if it holds what no event can."""
+    try:
+        return _digest({**row._asdict(), "details": json.loads(row.details), "environment": json.loads(row.environment)})
+    except (ValueError, TypeError, RecursionError):
+        return None
 
 
 def _make_event(row: Row[Any]) -> Event:

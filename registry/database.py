@@ -8,21 +8,30 @@ switched off on SQLite: it begins too late, and commits DDL halfway through a mi
 from __future__ import annotations
 
 import contextlib
+import json
+import os
+import re
 import sqlite3
+import weakref
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import filelock
 import sqlalchemy
-from sqlalchemy import Connection, Engine, event, text
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import URL, make_url
+from sqlalchemy.pool import NullPool
 
 from registry.errors import (
     DatabaseError,
     DatabaseReadOnly,
     DatabaseUnavailable,
     RegistryBusy,
+    RegistryError,
+    StorageFull,
 )
 
 BUSY_SECONDS = 60
@@ -30,6 +39,14 @@ CONNECT_SECONDS = 10
 # any fixed number of our own; all writers of one Postgres database queue behind it
 WRITER_LOCK = 0x1E45_0001
 _WRITES = "lensreg_writes"
+_ONE_MOMENT = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+_DRIVERS = {
+    "sqlite": "sqlite",
+    "sqlite+pysqlite": "sqlite",
+    "postgres": "postgresql+psycopg",
+    "postgresql": "postgresql+psycopg",
+    "postgresql+psycopg": "postgresql+psycopg",
+}
 
 
 class Database:
@@ -37,8 +54,10 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self.url = _parse_url(url)
-        self._engine = _make_engine(self.url)
+        self._frozen = _find_frozen(self.url)
+        self._engine = _make_engine(self.url, self._frozen)
         self._writer = self._engine.execution_options(**{_WRITES: True})
+        self._reader = self._engine if self.is_sqlite else self._engine.execution_options(**_ONE_MOMENT)
         self._lock = filelock.FileLock(f"{self.url.database}.lock", timeout=BUSY_SECONDS) if self.is_sqlite else None
 
     @property
@@ -52,15 +71,18 @@ class Database:
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
         """Give a connection whose reads are of one moment."""
-        with self.typed_errors(), self._engine.begin() as connection:
+        before = _sign_frozen(self._frozen)
+        with self.typed_errors(), self._reader.begin() as connection:
             yield connection
+        if before and _sign_frozen(self._frozen) != before:
+            raise RegistryBusy(f"{self} was written to while it was being read.", hint="Try again.")
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Connection]:
         """Give a connection that alone may write until the block ends; an exception undoes all of it."""
         with self.typed_errors(), self.queue_for_writing(), self._writer.begin() as connection:
             if not self.is_sqlite:
-                connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": WRITER_LOCK})
+                take_turn(connection, f"pg_advisory_xact_lock({WRITER_LOCK})")
             yield connection
 
     @contextlib.contextmanager
@@ -79,7 +101,7 @@ class Database:
             ) from None
         except OSError as error:
             raise DatabaseReadOnly(
-                f"{self} cannot be written to: {error.strerror}.",
+                f"{self} cannot be written to: {error.strerror or error}.",
                 hint="Check the permissions of its folder, or point --registry at another database.",
             ) from error
         try:
@@ -111,48 +133,67 @@ class Database:
 
     @contextlib.contextmanager
     def typed_errors(self) -> Iterator[None]:
-        """Turn the driver's errors into ours; IntegrityError passes, for those who can tell what it means."""
+        """Turn the driver's errors, and those of damaged rows, into ours."""
         try:
             yield
-        except sqlalchemy.exc.IntegrityError:
-            raise
         except sqlalchemy.exc.DBAPIError as error:
             raise _type_error(self, error) from error
+        except sqlalchemy.exc.TimeoutError as error:
+            raise RegistryBusy(f"Too many threads use {self} at once.", hint="Try again.") from error
+        except json.JSONDecodeError as error:
+            raise DatabaseError(
+                f"{self} holds a row that cannot be read: {error}.",
+                hint="It was altered by hand or damaged. See: lensreg audit verify; then restore a backup.",
+            ) from error
 
 
-def _parse_url(text_url: str) -> URL:
+def take_turn(connection: Connection, lock: str) -> None:
+    """Take a Postgres lock by calling the function `lock`, waiting no longer than SQLite's writers do."""
+    connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{BUSY_SECONDS}s'")
+    connection.exec_driver_sql(f"SELECT {lock}")
+
+
+def _parse_url(text: str) -> URL:
     try:
-        url = make_url(text_url)
-    except sqlalchemy.exc.ArgumentError:
+        url = make_url(text)
+    except (sqlalchemy.exc.ArgumentError, ValueError):
         raise DatabaseUnavailable(
-            f"{text_url!r} is no database URL.",
+            f"{re.sub('//.*@', '//***@', text)!r} is no database URL.",
             hint="Write the path of a SQLite file, or postgresql://user@host/database.",
         ) from None
-    if url.drivername in ("postgres", "postgresql"):
-        return url.set(drivername="postgresql+psycopg")
-    if url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:"):
-        raise DatabaseUnavailable("A registry in memory would be lost.", hint="Write the path of a SQLite file.")
-    if url.get_backend_name() not in ("sqlite", "postgresql"):
+    driver = _DRIVERS.get(url.drivername)
+    if driver is None:
         raise DatabaseUnavailable(
-            f"{url.get_backend_name()} is not supported.",
+            f"{url.drivername} is not supported.",
             hint="Use SQLite or Postgres: postgresql://user@host/database.",
         )
-    return url
+    if driver != "sqlite":
+        return url.set(drivername=driver)
+    path = url.database or ""
+    if path in ("", ":memory:"):
+        raise DatabaseUnavailable("A registry in memory would be lost.", hint="Write the path of a SQLite file.")
+    if url.host or path.startswith("file:") or "\x00" in path:
+        raise DatabaseUnavailable(f"{text!r} is no path of a file.", hint="Write it as sqlite:////folder/registry.db.")
+    return url.set(drivername=driver, database=str(Path(path).absolute()))
 
 
-def _make_engine(url: URL) -> Engine:
+def _make_engine(url: URL, frozen: Path | None) -> Engine:
     if url.get_backend_name() != "sqlite":
-        return sqlalchemy.create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": CONNECT_SECONDS})
-    engine = sqlalchemy.create_engine(url, connect_args={"timeout": BUSY_SECONDS})
-    event.listen(engine, "connect", _set_up_sqlite)
-    event.listen(engine, "begin", _begin_sqlite)
+        engine = sqlalchemy.create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": CONNECT_SECONDS})
+    else:
+        options = {"creator": partial(_connect_frozen, frozen), "poolclass": NullPool} if frozen else {}
+        engine = sqlalchemy.create_engine(url, connect_args={"timeout": BUSY_SECONDS}, **options)
+        event.listen(engine, "connect", _set_up_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+    _engines.add(engine)
     return engine
 
 
 def _set_up_sqlite(connection: sqlite3.Connection, record: Any) -> None:
     connection.isolation_level = None
     for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
-        with contextlib.suppress(sqlite3.OperationalError):  # a read-only file keeps the journal it has
+        # a read-only file keeps the journal it has; if it is no database, the first statement will say so
+        with contextlib.suppress(sqlite3.DatabaseError):
             connection.execute(f"PRAGMA {pragma}")
 
 
@@ -161,10 +202,42 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
-def _type_error(database: Database, error: sqlalchemy.exc.DBAPIError) -> DatabaseError:
-    """Tell busy from read-only from unreachable, for both databases."""
+def _find_frozen(url: URL) -> Path | None:
+    """Return a SQLite file that lies where we can write nothing: SQLite cannot make the -wal file that it reads by."""
+    path = Path(str(url.database))
+    is_frozen = url.get_backend_name() == "sqlite" and path.is_file() and not os.access(path.parent, os.W_OK)
+    return path if is_frozen else None
+
+
+def _connect_frozen(path: Path) -> sqlite3.Connection:
+    """Open a frozen file: by the -wal of a writer elsewhere if there is one, else as the whole that it then is."""
+    mode = "mode=ro" if _has_wal(path) else "mode=ro&immutable=1"
+    return sqlite3.connect(f"file:{quote(str(path))}?{mode}", uri=True, timeout=BUSY_SECONDS, check_same_thread=False)
+
+
+def _sign_frozen(path: Path | None) -> tuple[int, int] | None:
+    """Return what a writer elsewhere would change of a file that is read without locks; None if there are locks."""
+    if path is None or _has_wal(path):
+        return None
+    with contextlib.suppress(OSError):  # it is gone: opening it will say so
+        stat = path.stat()
+        return stat.st_mtime_ns, stat.st_size
+    return None
+
+
+def _has_wal(path: Path) -> bool:
+    return Path(f"{path}-wal").exists()
+
+
+def _type_error(database: Database, error: sqlalchemy.exc.DBAPIError) -> RegistryError:
+    """Tell busy from read-only from full from unreachable, for both databases."""
     said = " ".join(str(error.orig).split())
     state = getattr(error.orig, "sqlstate", None)
+    if isinstance(error, sqlalchemy.exc.IntegrityError):
+        return DatabaseError(
+            f"{database} refused what was to be written: {said}.",
+            hint="Nothing was written. This is a fault in lens-registry; please report it.",
+        )
     if "database is locked" in said or state == "55P03":
         return RegistryBusy(f"{database} is busy: {said}.", hint="Try again.")
     if "readonly" in said or "read-only" in said or state in ("25006", "42501"):
@@ -172,7 +245,22 @@ def _type_error(database: Database, error: sqlalchemy.exc.DBAPIError) -> Databas
             f"{database} cannot be written to: {said}.",
             hint="Check your permissions on it, or point --registry at another database.",
         )
+    if "disk is full" in said or state == "53100":
+        return StorageFull(f"There is no space left for {database}.", hint="Make room. Nothing was registered.")
     return DatabaseUnavailable(
         f"{database} cannot be used: {said}.",
         hint="Check that the path or the URL is right and, for Postgres, that the server answers.",
     )
+
+
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+def _forget_connections() -> None:
+    """Leave a parent process's connections to it; two processes on one connection read each other's answers."""
+    for engine in _engines:
+        engine.dispose(close=False)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_connections)

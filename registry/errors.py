@@ -65,6 +65,16 @@ class RegistryError(Exception):
     def __str__(self) -> str:
         return f"{self.message}\n{self.hint}" if self.hint else self.message
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle without calling `__init__`, whose keywords differ, so that errors pass from process to process."""
+        return _restore, (type(self), self.args, self.__dict__)
+
+
+def _restore(kind: type[RegistryError], args: tuple[Any, ...], fields: dict[str, Any]) -> RegistryError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(fields)
+    return error
+
 
 class InvalidInput(RegistryError):
     code = "invalid-input"

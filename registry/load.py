@@ -93,9 +93,10 @@ def load_network(
 
 
 def check_files(store: LocalStore, version: Version, progress: Progress = no_progress) -> Path:
-    """Check size and digest of every blob; return the folder where they have their own names."""
-    counter = Counter(progress, "checking", version.size_bytes)
-    for file in version.files:
+    """Check size and digest of every blob a network is made of; return the folder where they have their own names."""
+    needed = [file for file in version.files if file.role != "original"]
+    counter = Counter(progress, "checking", sum(file.size_bytes for file in needed))
+    for file in needed:
         store.check(file.digest, file.size_bytes, advance=counter.advance)
     return store.link_folder((file.name, file.digest) for file in version.files)
 

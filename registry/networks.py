@@ -25,6 +25,7 @@ from registry.weights import TensorHeader
 _FLOATS = {"F16", "BF16", "F32", "F64"}
 # of an architecture's fields, those that HookedTransformerConfig does not have under that name
 _NOT_HOOKED = {"block_variant", "n_key_value_heads"}
+_WRONG_CONFIG = "Either the checkpoint was not saved whole, or config.json is not the one it was trained with."
 
 
 def make_config(family: Family, values: Mapping[str, Any]) -> PreTrainedConfig:
@@ -33,43 +34,41 @@ def make_config(family: Family, values: Mapping[str, Any]) -> PreTrainedConfig:
     try:
         config: PreTrainedConfig = config_class(**family.arguments(values))
     except Exception as error:  # huggingface_hub's strict dataclasses raise a type of their own for each rule
-        raise UnsupportedConfig(
-            f"transformers refuses this config.json: {str(error).splitlines()[-1].strip()}",
-            field="config.json",
-            hint="Put back the config.json that the checkpoint was trained with.",
-        ) from error
+        raise _refuse_config("refuses this config.json", error) from error
     return config
 
 
-def make_empty_network(family: Family, config: PreTrainedConfig) -> PreTrainedModel:
-    """Build the Hugging Face network on the meta device: shapes without memory."""
+def make_empty_network(family: Family, values: Mapping[str, Any], n_tensors: int) -> PreTrainedModel:
+    """Build the Hugging Face network on the meta device: shapes without memory.
+
+    Raises WeightsMismatch if there are fewer tensors than layers, before spending minutes on a million layers, and
+    UnsupportedConfig for numbers that no network can be built from.
+    """
+    n_layers = family.describe(values)["n_layers"]
+    if n_layers > n_tensors:
+        raise WeightsMismatch(
+            f"config.json describes {n_layers:,} layers, and the files hold {n_tensors:,} tensors.", hint=_WRONG_CONFIG
+        )
+    config = make_config(family, values)
     with torch.device("meta"), quiet():
-        network: PreTrainedModel = getattr(transformers, family.class_name)(config)
+        try:
+            network: PreTrainedModel = getattr(transformers, family.class_name)(config)
+        except Exception as error:  # torch and transformers raise whatever the numbers lead to
+            raise _refuse_config("cannot build the network that config.json describes", error) from error
     return network
 
 
-def check_tensors(
-    family: Family, values: Mapping[str, Any], tensors: Mapping[str, TensorHeader]
-) -> dict[str, TensorHeader]:
-    """Return the tensors by the names transformers uses today, or raise what does not fit the config.
+def check_tensors(family: Family, values: Mapping[str, Any], found: Mapping[str, TensorHeader]) -> None:
+    """Raise what does not fit the config; the tensors have the names that transformers uses today.
 
     Raises WeightsMismatch for tensors that are missing, left over or of another shape, and UnusableWeights for
     integers and 8-bit floats, which transformer-lens would read as if they were weights.
     """
-    empty = make_empty_network(family, make_config(family, values))
+    empty = make_empty_network(family, values, len(found))
     expected = {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()}
-    found: dict[str, TensorHeader] = {}
-    twice: list[str] = []
-    for name, tensor in tensors.items():
-        canonical = family.canonical_name(name)
-        if family.ignored.fullmatch(canonical):
-            continue
-        if canonical in found:
-            twice.append(name)
-        found[canonical] = tensor
     optional = {family.tied[1]} if values.get("tie_word_embeddings") else set()
     missing = sorted(set(expected) - set(found) - optional)
-    left_over = sorted((set(found) - set(expected)) | set(twice))
+    left_over = sorted(set(found) - set(expected))
     misshapen = sorted(name for name in found if name in expected and found[name].shape != expected[name])
     if missing or left_over or misshapen:
         raise WeightsMismatch(
@@ -77,7 +76,7 @@ def check_tensors(
             missing=missing,
             left_over=left_over,
             misshapen=misshapen,
-            hint="Either the checkpoint was not saved whole, or config.json is not the one it was trained with.",
+            hint=_WRONG_CONFIG,
         )
     packed = sorted(name for name, tensor in found.items() if tensor.dtype not in _FLOATS)
     if packed:
@@ -86,7 +85,6 @@ def check_tensors(
             tensors=packed,
             hint="The checkpoint seems quantised. Dequantise it first, and save it in float32 or bfloat16.",
         )
-    return found
 
 
 def build_source_network(
@@ -119,10 +117,8 @@ def map_weights(family: Family, values: Mapping[str, Any], files: Sequence[Path]
     """Map the files' tensors by canonical name, without ignored buffers and without a head that is the embedding."""
     tensors: dict[str, torch.Tensor] = {}
     for file in files:
-        for name, tensor in load_file(file).items():
-            canonical = family.canonical_name(name)
-            if not family.ignored.fullmatch(canonical):
-                tensors[canonical] = tensor
+        tensors |= load_file(file)
+    tensors = {canonical: tensors[name] for name, canonical in family.canonical_names(tensors).items()}
     embedding, head = family.tied
     if values.get("tie_word_embeddings") and head in tensors:
         if not torch.equal(tensors[embedding], tensors[head]):
@@ -203,6 +199,15 @@ def _rebuild_buffers(network: HookedTransformer) -> None:
     empty = [name for name, tensor in [*network.named_parameters(), *network.named_buffers()] if tensor.is_meta]
     if empty:
         raise WeightsMismatch("Some tensors of the HookedTransformer were left without values.", missing=empty)
+
+
+def _refuse_config(what: str, error: Exception) -> UnsupportedConfig:
+    reason = str(error).strip().split("\n")[-1].strip()
+    return UnsupportedConfig(
+        f"transformers {what}: {reason}",
+        field="config.json",
+        hint="Put back the config.json that the checkpoint was trained with.",
+    )
 
 
 def _describe_mismatch(

@@ -215,12 +215,12 @@ def _select_ref(ref: Ref) -> Select[Any]:
     if ref.kind == "digest":
         prefix = ref.digest_prefix or ""
         digest = versions.c.weights_digest
-        return query.where(digest >= prefix, digest <= prefix.ljust(64, "f")).order_by(versions.c.id).limit(50)
+        return query.where(digest >= prefix, digest <= prefix.ljust(64, "f")).order_by(versions.c.id)
     query = query.where(models.c.name == ref.model)
     if ref.kind == "number":
         return query.where(versions.c.number == ref.number)
     if ref.kind == "step":
-        return query.where(versions.c.step == ref.step).order_by(versions.c.number).limit(50)
+        return query.where(versions.c.step == ref.step).order_by(versions.c.number)
     if ref.kind == "alias":
         open_alias = and_(
             aliases.c.version_id == versions.c.id, aliases.c.name == ref.alias, aliases.c.removed_at.is_(None)
@@ -240,7 +240,11 @@ def _explain_miss(connection: Connection, text: str, ref: Ref) -> UnknownRef | V
         return UnknownRef(f"There is no model {ref.model!r}.", candidates=similar, hint=hint)
     candidates = _candidates_of(connection, ref)
     if ref.kind == "newest":
-        return VersionRetired(f"Every version of {ref.model} was retired.", hint=f"See: lensreg history {ref.model}")
+        return VersionRetired(
+            f"Every version of {ref.model} was retired.",
+            candidates=candidates,
+            hint=f"See: lensreg history {ref.model}",
+        )
     what = {"number": "version", "step": "step", "alias": "alias"}[ref.kind]
     return UnknownRef(
         f"{ref.model} has no {what} {text.partition('@')[2]!r}.",

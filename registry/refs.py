@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from registry.errors import InvalidName, InvalidRef
+from registry.errors import InvalidInput, InvalidName, InvalidRef
 
 _SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}")
 _NUMBER = re.compile(r"v([1-9][0-9]{0,8})")
@@ -39,7 +39,7 @@ def check_model_name(name: str) -> str:
     legal = len(segments) <= 2 and all(_is_legal_segment(segment) for segment in segments)
     if not legal or _HEX64.fullmatch(name):
         raise InvalidName(
-            f"{name!r} cannot name a model.",
+            f"{_show(name)} cannot name a model.",
             hint="Use one or two segments, `name` or `org/name`, of letters, digits, `.`, `_` and `-`, "
             "starting with a letter, a digit or `_`.",
             name=name,
@@ -51,7 +51,7 @@ def check_alias_name(name: str) -> str:
     """Return `name` if it may be an alias; `v3`, `step-10`, `latest` and `last` have a meaning already."""
     if not _is_legal_segment(name) or _RESERVED_ALIAS.fullmatch(name):
         raise InvalidName(
-            f"{name!r} cannot be an alias.",
+            f"{_show(name)} cannot be an alias.",
             hint="Use letters, digits, `.`, `_` and `-`; names like `v3`, `step-10`, `latest` and `last` are taken.",
             name=name,
         )
@@ -62,7 +62,7 @@ def check_tag_key(key: str) -> str:
     """Return `key` if it may be the key of a tag."""
     if not _TAG_KEY.fullmatch(key):
         raise InvalidName(
-            f"{key!r} cannot be a tag's key.",
+            f"{_show(key)} cannot be a tag's key.",
             hint="Use letters, digits, `.`, `_`, `/` and `-`; write a tag as key=value.",
             name=key,
         )
@@ -71,8 +71,9 @@ def check_tag_key(key: str) -> str:
 
 def check_text(text: str, what: str, limit: int = 10_000) -> str:
     """Return `text` if every database stores it alike: no NUL, no lone surrogates, at most `limit` characters."""
-    if "\x00" in text or len(text) > limit or any("\ud800" <= character <= "\udfff" for character in text):
-        raise InvalidName(
+    is_text = isinstance(text, str)  # a tag's value is easily given as a number
+    if not is_text or len(text) > limit or any(one == "\x00" or "\ud800" <= one <= "\udfff" for one in text):
+        raise InvalidInput(
             f"The {what} cannot be stored.",
             hint=f"It must be text without NUL or lone surrogates, of at most {limit:,} characters.",
         )
@@ -85,13 +86,15 @@ def parse_ref(text: str) -> Ref:
         return Ref("digest", digest_prefix=match[1])
     if text.startswith("sha256:"):
         raise InvalidRef(
-            f"{text!r} is not a digest.", hint="Write sha256: and at least 6 of its 64 lower-case hex digits."
+            f"{_show(text)} is not a digest.",
+            hint="Write sha256: and at least 6 of its 64 lower-case hex digits.",
+            ref=text,
         )
     name, at, selector = text.partition("@")
     try:
         check_model_name(name)
     except InvalidName as error:
-        raise InvalidRef(f"{text!r} is not a ref: {error.message}", hint=error.hint, ref=text) from None
+        raise InvalidRef(f"{_show(text)} is not a ref: {error.message}", hint=error.hint, ref=text) from None
     if not at:
         return Ref("newest", model=name)
     if match := _NUMBER.fullmatch(selector):
@@ -102,7 +105,7 @@ def parse_ref(text: str) -> Ref:
         return Ref("alias", model=name, alias=check_alias_name(selector))
     except InvalidName:
         raise InvalidRef(
-            f"{text!r} is not a ref: nothing can be called {selector!r}.",
+            f"{_show(text)} is not a ref: nothing can be called {_show(selector)}.",
             hint="Write NAME, NAME@vN, NAME@step-N, NAME@ALIAS or sha256:PREFIX.",
             ref=text,
         ) from None
@@ -113,6 +116,10 @@ def find_similar(text: str, names: Iterable[str]) -> list[str]:
     by_lower = {name.lower(): name for name in names}
     close = difflib.get_close_matches(text.lower(), by_lower, n=3, cutoff=0.6)
     return [by_lower[name] for name in close]
+
+
+def _show(text: str) -> str:
+    return repr(text) if len(text) <= 200 else f"{text[:100]!r}… ({len(text):,} characters)"
 
 
 def _is_legal_segment(segment: str) -> bool:

@@ -19,7 +19,7 @@ from sqlalchemy import Connection
 from registry.architecture import Architecture, Difference, check_allowed, find_differences, refuse_differences
 from registry.audit import describe_environment
 from registry.database import Database
-from registry.errors import InvalidInput, LineageConflict
+from registry.errors import InvalidInput, LineageConflict, SourceChanged
 from registry.families import find_family
 from registry.families.family import Family, check_config
 from registry.progress import Counter, Progress, no_progress
@@ -27,6 +27,8 @@ from registry.query import find_same_weights, read_architecture, read_version, r
 from registry.record import Draft, ParentEdge, find_existing, record_version
 from registry.refs import check_model_name, check_tag_key, check_text
 from registry.sources import Finding, Source, open_source
+from registry.sources.huggingface import CONFIG
+from registry.sources.json_file import read_json_object
 from registry.store import LocalStore, StagedFile
 from registry.tables import RELATIONS
 from registry.versions import StoredFile, Version
@@ -115,15 +117,17 @@ def register_version(
     """Register what `request` describes, or raise a RegistryError and leave nothing behind."""
     _check_request(request)
     with database.read() as connection:
-        parents = [_read_parent(connection, ref) for ref in request.parents]
+        found = [_read_parent(connection, ref) for ref in request.parents]
+    parents = {parent[0]: parent for parent in found}  # two refs may mean one version
     with _working_folder(store, request) as folder:
         checkpoint = _read_checkpoint(request, folder)
-        edges = _compare_with_parents(request, checkpoint, parents)
+        edges = _compare_with_parents(request, checkpoint, list(parents.values()))
         files = _stage(store, request, checkpoint.source, folder, progress)
         weights = _digest_weights(checkpoint.family, checkpoint.values, files.paths("weights"), progress)
         with database.read() as connection:
             unchanged = _find_unchanged(connection, request, checkpoint, weights, files)
         if unchanged:
+            _heal(store, unchanged, files)
             return unchanged
         vocabulary_digest, parity = _verify(request, checkpoint, weights, files, progress)
         with database.read() as connection:
@@ -153,8 +157,8 @@ def _check_request(request: Request) -> None:
         raise InvalidInput(f"{request.relation!r} is no relation.", hint=f"The relations are: {', '.join(RELATIONS)}.")
     if request.relation is not None and not request.parents:
         raise InvalidInput("A relation needs a parent.", hint="Name it with --parent REF.")
-    if request.step is not None and not 0 <= request.step < 10**15:
-        raise InvalidInput(f"{request.step} is no training step.", hint="Steps count from 0.")
+    if request.step is not None and not (type(request.step) is int and 0 <= request.step < 10**15):
+        raise InvalidInput(f"{request.step!r} is no training step.", hint="Steps are whole numbers that count from 0.")
 
 
 def _read_parent(connection: Connection, ref: str) -> tuple[int, str, Architecture]:
@@ -212,6 +216,11 @@ def _stage(store: LocalStore, request: Request, source: Source, folder: Path, pr
         one = store.copy_in(file.path, kept / file.name, link=request.link or unpacked_here, advance=counter.advance)
         staged.append(one)
         stored.append(StoredFile(file.name, file.role, one.digest, one.size_bytes))
+    if read_json_object(kept / CONFIG) != source.config:
+        raise SourceChanged(
+            f"{request.source} was written to while it was being read.",
+            hint="Register it again when nothing writes to it any more. Nothing was stored.",
+        )
     return _Files(kept, tuple(stored), tuple(staged))
 
 
@@ -220,11 +229,11 @@ def _digest_weights(family: Family, values: Mapping[str, Any], files: Sequence[P
     headers: dict[str, TensorHeader] = {}
     for file in files:
         headers |= read_header(file)
-    headers = {name: one for name, one in headers.items() if not family.ignored.fullmatch(family.canonical_name(name))}
-    counter = Counter(progress, "hashing", sum(one.size_bytes for one in headers.values()))
-    by_name = digest_tensors(headers.values(), counter.advance)
-    digests = {family.canonical_name(name): digest for name, digest in by_name.items()}
-    tensors = {family.canonical_name(name): header for name, header in headers.items()}
+    names = family.canonical_names(headers)
+    counter = Counter(progress, "hashing", sum(headers[name].size_bytes for name in names))
+    by_name = digest_tensors((headers[name] for name in names), counter.advance)
+    digests = {names[name]: digest for name, digest in by_name.items()}
+    tensors = {canonical: headers[name] for name, canonical in names.items()}
     embedding, head = family.tied
     if values.get("tie_word_embeddings") and digests.get(head) == digests.get(embedding):
         digests.pop(head, None)
@@ -261,6 +270,12 @@ def _find_unchanged(
             findings=(),
         )
     return None
+
+
+def _heal(store: LocalStore, unchanged: Registration, files: _Files) -> None:
+    """Put the blobs of the version that is there already in place again, in case one was lost or damaged."""
+    kept = {file.digest for file in unchanged.version.files} if unchanged.version else set()
+    store.publish(file for file in files.staged if file.digest in kept)
 
 
 def _verify(

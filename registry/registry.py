@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from registry.database import Database
 from registry.progress import Progress, no_progress
-from registry.schema import prepare_schema
+from registry.schema import SCHEMA_REVISION, prepare_schema, read_revision, upgrade_schema
 from registry.settings import read_settings
 from registry.store import LocalStore
 
@@ -45,6 +45,22 @@ class Registry:
         """The database, once its schema has been checked."""
         prepare_schema(self._unprepared)
         return self._unprepared
+
+    def upgrade(self) -> tuple[str | None, str]:
+        """Bring the schema to this code's version; return the revision before and after."""
+        before, _ = read_revision(self._unprepared)
+        upgrade_schema(self._unprepared)
+        return before, SCHEMA_REVISION
+
+    def status(self) -> dict[str, str | None]:
+        """Say where the database and the store are, and which schema it has and needs."""
+        schema, _ = read_revision(self._unprepared)
+        return {
+            "database": str(self._unprepared),
+            "store": str(self.store),
+            "schema": schema,
+            "needed_schema": SCHEMA_REVISION,
+        }
 
     def close(self) -> None:
         """Give the database's connections back."""

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection
 
 from registry.aliases import list_aliases, remove_alias
 from registry.audit import append_event
 from registry.errors import VersionInUse
+from registry.lineage import read_lineage
 from registry.query import ResolvedRef, resolve_ref
-from registry.tables import models, version_parents, versions
+from registry.refs import check_text
+from registry.tables import versions
+
+N_NAMED = 10
 
 
 def retire_version(connection: Connection, ref: str, *, force: bool = False, reason: str | None = None) -> ResolvedRef:
@@ -19,15 +23,18 @@ def retire_version(connection: Connection, ref: str, *, force: bool = False, rea
     Raises VersionInUse while aliases or descendants that are not retired depend on it; with `force` its aliases are
     removed and descendants keep it as their parent. Retiring twice changes nothing.
     """
+    check_text(reason or "", "reason")
     version = resolve_ref(connection, ref)
     if version.retired_at is not None:
         return version
     held_by = [span.ref for span in list_aliases(connection, version.model) if span.version == version.ref]
-    children = _list_children(connection, version.id)
-    if (held_by or children) and not force:
+    below = [one.version for one in read_lineage(connection, version, up=False).descendants()]
+    users = [*held_by, *(one.ref for one in below if one.retired_at is None)]
+    if users and not force:
+        more = f" and {len(users) - N_NAMED:,} more" if len(users) > N_NAMED else ""
         raise VersionInUse(
-            f"{version.ref} is in use by {', '.join([*held_by, *children])}.",
-            users=[*held_by, *children],
+            f"{version.ref} is in use by {', '.join(users[:N_NAMED])}{more}.",
+            users=users,
             hint="Move the aliases and retire the descendants first, or say --force: "
             "aliases are then removed, and descendants keep it as their parent.",
         )
@@ -47,13 +54,3 @@ def restore_version(connection: Connection, ref: str) -> ResolvedRef:
     connection.execute(versions.update().where(versions.c.id == version.id).values(retired_at=None))
     append_event(connection, "version.restored", version.ref, {})
     return ResolvedRef(version.id, version.model, version.number, None)
-
-
-def _list_children(connection: Connection, version_id: int) -> list[str]:
-    rows = connection.execute(
-        select(models.c.name, versions.c.number)
-        .select_from(version_parents.join(versions, versions.c.id == version_parents.c.version_id).join(models))
-        .where(version_parents.c.parent_id == version_id, versions.c.retired_at.is_(None))
-        .order_by(versions.c.id)
-    )
-    return [f"{row.name}@v{row.number}" for row in rows]

@@ -9,14 +9,14 @@ when there is something to do.
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import sqlalchemy
 from sqlalchemy import Connection, inspect, text
 
-from registry.database import Database
+from registry.database import Database, take_turn
 from registry.errors import SchemaOutdated, SchemaTooNew, SchemaUnknown
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SCHEMA_REVISION = "0001"
 MIGRATION_LOCK = 0x1E45_0002
+_ONE_MIGRATION = threading.Lock()  # Alembic's context is global to the process
 
 
 def prepare_schema(database: Database) -> None:
@@ -34,46 +35,37 @@ def prepare_schema(database: Database) -> None:
     revision, is_fresh = read_revision(database)
     if revision == SCHEMA_REVISION:
         return
-    if is_fresh:
-        upgrade_schema(database)
-        return
-    if revision is None:
-        raise SchemaUnknown(
-            f"{database} has tables, but does not say which version of the schema they are.",
-            hint="It may not be a registry; point --registry at another database, or restore a backup.",
-        )
-    if _is_known(revision):
+    if not is_fresh:
+        _refuse_foreign(database, revision)
         raise SchemaOutdated(
             f"{database} has schema {revision}, and this lens-registry needs {SCHEMA_REVISION}.",
             hint="Back it up, then run: lensreg db upgrade",
         )
-    raise SchemaTooNew(
-        f"{database} has schema {revision}, which is newer than this lens-registry ({SCHEMA_REVISION}).",
-        hint="Update lens-registry: pip install --upgrade lens-registry",
-    )
+    upgrade_schema(database)
 
 
 def read_revision(database: Database) -> tuple[str | None, bool]:
     """Return the schema's revision, and whether the database holds no tables at all."""
     database.make_folder()
-    with database.typed_errors(), database.writer.engine.connect() as connection:
-        try:
-            revision = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
-        except (sqlalchemy.exc.OperationalError, sqlalchemy.exc.ProgrammingError) as error:
-            if not _is_missing_table(error):
-                raise
-            connection.rollback()
-            revision = None
-        if revision is not None:
-            return revision, False
-        return None, not inspect(connection).get_table_names()
+    with database.read() as connection:
+        tables = set(inspect(connection).get_table_names())
+        said = "alembic_version" in tables
+        revision = connection.execute(text("SELECT version_num FROM alembic_version")).scalar() if said else None
+        # a downgrade to nothing leaves Alembic's own table behind
+        return revision, revision is None and tables <= {"alembic_version"}
 
 
 def upgrade_schema(database: Database) -> None:
-    """Bring the schema to this code's version; many processes may do so at once."""
+    """Bring the schema to this code's version; many processes may do so at once.
+
+    Raises SchemaTooNew or SchemaUnknown.
+    """
     from alembic import command
 
-    with migration_connection(database) as connection:
+    revision, is_fresh = read_revision(database)
+    if not is_fresh:
+        _refuse_foreign(database, revision)
+    with _ONE_MIGRATION, migration_connection(database) as connection:
         config = make_alembic_config()
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
@@ -122,7 +114,7 @@ def _migrate_sqlite(connection: Connection) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _migrate_postgres(connection: Connection) -> Iterator[None]:
-    connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": MIGRATION_LOCK})
+    take_turn(connection, f"pg_advisory_lock({MIGRATION_LOCK})")
     connection.commit()
     try:
         yield
@@ -132,12 +124,22 @@ def _migrate_postgres(connection: Connection) -> Iterator[None]:
         connection.commit()
 
 
+def _refuse_foreign(database: Database, revision: str | None) -> None:
+    """Raise if the tables that are there are not of a schema that this code's migrations lead through."""
+    if revision is None:
+        raise SchemaUnknown(
+            f"{database} has tables, but does not say which version of the schema they are.",
+            hint="It may not be a registry; point --registry at another database, or restore a backup.",
+        )
+    if not _is_known(revision):
+        raise SchemaTooNew(
+            f"{database} has schema {revision}, which is newer than this lens-registry ({SCHEMA_REVISION}).",
+            hint="Update lens-registry: pip install --upgrade lens-registry",
+        )
+
+
 def _is_known(revision: str) -> bool:
     from alembic.script import ScriptDirectory
 
     scripts = ScriptDirectory.from_config(make_alembic_config())
     return revision in {script.revision for script in scripts.walk_revisions()}
-
-
-def _is_missing_table(error: sqlalchemy.exc.DBAPIError) -> bool:
-    return "no such table" in str(error.orig) or getattr(error.orig, "sqlstate", None) == "42P01"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import platformdirs
 
@@ -26,7 +27,7 @@ def read_settings(url: str | None = None, store: str | Path | None = None) -> Se
     url = url or os.environ.get("LENSREG_URL") or str(home / "registry.db")
     store = store or os.environ.get("LENSREG_STORE") or home / "store"
     if "://" not in url:
-        url = f"sqlite:///{Path(url).expanduser().absolute()}"
+        url = f"sqlite:///{quote(str(Path(url).expanduser().absolute()))}"
     return Settings(url=url, store=Path(store).expanduser().absolute())
 
 

@@ -53,6 +53,11 @@ class UtcDateTime(TypeDecorator[datetime]):
         return instant.astimezone(UTC)
 
 
+def _text(length: int) -> String:
+    """Make a text column that is sorted and compared alike everywhere: by code point, never by a language's rules."""
+    return String(length).with_variant(String(length, collation="C"), "postgresql")
+
+
 def _one_of(column: str, values: tuple[str, ...]) -> CheckConstraint:
     listed = ", ".join(f"'{value}'" for value in values)
     return CheckConstraint(f"{column} IN ({listed})", name=column)
@@ -74,7 +79,7 @@ models = Table(
     "models",
     metadata,
     Column("id", _id, primary_key=True),
-    Column("name", String(200), nullable=False, unique=True),
+    Column("name", _text(200), nullable=False, unique=True),
     Column("created_at", UtcDateTime, nullable=False),
 )
 
@@ -102,7 +107,7 @@ versions = Table(
     Column("step", BigInteger),
     Column("family", String(64), nullable=False),
     Column("fingerprint", String(SHA256_HEX), ForeignKey("architectures.fingerprint"), nullable=False, index=True),
-    Column("weights_digest", String(SHA256_HEX), nullable=False, index=True),
+    Column("weights_digest", _text(SHA256_HEX), nullable=False, index=True),
     Column("vocabulary_digest", String(SHA256_HEX)),
     Column("layout", String(16), nullable=False),
     Column("dtype", String(32), nullable=False),
@@ -126,7 +131,7 @@ version_files = Table(
     "version_files",
     metadata,
     Column("version_id", _id, ForeignKey("versions.id"), primary_key=True),
-    Column("name", String(255), primary_key=True),
+    Column("name", _text(255), primary_key=True),
     Column("role", String(16), nullable=False),
     Column("digest", String(SHA256_HEX), ForeignKey("blobs.digest"), nullable=False, index=True),
     _one_of("role", ROLES),
@@ -148,7 +153,7 @@ aliases = Table(
     metadata,
     Column("id", _id, primary_key=True),
     Column("model_id", _id, ForeignKey("models.id"), nullable=False),
-    Column("name", String(96), nullable=False),
+    Column("name", _text(96), nullable=False),
     Column("version_id", _id, ForeignKey("versions.id"), nullable=False, index=True),
     Column("set_at", UtcDateTime, nullable=False),
     Column("removed_at", UtcDateTime),
@@ -169,7 +174,7 @@ tags = Table(
     "tags",
     metadata,
     Column("version_id", _id, ForeignKey("versions.id"), primary_key=True),
-    Column("key", String(128), primary_key=True),
+    Column("key", _text(128), primary_key=True),
     Column("value", Text, nullable=False),
 )
 

@@ -16,6 +16,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from registry.errors import UnusableTokenizer
 from registry.quiet import quiet
 
+_N_SAMPLED = 256
+
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """Load the tokenizer whose files are in `folder`; no code of the checkpoint's is run and no network is asked."""
@@ -25,8 +27,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
                 str(folder), local_files_only=True, trust_remote_code=False
             )
         except Exception as error:  # the tokenizers library raises plain Exception for a bad tokenizer.json
+            reason = str(error).strip().split("\n")[0]
             raise UnusableTokenizer(
-                f"The tokenizer cannot be loaded: {str(error).splitlines()[0]}",
+                f"The tokenizer cannot be loaded: {reason}",
                 hint="Save it again with tokenizer.save_pretrained, or take its files out of the folder.",
             ) from error
     return tokenizer
@@ -35,7 +38,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, d_vocab: int) -> str:
     """Return the vocabulary digest: SHA-256, in hex, over the sorted (id, token) pairs.
 
-    Raises UnusableTokenizer if a token's id lies outside the embedding.
+    Raises UnusableTokenizer if a token's id lies outside the embedding, or if the tokenizer was made up.
     """
     vocabulary = sorted((index, token) for token, index in tokenizer.get_vocab().items())
     if vocabulary and vocabulary[-1][0] >= d_vocab:
@@ -44,6 +47,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, d_vocab: int) -> str:
             hint="Resize the embedding (model.resize_token_embeddings) before saving, "
             "or save the tokenizer that the checkpoint was trained with.",
         )
+    _refuse_made_up(tokenizer)
     return hashlib.sha256(json.dumps(vocabulary, ensure_ascii=True).encode()).hexdigest()
 
 
@@ -57,8 +61,33 @@ def attach_tokenizer(network: HookedTransformer, tokenizer: PreTrainedTokenizerB
         tokenizer.bos_token = tokenizer.eos_token
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token
-    ids = tokenizer.encode("")
     network.tokenizer = tokenizer
-    network.cfg.tokenizer_prepends_bos = bool(ids) and ids[0] == tokenizer.bos_token_id
+    network.cfg.tokenizer_prepends_bos = _prepends_bos(tokenizer)
     if tokenizer.bos_token is None:
         network.cfg.default_prepend_bos = False
+
+
+def _prepends_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Say whether text comes out with BOS before it; one that only appends EOS, which may be the same token, does not."""
+    plain, whole = (tokenizer.encode("a b", add_special_tokens=special) for special in (False, True))
+    return len(whole) > len(plain) and whole[: 1 + len(plain)] == [tokenizer.bos_token_id, *plain]
+
+
+def _refuse_made_up(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise UnusableTokenizer if the tokenizer cannot read its own tokens.
+
+    That is how it is when transformers finds no files for the tokenizer's class and makes one of a single token, or
+    rebuilds a tokenizer.json as something else: every text gives the same few ids, and nothing says so. Nine of ten
+    tokens may fail, because `##ing` does not come back alone.
+    """
+    ordinary = sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids))
+    texts = [tokenizer.decode([index]) for index in ordinary[:: 1 + len(ordinary) // _N_SAMPLED]]
+    legible = [text for text in texts if text.strip() and "\ufffd" not in text]
+    n_read = sum(tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text for text in legible)
+    if not ordinary or n_read < len(legible) / 10:
+        raise UnusableTokenizer(
+            f"transformers makes of the tokenizer's files a {type(tokenizer).__name__} with {len(ordinary)} ordinary "
+            f"tokens, which reads {n_read} of {len(legible)} of them.",
+            hint="tokenizer_config.json seems to name another class than the one that wrote the files. "
+            "Save the tokenizer again with tokenizer.save_pretrained, or take its files out of the folder.",
+        )

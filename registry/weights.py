@@ -20,6 +20,7 @@ from registry.errors import MalformedArtifact
 MAX_HEADER_BYTES = 25 * 2**20
 MAX_TENSORS = 200_000
 MAX_NAME_BYTES = 512
+MAX_DIMENSIONS = 16
 _CHUNK_BYTES = 4 * 2**20
 
 # https://github.com/huggingface/safetensors: the dtypes of the format, with their sizes in bytes
@@ -70,7 +71,7 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
         header = json.loads(text.decode(), object_pairs_hook=lambda pairs: _unique(path, pairs))
     except (ValueError, RecursionError):
         raise _malformed(path, "its header is not JSON") from None
-    header.pop("__metadata__", None)
+    _check_metadata(path, header.pop("__metadata__", {}))
     if len(header) > MAX_TENSORS:
         raise _malformed(path, f"it lists {len(header):,} tensors")
     tensors = [_read_entry(path, name, entry, 8 + length) for name, entry in header.items()]
@@ -129,10 +130,12 @@ def _read_entry(path: Path, name: str, entry: Any, data_start: int) -> TensorHea
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise _malformed(path, f"the entry of {name} is not dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if dtype not in DTYPE_BYTES:
-        raise _malformed(path, f"{name} has the unknown dtype {dtype!r}")
-    if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise _malformed(path, f"the shape or place of {name} makes no sense")
+    if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
+        raise _malformed(path, f"{name} has the unknown dtype {str(dtype)[:40]!r}")
+    if not _are_counts(shape) or len(shape) > MAX_DIMENSIONS:
+        raise _malformed(path, f"the shape of {name} makes no sense")
+    if not _are_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise _malformed(path, f"the place of {name} makes no sense")
     size = offsets[1] - offsets[0]
     if math.prod(shape) * DTYPE_BYTES[dtype] != size:
         raise _malformed(path, f"{name} has shape {shape} and dtype {dtype}, but {size:,} bytes")
@@ -149,6 +152,11 @@ def _check_cover(path: Path, tensors: list[TensorHeader], start: int, end: int) 
         raise _malformed(path, f"it is truncated: {end:,} bytes of {start:,}")
     if start < end:
         raise _malformed(path, f"{end - start:,} bytes follow the last tensor")
+
+
+def _check_metadata(path: Path, metadata: Any) -> None:
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise _malformed(path, "its metadata are not names with texts")
 
 
 def _unique(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -14,6 +14,10 @@ branch_labels = None
 depends_on = None
 
 
+def text(length: int) -> sa.String:
+    return sa.String(length=length).with_variant(sa.String(length=length, collation="C"), "postgresql")
+
+
 def upgrade() -> None:
     """The first schema."""
     op.create_table(
@@ -54,7 +58,7 @@ def upgrade() -> None:
     op.create_table(
         "models",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
-        sa.Column("name", sa.String(length=200), nullable=False),
+        sa.Column("name", text(200), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_models")),
         sa.UniqueConstraint("name", name=op.f("uq_models_name")),
@@ -71,7 +75,7 @@ def upgrade() -> None:
         sa.Column("step", sa.BigInteger(), nullable=True),
         sa.Column("family", sa.String(length=64), nullable=False),
         sa.Column("fingerprint", sa.String(length=64), nullable=False),
-        sa.Column("weights_digest", sa.String(length=64), nullable=False),
+        sa.Column("weights_digest", text(64), nullable=False),
         sa.Column("vocabulary_digest", sa.String(length=64), nullable=True),
         sa.Column("layout", sa.String(length=16), nullable=False),
         sa.Column("dtype", sa.String(length=32), nullable=False),
@@ -114,7 +118,7 @@ def upgrade() -> None:
             sa.BigInteger().with_variant(sa.Integer(), "sqlite"),
             nullable=False,
         ),
-        sa.Column("name", sa.String(length=96), nullable=False),
+        sa.Column("name", text(96), nullable=False),
         sa.Column(
             "version_id",
             sa.BigInteger().with_variant(sa.Integer(), "sqlite"),
@@ -145,7 +149,7 @@ def upgrade() -> None:
             sa.BigInteger().with_variant(sa.Integer(), "sqlite"),
             nullable=False,
         ),
-        sa.Column("key", sa.String(length=128), nullable=False),
+        sa.Column("key", text(128), nullable=False),
         sa.Column("value", sa.Text(), nullable=False),
         sa.ForeignKeyConstraint(["version_id"], ["versions.id"], name=op.f("fk_tags_version_id_versions")),
         sa.PrimaryKeyConstraint("version_id", "key", name=op.f("pk_tags")),
@@ -187,7 +191,7 @@ def upgrade() -> None:
             sa.BigInteger().with_variant(sa.Integer(), "sqlite"),
             nullable=False,
         ),
-        sa.Column("name", sa.String(length=255), nullable=False),
+        sa.Column("name", text(255), nullable=False),
         sa.Column("role", sa.String(length=16), nullable=False),
         sa.Column("digest", sa.String(length=64), nullable=False),
         sa.CheckConstraint(

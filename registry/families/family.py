@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from registry.architecture import Architecture
-from registry.errors import UnsupportedConfig
+from registry.errors import UnsupportedConfig, WeightsMismatch
 from registry.families.fields import SHARED, Field, shorten
 from registry.refs import find_similar
 
@@ -52,8 +53,24 @@ class Family:
     ignored: re.Pattern[str] = re.compile(r"(?!)")
     """Buffers that older releases saved among the weights; they are no weights."""
 
-    def canonical_name(self, name: str) -> str:
-        """Return a tensor's name as transformers writes it today, with the base model's prefix."""
+    def canonical_names(self, names: Iterable[str]) -> dict[str, str]:
+        """Map the names of a checkpoint's tensors to those that transformers writes today; ignored buffers are left out.
+
+        Raises WeightsMismatch for two names of one tensor, of which nobody can say which one counts.
+        """
+        canonical = {name: self._canonical_name(name) for name in names}
+        kept = {name: one for name, one in canonical.items() if not self.ignored.fullmatch(one)}
+        times = Counter(kept.values())
+        twice = sorted(name for name, one in kept.items() if times[one] > 1)
+        if twice:
+            raise WeightsMismatch(
+                f"{twice[0]!r} and {twice[1]!r} are names of one tensor, and the files hold both.",
+                left_over=twice,
+                hint="Save the model again with save_pretrained, which writes each tensor once.",
+            )
+        return kept
+
+    def _canonical_name(self, name: str) -> str:
         head = self.tied[1]
         return name if name.startswith(self.base_prefix) or name == head else self.base_prefix + name
 

@@ -57,14 +57,14 @@ def read_rope(config: Mapping[str, Any]) -> dict[str, Any]:
         raise refuse_value(source, dict(modern or legacy or {}), "rope_type and type disagree", "Keep one of the two.")
     inner_theta = given.pop("rope_theta", None)
     base = inner_theta if inner_theta is not None else theta
-    known = _KEYS.get(kind)
+    known = _KEYS.get(kind) if isinstance(kind, str) else None
     if known is None:
         raise refuse_value(source, {"rope_type": kind}, "HookedTransformer cannot compute this kind of rope scaling")
     if unknown := set(given) - known:
         raise refuse_value(source, {name: given[name] for name in sorted(unknown)}, f"not a field of {kind} rope")
     for name, value in given.items():
-        if value is not None and name != "truncate":
-            given[name] = _number(source, name, value)
+        if value is not None:
+            given[name] = _check_entry(source, name, value)
     return {
         "rope_type": kind,
         "rope_theta": _number(source, "rope_theta", DEFAULT_THETA if base is None else base),
@@ -115,6 +115,17 @@ def _yarn_attention_factor(rope: Mapping[str, Any]) -> float:
     if rope.get("mscale") and rope.get("mscale_all_dim"):
         return scale(rope["mscale"]) / scale(rope["mscale_all_dim"])
     return scale(1.0)
+
+
+def _check_entry(source: str, name: str, value: Any) -> float | bool:
+    if name == "truncate":
+        if type(value) is not bool:
+            raise refuse_value(source, {name: value}, f"{name} must be true or false")
+        return value
+    number = _number(source, name, value)
+    if name == "original_max_position_embeddings" and not (number.is_integer() and number < 2**40):
+        raise refuse_value(source, {name: value}, f"{name} must be a number of tokens")
+    return number
 
 
 def _number(source: str, name: str, value: Any) -> float:

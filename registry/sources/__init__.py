@@ -17,12 +17,18 @@ def open_source(location: str | Path, scratch: Path) -> Source:
 
     Raises SourceNotFound, UnsupportedSource or MalformedArtifact.
     """
-    path = Path(location).expanduser()
-    if path.is_dir():
+    try:
+        path = Path(location).expanduser()
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except (OSError, RuntimeError) as error:  # a name that is too long; the home of a user whom nobody knows
+        raise SourceNotFound(
+            f"{str(location)[:200]!r} cannot be a path: {error}.", hint="Check how it is written.", path=str(location)
+        ) from error
+    if is_folder:
         return read_folder(path.absolute(), str(location))
-    if path.suffix == ".gguf" and path.is_file():
+    if is_file and path.suffix == ".gguf":
         return read_gguf(path.absolute(), str(location), scratch)
-    if path.is_file():
+    if is_file:
         raise UnsupportedSource(
             f"{location} is a file of a kind that cannot be registered.",
             hint="Give a folder with config.json and model.safetensors, or a .gguf file.",

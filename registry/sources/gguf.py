@@ -3,39 +3,70 @@
 A GGUF file does not hold the numbers that a network computes with; they come out of dequantisation, which a later
 release could do differently. So the dequantised tensors are what is registered, and the file itself is kept beside
 them.
+
+Its metadata are its config. A key of the architecture that is not in the tables here is refused: a logit scale or a
+clamp changes what the file computes, and transformers leaves what it does not know unread, without a word.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from registry.errors import MalformedArtifact, UnsupportedConfig, UnsupportedFamily
+from registry.errors import MalformedArtifact, UnsupportedConfig, UnsupportedFamily, UnusableTokenizer
 from registry.families import FAMILIES
 from registry.families.family import Family, check_config
 from registry.quiet import quiet
+from registry.sources.gguf_header import GgufHeader, read_gguf_header
 from registry.sources.huggingface import read_folder
 from registry.sources.source import Finding, Source, SourceFile
 
-if TYPE_CHECKING:
-    from gguf import GGUFReader
-
-MAGIC = b"GGUF"
-# what GGUF says of rotary scaling; transformers 5.23 leaves these unread, without a word
-_UNREAD = (".rope.scaling.", ".attention.sliding_window", ".rope.scale")
+# architecture -> key of GGUF -> field of config.json; keys of one field must agree
+_CONFIG_FIELDS: Mapping[str, Mapping[str, str]] = {
+    "gpt2": {
+        "context_length": "n_positions",
+        "embedding_length": "n_embd",
+        "block_count": "n_layer",
+        "feed_forward_length": "n_inner",
+        "attention.head_count": "n_head",
+        "attention.layer_norm_epsilon": "layer_norm_epsilon",
+    },
+    "llama": {
+        "context_length": "max_position_embeddings",
+        "embedding_length": "hidden_size",
+        "block_count": "num_hidden_layers",
+        "feed_forward_length": "intermediate_size",
+        "attention.head_count": "num_attention_heads",
+        "attention.head_count_kv": "num_key_value_heads",
+        "attention.key_length": "head_dim",
+        "attention.value_length": "head_dim",
+        "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+        "rope.dimension_count": "head_dim",
+        "rope.freq_base": "rope_theta",
+        "vocab_size": "vocab_size",
+    },
+}
+# for these, llama.cpp and config.json have the same value when they are absent; no other may be absent
+_HAVE_DEFAULTS = {"head_dim", "rope_theta", "vocab_size"}
+_NO_TOKENIZER = (None, "none", "no_vocab")
+_HINT = "Register the Hugging Face checkpoint that it was made from."
 
 
 def read_gguf(path: Path, location: str, scratch: Path) -> Source:
     """Dequantise a GGUF file into `scratch`, a folder of the caller's, and open that."""
-    with path.open("rb") as file:
-        if file.read(4) != MAGIC:
-            raise MalformedArtifact(f"{path.name} is not a GGUF file.", hint="Copy the file again.", path=str(path))
-    types = _write_folder(path, scratch)
+    header = read_gguf_header(path)
+    family = _find_family(header)
+    config = _read_config(family, header)
+    (scratch / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    _write_weights(path, scratch, family, config, header)
+    if header.metadata.get("tokenizer.ggml.model") not in _NO_TOKENIZER:
+        _write_tokenizer(path, scratch)
     source = read_folder(scratch, location)
     finding = Finding(
         "dequantised",
-        f"The weights were dequantised from GGUF ({', '.join(types)}); "
+        f"The weights were dequantised from GGUF ({', '.join(_name_packings(header))}); "
         "they are what that file computes with, not the numbers of training.",
     )
     return Source(
@@ -48,78 +79,101 @@ def read_gguf(path: Path, location: str, scratch: Path) -> Source:
     )
 
 
-def _write_folder(path: Path, folder: Path) -> list[str]:
+def _find_family(header: GgufHeader) -> Family:
+    architecture = header.metadata.get("general.architecture")
+    for family in FAMILIES.values():
+        if family.model_type == architecture and architecture in _CONFIG_FIELDS:
+            return family
+    raise UnsupportedFamily(
+        f"GGUF files of the architecture {str(architecture)[:80]!r} cannot be converted yet.",
+        hint=f"What can be converted: {', '.join(sorted(_CONFIG_FIELDS))}.",
+        family=str(architecture)[:80],
+    )
+
+
+def _read_config(family: Family, header: GgufHeader) -> dict[str, Any]:
+    """Make the config.json of the metadata; the vocabulary's size, where it is left out, is the embedding's."""
+    fields = _CONFIG_FIELDS[family.model_type]
+    config: dict[str, Any] = {
+        "architectures": [family.class_name],
+        "model_type": family.model_type,
+        "tie_word_embeddings": "output.weight" not in header.tensors,
+    }
+    for key, given in header.metadata.items():
+        group, _, name = key.partition(".")
+        if group != family.model_type:
+            continue
+        value = _restore_float(given) if isinstance(given, float) else given
+        if name not in fields or config.get(fields[name], value) != value:
+            raise UnsupportedConfig(
+                f"The GGUF file has {key[:80]} = {str(given)[:80]}, and {family.class_name} has no place for it.",
+                field=key,
+                hint=_HINT,
+            )
+        config[fields[name]] = value
+    missing = sorted(key for key, name in fields.items() if name not in config and name not in _HAVE_DEFAULTS)
+    if missing:
+        raise UnsupportedConfig(
+            f"The GGUF file does not say {family.model_type}.{missing[0]}, and it is never guessed.",
+            field=f"{family.model_type}.{missing[0]}",
+            hint=_HINT,
+        )
+    embedding = header.tensors.get("token_embd.weight")
+    if "vocab_size" not in config and embedding and embedding.shape:
+        config["vocab_size"] = embedding.shape[0]
+    return config
+
+
+def _restore_float(value: float) -> float:
+    """Give a number back as it was written before float32 cut it: 1e-5, not 9.999999747378752e-06."""
+    import numpy as np
+
+    return float(np.format_float_positional(np.float32(value)))
+
+
+def _write_weights(path: Path, folder: Path, family: Family, config: Mapping[str, Any], header: GgufHeader) -> None:
     import torch
-    from gguf import GGUFReader
     from safetensors.torch import save_file
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-    from registry.networks import make_config, make_empty_network
+    from registry.networks import make_empty_network
 
+    network = make_empty_network(family, check_config(family, config), len(header.tensors))
     with quiet():
         try:
-            reader = GGUFReader(path)
-            metadata = load_gguf_checkpoint(str(path))
-        except (ValueError, IndexError, KeyError, OSError, UnicodeDecodeError, TypeError) as error:
+            tensors = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=network)["tensors"]
+        except Exception as error:  # gguf-py and transformers raise whatever a damaged file leads to
+            reason = str(error).strip().split("\n")[0]
             raise MalformedArtifact(
-                f"{path.name} cannot be read as GGUF: {error}.", hint="Copy the file again.", path=str(path)
-            ) from None
-        family = _find_family(metadata["config"].get("model_type"))
-        _refuse_unread(reader)
-        config = _clean_config(family, metadata["config"])
-        network = make_empty_network(family, make_config(family, check_config(family, config)))
-        tensors = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=network)["tensors"]
-    if len(tensors) != len(reader.tensors):
+                f"{path.name} cannot be dequantised: {reason}.", hint="Copy the file again.", path=str(path)
+            ) from error
+    if len(tensors) != len(header.tensors):
         raise MalformedArtifact(
-            f"{path.name} holds {len(reader.tensors)} tensors, and transformers can place {len(tensors)} of them.",
-            hint="The rest may change the network (as rope_freqs does), so the file is refused. "
-            "Register the Hugging Face checkpoint that it was made from.",
+            f"{path.name} holds {len(header.tensors)} tensors, and transformers can place {len(tensors)} of them.",
+            hint=f"The rest may change the network, as rope_freqs does, so the file is refused. {_HINT}",
             path=str(path),
         )
     contiguous = {name: tensor.to(torch.float32).contiguous() for name, tensor in tensors.items()}
     save_file(contiguous, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    _write_tokenizer(path, folder)
-    return sorted({tensor.tensor_type.name for tensor in reader.tensors})
-
-
-def _find_family(model_type: Any) -> Family:
-    for family in FAMILIES.values():
-        if family.model_type == model_type:
-            return family
-    raise UnsupportedFamily(
-        f"GGUF files of the architecture {model_type!r} cannot be converted yet.",
-        hint=f"What can be converted: {', '.join(sorted(family.name for family in FAMILIES.values()))}.",
-        family=str(model_type),
-    )
-
-
-def _refuse_unread(reader: GGUFReader) -> None:
-    for name in reader.fields:
-        if any(part in f".{name}" for part in _UNREAD) and not name.endswith(".scaling.finetuned"):
-            raise UnsupportedConfig(
-                f"The GGUF file has {name}, which transformers does not read.",
-                field=name,
-                hint="Register the Hugging Face checkpoint that it was made from.",
-            )
-
-
-def _clean_config(family: Family, config: dict[str, Any]) -> dict[str, Any]:
-    """Give the config the class it is for, and its floats back as they were written before float32 cut them."""
-    import numpy as np
-
-    cleaned: dict[str, Any] = {"architectures": [family.class_name]}
-    for name, value in config.items():
-        if name == "_model_name_or_path":
-            continue
-        is_float = isinstance(value, float)
-        cleaned[name] = float(np.format_float_positional(np.float32(value))) if is_float else value
-    return cleaned
 
 
 def _write_tokenizer(path: Path, folder: Path) -> None:
+    """Make the tokenizer's files of the GGUF file alone: transformers would also read what lies beside it."""
     from transformers import AutoTokenizer
 
+    alone = folder / "alone"
+    alone.mkdir()
+    (alone / "model.gguf").symlink_to(path)
     with quiet():
-        tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name, local_files_only=True)
-        tokenizer.save_pretrained(str(folder))
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(alone), gguf_file="model.gguf", local_files_only=True)
+            tokenizer.save_pretrained(str(folder))
+        except Exception as error:  # for each way in which a vocabulary can be wrong, another
+            reason = str(error).strip().split("\n")[0]
+            raise UnusableTokenizer(f"The tokenizer in {path.name} cannot be read: {reason}.", hint=_HINT) from error
+
+
+def _name_packings(header: GgufHeader) -> list[str]:
+    from gguf import GGMLQuantizationType
+
+    return sorted({GGMLQuantizationType(tensor.packing).name for tensor in header.tensors.values()})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from registry.errors import MalformedArtifact, SourceNotFound, UnsupportedSource
@@ -12,6 +13,7 @@ from registry.weights import TensorHeader, read_header
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_SHARD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\.safetensors")
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -82,7 +84,7 @@ def _read_shards(folder: Path) -> tuple[list[SourceFile], dict[str, TensorHeader
     tensors: dict[str, TensorHeader] = {}
     files: list[SourceFile] = []
     for shard in sorted({str(value) for value in weight_map.values()}):
-        if Path(shard).name != shard or "\\" in shard or not shard.endswith(".safetensors"):
+        if not _SHARD.fullmatch(shard):
             raise _bad_index(f"it names {shard[:80]!r}, which is no file of this folder", folder)
         if not (folder / shard).is_file():
             raise _bad_index(f"the shard {shard} is missing", folder)
@@ -90,7 +92,7 @@ def _read_shards(folder: Path) -> tuple[list[SourceFile], dict[str, TensorHeader
         listed = {name for name, value in weight_map.items() if value == shard}
         if listed != set(header):
             wrong = sorted(listed ^ set(header))
-            raise _bad_index(f"it and {shard} disagree about {len(wrong)} tensors, such as {wrong[0]}", folder)
+            raise _bad_index(f"it and {shard} disagree about {len(wrong)} tensors, such as {wrong[0][:80]!r}", folder)
         tensors |= header
         files.append(_weights_file(folder / shard))
     stray = {path.name for path in folder.glob("model*.safetensors")} - {file.name for file in files}

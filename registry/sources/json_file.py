@@ -31,11 +31,12 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def _unique(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    for key in keys:
-        if keys.count(key) > 1:
+    unique: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in unique:
             raise _malformed(path, f"it has the key {key[:80]!r} twice")
-    return dict(pairs)
+        unique[key] = value
+    return unique
 
 
 def _refuse_constant(path: Path, text: str) -> None:

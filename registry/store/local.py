@@ -14,11 +14,19 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from registry.errors import ArtifactCorrupt, ArtifactMissing, StorageError, StorageFull, StoreUnavailable
+from registry.errors import (
+    ArtifactCorrupt,
+    ArtifactMissing,
+    RegistryError,
+    SourceNotFound,
+    StorageError,
+    StorageFull,
+    StoreUnavailable,
+)
 from registry.weights import Advance, digest_file
 
 _CHUNK_BYTES = 4 * 2**20
@@ -47,7 +55,11 @@ class LocalStore:
     def blob_path(self, digest: str) -> Path:
         """Return where the blob of this digest is or would be; the only place that turns a digest into a path."""
         if not _DIGEST.fullmatch(digest):
-            raise ValueError(f"not a SHA-256 in lower-case hex: {digest!r}")
+            raise ArtifactCorrupt(
+                f"{digest!r} is no SHA-256 in lower-case hex.",
+                digest=digest,
+                hint="The record was altered. See: lensreg audit verify; then restore a backup.",
+            )
         return self.root / "blobs" / digest[:2] / digest
 
     @contextlib.contextmanager
@@ -57,7 +69,8 @@ class LocalStore:
             (self.root / "tmp").mkdir(parents=True, exist_ok=True)
             folder = Path(tempfile.mkdtemp(dir=self.root / "tmp"))
         try:
-            yield folder
+            with self._typed_errors():
+                yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -74,17 +87,18 @@ class LocalStore:
     def publish(self, files: Iterable[StagedFile]) -> None:
         """Make staged files blobs: rename each in, then sync the folders, so that a name never comes before bytes.
 
-        A blob that is there already is kept if its size is right, and replaced if not.
+        A blob that is there already is replaced too: that heals it, whatever is wrong with it. Only a hard link, which
+        somebody else can write to, does not take the place of a blob that is whole.
         """
         folders = set()
         with self._typed_errors():
             for file in files:
                 blob = self.blob_path(file.digest)
                 blob.parent.mkdir(parents=True, exist_ok=True)
-                if blob.is_file() and not blob.is_symlink() and blob.stat().st_size == file.size_bytes:
+                if file.path.stat().st_nlink > 1 and self._is_whole(file):
                     continue
                 file.path.replace(blob)
-                folders |= {blob.parent, blob.parent.parent}
+                folders |= {blob.parent, blob.parent.parent, self.root}
             for folder in folders:
                 _sync(folder)
 
@@ -95,9 +109,11 @@ class LocalStore:
         """
         path = self.blob_path(digest)
         hint = "Register the same source again to heal it, or restore the store from a backup."
-        if not path.is_file():
-            raise ArtifactMissing(f"The blob sha256:{digest} is not in {self}.", digest=digest, hint=hint)
         with self._typed_errors():
+            if path.is_symlink():
+                raise ArtifactCorrupt(f"The blob sha256:{digest} is a symbolic link.", digest=digest, hint=hint)
+            if not path.is_file():
+                raise ArtifactMissing(f"The blob sha256:{digest} is not in {self}.", digest=digest, hint=hint)
             size = path.stat().st_size
             if size != size_bytes:
                 raise ArtifactCorrupt(
@@ -110,22 +126,45 @@ class LocalStore:
     def link_folder(self, files: Iterable[tuple[str, str]]) -> Path:
         """Return a folder in which blobs have their own names, given as (name, digest); made once, by links.
 
-        Other tools read a version from here; what they must not do is write here.
+        Other tools read a version from here; what they must not do is write here. Raises ArtifactCorrupt if somebody
+        did: a file there could stand in for the blob that was checked.
         """
         listing = sorted(files)
         key = hashlib.sha256(repr(listing).encode()).hexdigest()
         folder = self.root / "folders" / key[:2] / key
-        if folder.is_dir():
-            return folder
-        with self.stage() as staging, self._typed_errors():
-            fresh = staging / key
-            fresh.mkdir()
+        links = {name: os.path.relpath(self.blob_path(digest), folder) for name, digest in listing}
+        with self._typed_errors():
+            if not folder.is_dir():
+                self._make_folder(folder, links)
+            found = {path.name: path for path in folder.iterdir()}
             for name, digest in listing:
-                (fresh / name).symlink_to(os.path.relpath(self.blob_path(digest), folder))
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(OSError):  # another process was first
-                fresh.rename(folder)
+                if name not in found or not found[name].is_symlink() or os.readlink(found.pop(name)) != links[name]:
+                    raise _refuse_altered(folder, name, digest)
+            if found:
+                raise _refuse_altered(folder, min(found), listing[0][1])
         return folder
+
+    def _make_folder(self, folder: Path, links: Mapping[str, str]) -> None:
+        with self.stage() as staging:
+            fresh = staging / folder.name
+            fresh.mkdir()
+            for name, target in links.items():
+                if Path(name).name != name:
+                    raise StorageError(f"{name!r} is no file name.", hint="The record was altered; restore a backup.")
+                (fresh / name).symlink_to(target)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                fresh.rename(folder)
+            except OSError:
+                if not folder.is_dir():  # else another process was first
+                    raise
+
+    def _is_whole(self, file: StagedFile) -> bool:
+        try:
+            self.check(file.digest, file.size_bytes)
+        except StorageError:
+            return False
+        return True
 
     @contextlib.contextmanager
     def _typed_errors(self) -> Iterator[None]:
@@ -163,6 +202,14 @@ def _clone(source: int, target: int) -> bool:
     return True
 
 
+def _refuse_altered(folder: Path, name: str, digest: str) -> ArtifactCorrupt:
+    return ArtifactCorrupt(
+        f"{folder / name} is not what was put there: somebody wrote into that folder.",
+        digest=digest,
+        hint=f"Move what you need out of {folder}, then delete it; it is made again from the blobs.",
+    )
+
+
 def _link(source: Path, target: Path) -> None:
     os.link(source.resolve(), target)
     _sync(target)
@@ -176,7 +223,7 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _type_error(store: LocalStore, error: OSError) -> StorageError:
+def _type_error(store: LocalStore, error: OSError) -> RegistryError:
     where = error.filename or store
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageFull(
@@ -186,6 +233,12 @@ def _type_error(store: LocalStore, error: OSError) -> StorageError:
     if error.errno == errno.EXDEV:
         return StoreUnavailable(
             f"{where} is on another file system than the store, so it cannot be linked.", hint="Leave out --link."
+        )
+    if error.filename and not Path(os.fsdecode(error.filename)).is_relative_to(store.root):
+        return SourceNotFound(
+            f"{error.filename} cannot be read: {error.strerror}.",
+            hint="Check its permissions, and that nothing moves or deletes it meanwhile.",
+            path=str(error.filename),
         )
     return StoreUnavailable(
         f"The store {store} cannot be used: {error.strerror or error} ({where}).",

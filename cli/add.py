@@ -1,0 +1,112 @@
+"""`lensreg add`: register a checkpoint."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cli.options import Session, output_option, parse_tags, registry_options
+
+if TYPE_CHECKING:
+    from registry.register import Registration
+
+
+@click.command()
+@click.argument("name", metavar="NAME")
+@click.argument("source", metavar="SOURCE")
+@click.option("--parent", "parents", multiple=True, metavar="REF", help="What it was made from; may be given again.")
+@click.option("--relation", metavar="WORD", help="What it is to its parents: finetuned (default), continued, merged, …")
+@click.option("--step", type=int, metavar="N", help="Training step, for NAME@step-N.")
+@click.option("--allow", multiple=True, metavar="FIELD", help="Architecture field that may differ from the parent's.")
+@click.option("--tag", "tags", multiple=True, metavar="K=V", callback=parse_tags, help="Tag; may be given again.")
+@click.option("--note", metavar="TEXT", help="Remark for people.")
+@click.option("--no-verify", is_flag=True, help="Do not measure parity; the version says so ever after.")
+@click.option("--link", is_flag=True, help="Hard-link the files into the store instead of copying them.")
+@click.option("--dry-run", is_flag=True, help="Do everything but write.")
+@output_option("table", "json", "ids")
+@registry_options
+@click.pass_obj
+def add(
+    session: Session,
+    name: str,
+    source: str,
+    parents: tuple[str, ...],
+    relation: str | None,
+    step: int | None,
+    allow: tuple[str, ...],
+    tags: dict[str, str],
+    note: str | None,
+    no_verify: bool,
+    link: bool,
+    dry_run: bool,
+) -> None:
+    """Register SOURCE as the next version of the model NAME.
+
+    SOURCE is a Hugging Face folder (config.json, safetensors, tokenizer files) or a GGUF file. It is converted and
+    verified first: a checkpoint whose architecture is not its parent's is refused, and so is one whose converted
+    network does not compute what the checkpoint does.
+    """
+    from cli.progress import show_progress
+
+    with show_progress() as progress:
+        done = session.open().register(
+            name,
+            source,
+            parent=parents,
+            relation=relation,
+            step=step,
+            allow=allow,
+            tags=tags,
+            note=note,
+            verify=not no_verify,
+            link=link,
+            dry_run=dry_run,
+            progress=progress,
+        )
+    _print(done, session.output)
+
+
+def _print(done: Registration, output: str) -> None:
+    from cli.output import print_card, print_json
+    from cli.versions import describe_version, version_facts
+
+    if output == "json":
+        print_json(_as_dict(done))
+    elif output == "ids":
+        click.echo(done.version.ref if done.version else "")
+    elif done.version is None:
+        print_card(f"{done.name} would be registered; nothing was written", _plan_facts(done))
+    elif done.outcome == "unchanged":
+        print_card(f"{done.version.ref} holds this already; nothing was changed", version_facts(done.version))
+    else:
+        print_card(f"registered {done.version.ref}", describe_version(done.version))
+
+
+def _plan_facts(done: Registration) -> dict[str, str | None]:
+    from cli.output import format_parameters
+    from cli.versions import describe_parity
+
+    return {
+        "weights": f"sha256:{done.weights_digest[:16]}  {format_parameters(done.n_parameters)} parameters",
+        "architecture": f"sha256:{done.architecture.fingerprint[:16]}",
+        "admitted": ", ".join(one.field for one in done.admitted_differences) or None,
+        "parity": describe_parity(done.parity.as_dict()) if done.parity else "not measured",
+        "findings": "\n".join(finding.message for finding in done.findings) or None,
+    }
+
+
+def _as_dict(done: Registration) -> dict[str, Any]:
+    version = done.version
+    return {
+        "outcome": done.outcome,
+        "model": done.name,
+        "version": version.number if version else None,
+        "ref": version.ref if version else None,
+        "weights_digest": done.weights_digest,
+        "fingerprint": done.architecture.fingerprint,
+        "n_parameters": done.n_parameters,
+        "admitted_differences": [one.as_dict() for one in done.admitted_differences],
+        "parity": done.parity.as_dict() if done.parity else None,
+        "findings": [finding.as_dict() for finding in done.findings],
+    }

@@ -1,0 +1,1 @@
+"""A tour on a real model: what `make demo` and `lensreg demo` show."""

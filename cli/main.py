@@ -1,0 +1,79 @@
+"""The command's entry: the list of commands, and the one place that turns errors into lines and exit codes.
+
+Exit codes: 0 done, 1 could not, 2 wrong usage, 3 a check ran and found a fault.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+import click
+
+from cli.options import Session, registry_options
+
+# command -> where it is; imported when it is called, so that `lensreg` starts fast
+COMMANDS = {
+    "add": "cli.add:add",
+    "ls": "cli.versions:ls",
+    "show": "cli.versions:show",
+    "history": "cli.versions:history",
+    "path": "cli.versions:path",
+    "lineage": "cli.lineage:lineage",
+    "alias": "cli.alias:alias",
+    "retire": "cli.versions:retire",
+    "restore": "cli.versions:restore",
+    "audit": "cli.audit:audit",
+    "db": "cli.db:db",
+    "demo": "cli.demo.tour:demo",
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are needed, listed in the order of COMMANDS."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Name the commands in the order in which people meet them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, name = COMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(import_module(module), name)
+        return command
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog='Completion: eval "$(_LENSREG_COMPLETE=bash_source lensreg)" (or zsh_source, fish_source).',
+)
+@click.version_option(package_name="lens-registry", prog_name="lensreg")
+@registry_options
+def lensreg() -> None:
+    """Register checkpoints, and get them back by name as correctly converted HookedTransformers.
+
+    A REF is NAME, NAME@vN, NAME@step-N, NAME@ALIAS or sha256:PREFIX; a bare NAME is its newest version.
+    """
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command; every RegistryError becomes one line on stderr and exit code 1."""
+    from registry.errors import RegistryError
+
+    session = Session()
+    try:
+        lensreg.main(arguments, prog_name="lensreg", obj=session)
+    except RegistryError as error:
+        from cli.output import print_error
+
+        print_error(error, session.output)
+        sys.exit(1)
+    finally:
+        session.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""Options and arguments that several commands share, and the session they are kept in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from registry.registry import Registry
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass
+class Session:
+    """Where the registry is, and how the running command was asked to print."""
+
+    url: str | None = None
+    store: str | None = None
+    output: str = "table"
+    _registry: Registry | None = None
+
+    def open(self) -> Registry:
+        """Open the registry that the options, or else the environment, name."""
+        from registry.registry import Registry
+
+        if self._registry is None:
+            self._registry = Registry(self.url, self.store)
+        return self._registry
+
+    def close(self) -> None:
+        """Give the registry's connections back."""
+        if self._registry is not None:
+            self._registry.close()
+
+
+def _keep(name: str) -> Callable[[click.Context, click.Parameter, str | None], str | None]:
+    def keep(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+        if value is not None:
+            setattr(ctx.ensure_object(Session), name, value)
+        return value
+
+    return keep
+
+
+def registry_options(function: F) -> F:
+    """Add --registry and --store."""
+    for option, name, text in (
+        ("--store", "store", "Folder that holds the blobs.  [env: LENSREG_STORE]"),
+        ("--registry", "url", "Database: path of a SQLite file, or postgresql://…  [env: LENSREG_URL]"),
+    ):
+        function = click.option(
+            option, name, metavar="WHERE", help=text, expose_value=False, callback=_keep(name), is_eager=True
+        )(function)
+    return function
+
+
+def output_option(*formats: str) -> Callable[[F], F]:
+    """Add --output with these formats; the first is the default."""
+    return click.option(
+        "-o",
+        "--output",
+        type=click.Choice(formats),
+        default=formats[0],
+        show_default=True,
+        callback=_keep("output"),
+        expose_value=False,
+        is_eager=True,
+        help="How to print the result.",
+    )
+
+
+def _complete(what: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+        from registry.errors import RegistryError
+
+        try:
+            registry = ctx.ensure_object(Session).open()
+            name, at, _ = incomplete.partition("@")
+            if not at:
+                found = [model.name for model in registry.models()]
+            elif what == "alias":
+                found = [span.ref for span in registry.aliases(name)]
+            else:
+                versions = registry.history(name)
+                found = [version.ref for version in versions]
+                found += [f"{name}@{alias}" for version in versions for alias in version.aliases]
+        except RegistryError:
+            return []
+        return [one for one in found if one.startswith(incomplete)]
+
+    return complete
+
+
+def ref_argument(name: str = "ref", what: str = "version") -> Callable[[F], F]:
+    """Add the argument REF (or NAME, or NAME@ALIAS), completed from what is registered."""
+    return click.argument(name, metavar=name.upper(), shell_complete=_complete(what))
+
+
+def parse_tags(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    """Turn K=V pairs into a dict."""
+    tags = {}
+    for value in values:
+        key, equals, text = value.partition("=")
+        if not equals:
+            raise click.BadParameter(f"{value!r} is not KEY=VALUE.")
+        tags[key] = text
+    return tags

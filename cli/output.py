@@ -1,0 +1,197 @@
+"""Print results: a table for people, JSON and CSV for programs, ids for pipes. stdout is data, stderr the rest.
+
+JSON carries `schema_version`; its keys are a contract (tests/test_cli_json.py). Only tables shorten.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from registry.errors import RegistryError
+
+SCHEMA_VERSION = 1
+PIPE_WIDTH = 200
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table: its heading, and the row's key that it shows."""
+
+    heading: str
+    key: str
+    right: bool = False
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], output: str, empty: str, key: str) -> None:
+    """Print rows in the chosen format; `key` is what `ids` prints, `empty` what people read if there are none."""
+    if output == "json":
+        print_json({"rows": list(rows)})
+    elif output == "ids":
+        for row in rows:
+            click.echo(row[key])
+    elif output == "csv":
+        writer = csv.DictWriter(sys.stdout, fieldnames=list(rows[0]) if rows else [column.key for column in columns])
+        writer.writeheader()
+        writer.writerows({name: _csv_cell(value) for name, value in row.items()} for row in rows)
+    elif rows:
+        _print_table(rows, columns)
+    else:
+        click.echo(empty, err=True)
+
+
+def print_card(title: str, facts: Mapping[str, str | None]) -> None:
+    """Print one thing's facts, a line each; None is left out."""
+    from rich.text import Text
+
+    console = stdout()
+    console.print(Text(clean(title), style="bold"), soft_wrap=True)
+    shown = {name: value for name, value in facts.items() if value is not None}
+    width = max(map(len, shown), default=0)
+    for name, value in shown.items():
+        first, *more = clean(value).split("\n")
+        console.print(Text.assemble((f"  {name:<{width}}  ", "dim"), first), soft_wrap=True)
+        for line in more:
+            console.print(Text(" " * (width + 4) + line), soft_wrap=True)
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """Print one JSON object with the version of its schema."""
+    click.echo(json.dumps({"schema_version": SCHEMA_VERSION, **value}, default=_encode, indent=2, allow_nan=False))
+
+
+def print_error(error: RegistryError, output: str, console: Console | None = None) -> None:
+    """Print an error on stderr (or `console`): one line, and the table of differences where there is one."""
+    if output == "json":
+        fields = {"code": error.code, "message": error.message, "hint": error.hint, **error.fields}
+        click.echo(json.dumps({"schema_version": SCHEMA_VERSION, "error": fields}, default=_encode), err=True)
+        return
+    from rich.text import Text
+
+    differences = error.fields.get("differences")
+    console = console or stderr()
+    line = Text.assemble(("error", "bold red"), (f"[{error.code}] ", "red"), clean(error.message))
+    if not differences and error.hint:
+        line.append(f" {clean(error.hint)}")
+    console.print(line, soft_wrap=True)
+    if differences:
+        console.print()
+        _print_differences(console, differences)
+        console.print()
+        if error.hint:
+            console.print(Text(clean(error.hint)), soft_wrap=True)
+
+
+def print_note(text: str) -> None:
+    """Print a remark for people on stderr."""
+    from rich.text import Text
+
+    stderr().print(Text(clean(text)), soft_wrap=True)
+
+
+def clean(text: str) -> str:
+    """Replace control characters, which could move the cursor or forge lines."""
+    return "".join(character if character.isprintable() or character == "\n" else "\ufffd" for character in text)
+
+
+def stdout() -> Console:
+    """Return a console on stdout; in a pipe it neither colours nor cuts."""
+    return _console(sys.stdout)
+
+
+def stderr() -> Console:
+    """Return a console on stderr."""
+    return _console(sys.stderr)
+
+
+def format_parameters(count: int | None) -> str:
+    """Write a number of parameters as people say it: 134.5M."""
+    if count is None:
+        return ""
+    for limit, unit in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if count >= limit:
+            return f"{count / limit:.4g}{unit}"
+    return str(count)
+
+
+def format_size(n_bytes: int) -> str:
+    """Write a size in decimal units: 538.1 MB."""
+    from rich.filesize import decimal
+
+    return decimal(n_bytes)
+
+
+def format_instant(instant: datetime | None) -> str:
+    """Write an instant to the minute, in UTC."""
+    return f"{instant:%Y-%m-%d %H:%M}" if instant else ""
+
+
+def format_value(value: Any) -> str:
+    """Write an architecture field's value; None is a field that is not there."""
+    if value is None:
+        return "—"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = [column for column in columns if any(row[column.key] not in (None, "", (), []) for row in rows)]
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for column in shown:
+        table.add_column(column.heading, justify="right" if column.right else "left", overflow="ellipsis", no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(clean(_table_cell(row[column.key]))) for column in shown))
+    stdout().print(table)
+
+
+def _print_differences(console: Console, differences: Sequence[Mapping[str, Any]]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 3, 0, 2))
+    for heading in ("field", "in config.json", "parent", "checkpoint"):
+        table.add_column(heading, overflow="fold")
+    for one in differences:
+        cells = (one["field"], one["config_key"] or "", format_value(one["parent"]), format_value(one["checkpoint"]))
+        table.add_row(*(Text(clean(cell)) for cell in cells))
+    console.print(table)
+
+
+def _table_cell(value: Any) -> str:
+    if isinstance(value, datetime):
+        return format_instant(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value))
+    return "" if value is None else str(value)
+
+
+def _csv_cell(value: Any) -> str:
+    """Write a cell so that no spreadsheet takes it for a formula."""
+    text = value.isoformat() if isinstance(value, datetime) else _table_cell(value)
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    raise TypeError(f"no JSON for {type(value)}")
+
+
+def _console(stream: Any) -> Console:
+    from rich.console import Console
+
+    return Console(file=stream, highlight=False, width=None if stream.isatty() else PIPE_WIDTH)

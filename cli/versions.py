@@ -1,0 +1,219 @@
+"""Look at models and versions, and take versions out of use: ls, show, history, path, retire, restore."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cli.options import Session, output_option, ref_argument, registry_options
+from cli.output import Column, format_instant, format_parameters, format_size, print_card, print_json, print_rows
+
+if TYPE_CHECKING:
+    from registry.versions import Version, VersionSummary
+
+
+@click.command()
+@output_option("table", "json", "csv", "ids")
+@registry_options
+@click.pass_obj
+def ls(session: Session) -> None:
+    """List the models, each with its newest version."""
+    rows = [
+        {
+            "model": one.name,
+            "newest": one.newest,
+            "n_versions": one.n_versions,
+            "family": one.family,
+            "n_parameters": one.n_parameters,
+            "parameters": format_parameters(one.n_parameters),
+            "verified": one.verified,
+            "created_at": one.created_at,
+        }
+        for one in session.open().models()
+    ]
+    columns = [
+        Column("model", "model"),
+        Column("newest", "newest"),
+        Column("versions", "n_versions", right=True),
+        Column("family", "family"),
+        Column("parameters", "parameters", right=True),
+        Column("verified", "verified"),
+        Column("since", "created_at"),
+    ]
+    print_rows(
+        _plain(rows, session), columns, session.output, "Nothing is registered yet. See: lensreg add --help", "model"
+    )
+
+
+@click.command()
+@ref_argument("name")
+@output_option("table", "json", "csv", "ids")
+@registry_options
+@click.pass_obj
+def history(session: Session, name: str) -> None:
+    """List all versions of the model NAME, newest first, retired ones too."""
+    rows = [summary_row(one) for one in session.open().history(name)]
+    columns = [
+        Column("version", "ref"),
+        Column("step", "step", right=True),
+        Column("parents", "parents"),
+        Column("aliases", "aliases"),
+        Column("verified", "verified"),
+        Column("weights", "weights"),
+        Column("size", "size", right=True),
+        Column("registered", "created_at"),
+        Column("retired", "retired_at"),
+        Column("note", "note"),
+    ]
+    print_rows(_plain(rows, session), columns, session.output, "", "ref")
+
+
+@click.command()
+@ref_argument()
+@output_option("table", "json")
+@registry_options
+@click.pass_obj
+def show(session: Session, ref: str) -> None:
+    """Show everything that is recorded of the version that REF means."""
+    version = session.open().version(ref)
+    if session.output == "json":
+        print_json(version_dict(version))
+        return
+    facts = describe_version(version)
+    facts["source"] = f"{version.source_location} ({version.source_kind})"
+    facts["files"] = "\n".join(
+        f"{file.name}  {format_size(file.size_bytes)}  sha256:{file.digest[:16]}" for file in version.files
+    )
+    print_card(version.ref + (" (retired)" if version.retired_at else ""), facts)
+
+
+@click.command()
+@ref_argument()
+@output_option("table", "json")
+@registry_options
+@click.pass_obj
+def path(session: Session, ref: str) -> None:
+    """Print a folder with the version's files under their own names, for other tools to read.
+
+    The files are links into the store: read them, never write them.
+    """
+    folder = str(session.open().path(ref))
+    if session.output == "json":
+        print_json({"path": folder})
+    else:
+        click.echo(folder)
+
+
+@click.command()
+@ref_argument()
+@click.option("--force", is_flag=True, help="Even while aliases (they are removed) or descendants depend on it.")
+@click.option("--reason", metavar="TEXT", help="Why, for the audit trail.")
+@registry_options
+@click.pass_obj
+def retire(session: Session, ref: str, force: bool, reason: str | None) -> None:
+    """Take a version out of use: bare names pass it by and loading it is refused. Nothing is deleted."""
+    click.echo(f"retired {session.open().retire(ref, force=force, reason=reason).ref}")
+
+
+@click.command()
+@ref_argument()
+@registry_options
+@click.pass_obj
+def restore(session: Session, ref: str) -> None:
+    """Put a retired version back to use."""
+    click.echo(f"restored {session.open().restore(ref).ref}")
+
+
+def summary_row(one: VersionSummary) -> dict[str, Any]:
+    """Make a row of a version's summary, with `version` as an integer."""
+    return {
+        "model": one.model,
+        "version": one.number,
+        "ref": one.ref,
+        "step": one.step,
+        "family": one.family,
+        "n_parameters": one.n_parameters,
+        "size_bytes": one.size_bytes,
+        "size": format_size(one.size_bytes),
+        "weights_digest": one.weights_digest,
+        "weights": one.weights_digest[:12],
+        "verified": one.verified,
+        "parents": list(one.parents),
+        "aliases": list(one.aliases),
+        "note": one.note,
+        "created_at": one.created_at,
+        "retired_at": one.retired_at,
+    }
+
+
+def version_facts(version: Version) -> dict[str, str | None]:
+    """Give what tells a version from others, for a card."""
+    fields = version.architecture
+    return {
+        "step": None if version.step is None else f"{version.step}",
+        "weights": f"sha256:{version.weights_digest[:16]}  {format_parameters(version.n_parameters)} parameters, "
+        f"{version.dtype}, {format_size(version.size_bytes)}",
+        "architecture": f"{version.family}  d_model {fields['d_model']}, n_layers {fields['n_layers']}, "
+        f"n_heads {fields['n_heads']}, d_vocab {fields['d_vocab']}  (sha256:{version.fingerprint[:16]})",
+        "registered": f"{format_instant(version.created_at)} UTC",
+    }
+
+
+def describe_version(version: Version) -> dict[str, str | None]:
+    """Give a version's facts as people read them, for a card."""
+    parents = []
+    for parent in version.parents:
+        admitted = ", ".join(
+            f"{one['field']} {one['parent']} → {one['checkpoint']}" for one in parent.admitted_differences
+        )
+        parents.append(f"{parent.ref} ({parent.relation})" + (f", admitted: {admitted}" if admitted else ""))
+    return {
+        **version_facts(version),
+        "parent": "\n".join(parents) or None,
+        "parity": _recorded_parity(version),
+        "aliases": ", ".join(version.aliases) or None,
+        "tags": ", ".join(f"{key}={value}" for key, value in version.tags.items()) or None,
+        "note": version.note,
+        "findings": "\n".join(finding["message"] for finding in version.findings) or None,
+    }
+
+
+def describe_parity(parity: Mapping[str, Any]) -> str:
+    """Write a parity measurement in one line."""
+    return (
+        f"raw {parity['raw']:.1e}, processed {parity['processed']:.1e}; bound {parity['bound']:.1e}, "
+        f"noise floor {parity['noise_floor']:.1e} ({parity['dtype']}, {parity['n_tokens']} tokens)"
+    )
+
+
+def version_dict(version: Version) -> dict[str, Any]:
+    """Give a version as plain data, with `version` as an integer."""
+    record = asdict(version)
+    number = record.pop("number")
+    return {"ref": version.ref, "version": number, "verified": version.is_verified, **record}
+
+
+def _recorded_parity(version: Version) -> str:
+    measured = version.parity
+    if not measured:
+        return "not verified: parity was not measured"
+    raw, processed = measured["raw"], measured["processed"]
+    return describe_parity(
+        {
+            "raw": raw.value,
+            "processed": processed.value,
+            "bound": raw.bound,
+            "noise_floor": raw.details["noise_floor"],
+            "dtype": raw.dtype,
+            "n_tokens": raw.n_samples,
+        }
+    )
+
+
+def _plain(rows: list[dict[str, Any]], session: Session) -> list[dict[str, Any]]:
+    """Leave out of data what is there for tables only."""
+    for_tables = set() if session.output == "table" else {"parameters", "size", "weights"}
+    return [{key: value for key, value in row.items() if key not in for_tables} for row in rows]

@@ -1,0 +1,268 @@
+"""The command as people and scripts use it: output, exit codes, errors in one line, help for everything."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from cli.main import COMMANDS, main
+from docs.write_cli_reference import PAGE, start_context, walk_commands, write_reference
+from tests.checkpoints import edit_config
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one call of the command came to."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Run = Callable[..., Answer]
+
+
+@pytest.fixture
+def run(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Return a function that runs `lensreg` in a fresh registry, on SQLite and on Postgres."""
+    monkeypatch.setenv("LENSREG_URL", database_url)
+    monkeypatch.setenv("LENSREG_STORE", str(tmp_path / "store"))
+
+    def run_command(*arguments: str | Path) -> Answer:
+        capsys.readouterr()
+        code: Any = 0
+        try:
+            main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            code = stop.code or 0
+        out, err = capsys.readouterr()
+        return Answer(code, out, err)
+
+    return run_command
+
+
+@pytest.fixture(scope="module")
+def base(make_checkpoint: Callable[..., Path]) -> Path:
+    return make_checkpoint("gpt2")
+
+
+@pytest.fixture(scope="module")
+def tuned(make_checkpoint: Callable[..., Path]) -> Path:
+    return make_checkpoint("gpt2", seed=1)
+
+
+@pytest.fixture
+def populated(run: Run, base: Path, tuned: Path) -> Run:
+    """A registry with a base model and its fine-tune, unverified to be quick."""
+    assert run("add", "org/base", base, "--no-verify").code == 0
+    added = run("add", "tuned", tuned, "--no-verify", "--parent", "org/base", "--step", "10", "--tag", "a=b")
+    assert added.code == 0
+    return run
+
+
+def test_the_way_through(run: Run, base: Path, tuned: Path) -> None:
+    added = run("add", "base", base, "--note", "the first")
+    assert added.code == 0 and "registered base@v1" in added.out and "noise floor" in added.out
+    again = run("add", "base", base)
+    assert again.code == 0 and "holds this already" in again.out
+    assert run("add", "tuned", tuned, "--parent", "base", "--step", "5").code == 0
+    assert run("alias", "set", "tuned@best", "tuned@step-5").out == "tuned@best is tuned@v1\n"
+    tree = run("lineage", "tuned")
+    assert tree.out.splitlines()[0].startswith("base@v1")
+    assert "└── tuned@v1  finetuned  step 5  @best" in tree.out
+    folder = Path(run("path", "tuned@best").out.strip())
+    assert (folder / "model.safetensors").read_bytes() == (tuned / "model.safetensors").read_bytes()
+    refused = run("retire", "tuned")
+    assert refused.code == 1 and "tuned@best" in refused.err
+    assert run("retire", "tuned", "--force").code == 0
+    assert run("show", "tuned").code == 1
+    assert "(retired)" in run("show", "tuned@v1").out
+    assert run("restore", "tuned@v1").out == "restored tuned@v1\n"
+    assert run("audit", "verify").code == 0
+
+
+def test_a_mismatch_is_a_table_on_stderr_and_exit_code_1(populated: Run, make_checkpoint: Callable[..., Path]) -> None:
+    wrong = edit_config(make_checkpoint("gpt2", seed=2), n_head=8)
+    refused = populated("add", "wrong", wrong, "--parent", "org/base")
+    assert (refused.code, refused.out) == (1, "")
+    rows = [line.split() for line in refused.err.splitlines()]
+    assert ["n_heads", "n_head", "4", "8"] in rows
+    assert "--allow n_heads" in refused.err
+    assert "wrong" not in populated("ls").out
+    as_json = json.loads(populated("add", "wrong", wrong, "--parent", "org/base", "-o", "json").err)
+    assert as_json["error"]["code"] == "architecture-mismatch"
+    assert {"field": "n_heads", "config_key": "n_head", "parent": 4, "checkpoint": 8} in as_json["error"]["differences"]
+
+
+def test_a_dry_run_answers_without_writing(run: Run, base: Path, tmp_path: Path) -> None:
+    answer = run("add", "base", base, "--dry-run")
+    assert answer.code == 0 and "nothing was written" in answer.out
+    assert run("ls", "-o", "ids").out == ""
+    assert not (tmp_path / "store").exists()
+
+
+SUMMARY_KEYS = {
+    "model", "version", "ref", "step", "family", "n_parameters", "size_bytes", "weights_digest", "verified",
+    "parents", "aliases", "note", "created_at", "retired_at",
+}  # fmt: skip
+LINEAGE_KEYS = SUMMARY_KEYS - {"size_bytes", "aliases", "note"} | {"direction", "depth", "relations"}
+JSON_KEYS = {
+    ("ls",): {"model", "newest", "n_versions", "family", "n_parameters", "verified", "created_at"},
+    ("history", "tuned"): SUMMARY_KEYS,
+    ("lineage", "tuned", "--up"): LINEAGE_KEYS,
+    ("lineage", "org/base", "--down"): LINEAGE_KEYS,
+    ("alias", "list"): {"alias", "model", "ref", "set_at", "removed_at"},
+    ("audit", "log"): {
+        "sequence", "at", "actor", "action", "subject", "details", "environment", "previous_digest", "digest",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", JSON_KEYS)
+def test_the_keys_of_json_rows_are_a_contract(populated: Run, command: tuple[str, ...]) -> None:
+    populated("alias", "set", "tuned@best", "tuned")
+    answer = populated(*command, "--output", "json").json
+    assert answer["schema_version"] == 1
+    assert answer["rows"]
+    assert all(set(row) == JSON_KEYS[command] for row in answer["rows"])
+
+
+def test_the_keys_of_json_objects_are_a_contract(populated: Run, tuned: Path) -> None:
+    shown = populated("show", "tuned", "-o", "json").json
+    assert type(shown["version"]) is int
+    assert set(shown) == {
+        "schema_version", "ref", "version", "verified", "model", "step", "family", "fingerprint", "architecture",
+        "weights_digest", "vocabulary_digest", "layout", "dtype", "n_parameters", "size_bytes", "source_kind",
+        "source_location", "note", "findings", "created_at", "retired_at", "files", "parents", "aliases", "tags",
+        "validations",
+    }  # fmt: skip
+    added = populated("add", "tuned", tuned, "-o", "json").json
+    assert set(added) == {
+        "schema_version", "outcome", "model", "version", "ref", "weights_digest", "fingerprint", "n_parameters",
+        "admitted_differences", "parity", "findings",
+    }  # fmt: skip
+    assert set(populated("path", "tuned", "-o", "json").json) == {"schema_version", "path"}
+    assert set(populated("audit", "verify", "-o", "json").json) == {"schema_version", "ok", "n_events", "head", "fault"}
+    status = {"schema_version", "database", "store", "schema", "needed_schema"}
+    assert set(populated("db", "status", "-o", "json").json) == status
+
+
+def test_versions_are_integers_and_ids_are_refs(populated: Run) -> None:
+    assert [row["version"] for row in populated("history", "tuned", "-o", "json").json["rows"]] == [1]
+    assert populated("history", "tuned", "-o", "ids").out == "tuned@v1\n"
+    assert populated("lineage", "tuned", "--up", "-o", "ids").out == "org/base@v1\n"
+    assert populated("ls", "-o", "ids").out == "org/base\ntuned\n"
+
+
+def test_csv_is_whole_and_no_cell_is_a_formula(run: Run, base: Path) -> None:
+    run("add", "base", base, "--no-verify", "--note", '=HYPERLINK("http://x")')
+    (row,) = csv.DictReader(io.StringIO(run("history", "base", "-o", "csv").out))
+    assert row["note"] == '\'=HYPERLINK("http://x")'
+    assert len(row["weights_digest"]) == 64
+
+
+def test_control_characters_never_reach_the_terminal(run: Run, base: Path) -> None:
+    run("add", "base", base, "--no-verify", "--note", "fine\x1b[2Jgone\rforged")
+    assert not {"\x1b", "\r"} & set(run("show", "base").out + run("history", "base").out)
+
+
+ERRORS = {
+    "unknown-ref": ("show", "tunde"),
+    "invalid-ref": ("show", "../etc"),
+    "invalid-name": ("add", "a/b/c", "."),
+    "source-not-found": ("add", "x", "/nowhere/at/all"),
+    "unsupported-source": ("add", "x", __file__),
+    "unknown-field": ("add", "x", ".", "--allow", "n_haeds"),
+    "invalid-input": ("add", "x", ".", "--relation", "cousin"),
+}
+
+
+@pytest.mark.parametrize("code", ERRORS)
+def test_errors_are_one_line_with_code_and_hint(populated: Run, code: str) -> None:
+    answer = populated(*ERRORS[code])
+    assert (answer.code, answer.out) == (1, "")
+    (line,) = answer.err.splitlines()
+    assert line.startswith(f"error[{code}] ")
+    assert "Traceback" not in line
+
+
+def test_a_miss_says_did_you_mean(populated: Run) -> None:
+    assert "Did you mean tuned?" in populated("show", "tunde").err
+    assert "tuned@v1" in populated("show", "tuned@v7").err
+    assert "Did you mean n_heads?" in populated("add", "x", ".", "--allow", "n_haeds").err
+
+
+@pytest.mark.parametrize(
+    "arguments", [("ad",), ("add", "x"), ("show",), ("ls", "-o", "xml"), ("add", "x", ".", "--tag", "a")]
+)
+def test_wrong_usage_is_exit_code_2(run: Run, arguments: tuple[str, ...]) -> None:
+    assert run(*arguments).code == 2
+
+
+def test_an_unreachable_database_is_one_line(run: Run) -> None:
+    answer = run("ls", "--registry", "postgresql://nobody@127.0.0.1:1/none")
+    assert answer.code == 1
+    assert answer.err.startswith("error[database-unavailable] ") and len(answer.err.splitlines()) == 1
+
+
+def test_a_broken_audit_trail_is_exit_code_3(tmp_path: Path, base: Path, run: Run) -> None:
+    where = ("--registry", str(tmp_path / "other.db"))
+    assert run("add", "base", base, "--no-verify", *where).code == 0
+    with sqlite3.connect(tmp_path / "other.db") as connection:
+        connection.execute("UPDATE events SET actor = 'somebody else'")
+    connection.close()
+    answer = run("audit", "verify", *where)
+    assert answer.code == 3 and "event 1 was altered" in answer.err
+
+
+def test_aliases_have_a_history(populated: Run, base: Path) -> None:
+    populated("alias", "set", "tuned@best", "tuned")
+    populated("alias", "remove", "tuned@best")
+    assert populated("alias", "list", "-o", "ids").out == ""
+    (row,) = populated("alias", "list", "tuned@best", "--history", "-o", "json").json["rows"]
+    assert row["removed_at"] > row["set_at"]
+
+
+def test_every_command_has_help_and_its_parameters_too() -> None:
+    for name, context in walk_commands(start_context()):
+        assert context.command.help, f"{name} has no help"
+        for parameter in context.command.params:
+            if isinstance(parameter, click.Option):
+                assert parameter.help, f"{name} {parameter.name} has no help"
+
+
+def test_every_command_is_documented_and_the_page_is_current() -> None:
+    page = PAGE.read_text()
+    assert page == write_reference(), "docs/cli.md is out of date: make docs"
+    assert all(f"## `lensreg {name}`" in page for name in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--help",), ("ls",), ("path", "tuned"), ("show", "tuned"), ("lineage", "tuned")]
+)
+def test_commands_that_touch_no_tensors_import_no_torch(populated: Run, arguments: tuple[str, ...]) -> None:
+    code = (
+        "import sys, cli.main\n"
+        "try: cli.main.main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'transformer_lens'} & set(sys.modules)\n"
+        "if '--help' in sys.argv: heavy |= {'sqlalchemy', 'rich'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,142 @@
+"""Lineage: who came from whom, however wide or deep."""
+
+from __future__ import annotations
+
+import itertools
+import time
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from registry import Lineage, Registry, UnknownRef
+from registry.lineage import Edge
+from tests.records import record, record_all, record_copies
+
+
+def _ancestors(lineage: Lineage) -> list[tuple[str, int]]:
+    return [(one.version.ref, one.depth) for one in lineage.ancestors()]
+
+
+def _descendants(lineage: Lineage) -> list[tuple[str, int]]:
+    return [(one.version.ref, one.depth) for one in lineage.descendants()]
+
+
+def test_a_chain(any_registry: Registry) -> None:
+    record(any_registry, "base")
+    record(any_registry, "tuned", parents=["base"])
+    record(any_registry, "tuned", parents=["tuned@v1"], relation="continued")
+    record(any_registry, "bystander")
+    lineage = any_registry.lineage("tuned@v1")
+    assert lineage.ref == "tuned@v1"
+    assert _ancestors(lineage) == [("base@v1", 1)]
+    assert _descendants(lineage) == [("tuned@v2", 1)]
+    assert lineage.edges == (Edge("base@v1", "tuned@v1", "finetuned"), Edge("tuned@v1", "tuned@v2", "continued"))
+    assert sorted(lineage.versions) == ["base@v1", "tuned@v1", "tuned@v2"]
+    assert any_registry.version("tuned@v2").parents[0].relation == "continued"
+    assert any_registry.history("tuned")[0].parents == ("tuned@v1",)
+
+
+def test_a_version_by_itself(any_registry: Registry) -> None:
+    record(any_registry, "base")
+    lineage = any_registry.lineage("base")
+    assert (lineage.ancestors(), lineage.descendants(), lineage.edges) == ([], [], ())
+    assert list(lineage.versions) == ["base@v1"]
+    with pytest.raises(UnknownRef):
+        any_registry.lineage("nobody")
+
+
+def test_a_diamond_with_a_short_cut(any_registry: Registry) -> None:
+    """Ways of three, two and one step: a → b → c → merged, a → d → merged, a → merged."""
+    for name, parents in [("a", []), ("b", ["a"]), ("c", ["b"]), ("d", ["a"]), ("merged", ["c", "d", "a"])]:
+        record(any_registry, name, parents=parents, relation="merged" if len(parents) > 1 else "finetuned")
+    assert _ancestors(any_registry.lineage("merged")) == [("a@v1", 1), ("c@v1", 1), ("d@v1", 1), ("b@v1", 2)]
+    assert sorted(_descendants(any_registry.lineage("a"))) == [("b@v1", 1), ("c@v1", 2), ("d@v1", 1), ("merged@v1", 1)]
+    edges = any_registry.lineage("merged").edges
+    assert len(edges) == 6 == len(set(edges))
+    assert {edge.relation for edge in edges if edge.child == "merged@v1"} == {"merged"}
+    assert [parent.ref for parent in any_registry.version("merged").parents] == ["a@v1", "c@v1", "d@v1"]
+
+
+def test_up_and_down_can_be_had_by_themselves(any_registry: Registry) -> None:
+    record_all(any_registry, {"model": "a"}, {"model": "b", "parents": ["a"]}, {"model": "c", "parents": ["b"]})
+    up = any_registry.lineage("b", down=False)
+    assert (_ancestors(up), _descendants(up)) == ([("a@v1", 1)], [])
+    down = any_registry.lineage("b", up=False)
+    assert (_ancestors(down), _descendants(down)) == ([], [("c@v1", 1)])
+    neither = any_registry.lineage("b", up=False, down=False)
+    assert (list(neither.versions), neither.edges) == (["b@v1"], ())
+
+
+def test_a_sibling_is_no_relative(any_registry: Registry) -> None:
+    record_all(any_registry, {"model": "a"}, {"model": "b", "parents": ["a"]}, {"model": "c", "parents": ["a"]})
+    assert sorted(any_registry.lineage("b").versions) == ["a@v1", "b@v1"]
+
+
+def test_retired_versions_stay_in_the_lineage(any_registry: Registry) -> None:
+    record_all(any_registry, {"model": "a"}, {"model": "b", "parents": ["a"]}, {"model": "c", "parents": ["b"]})
+    any_registry.retire("b", force=True)
+    (b, a) = any_registry.lineage("c").ancestors()
+    assert (b.version.ref, b.version.retired_at is None, a.version.ref) == ("b@v1", False, "a@v1")
+
+
+def test_it_is_shown_as_html_without_letting_markup_through(any_registry: Registry) -> None:
+    record_all(any_registry, {"model": "a"}, {"model": "b", "parents": ["a"]})
+    html = any_registry.lineage("b")._repr_html_()
+    assert "<td>a@v1</td><td>finetuned</td><td>b@v1</td>" in html
+
+
+def test_a_thousand_generations_are_read_at_once(any_registry: Registry) -> None:
+    record_copies(any_registry, "m", 1000, chain=True)
+    started = time.perf_counter()
+    lineage = any_registry.lineage("m@v500")
+    seconds = time.perf_counter() - started
+    assert _ancestors(lineage) == [(f"m@v{number}", 500 - number) for number in range(499, 0, -1)]
+    assert _descendants(lineage) == [(f"m@v{number}", number - 500) for number in range(501, 1001)]
+    assert seconds < 3, "a query for every generation would take longer"
+
+
+@st.composite
+def _graphs(draw: st.DrawFn) -> list[list[int]]:
+    """For each version, which of the earlier ones are its parents."""
+    n = draw(st.integers(1, 10))
+    return [draw(st.lists(st.integers(0, child - 1), unique=True, max_size=4)) if child else [] for child in range(n)]
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(graph=_graphs(), start=st.integers(0, 9))
+def test_any_graph_is_walked_as_a_plain_search_walks_it(
+    any_registry: Registry, graph: list[list[int]], start: int
+) -> None:
+    start %= len(graph)
+    model = f"m{next(_serial)}"
+    record_all(
+        any_registry,
+        *({"model": model, "parents": [f"{model}@v{one + 1}" for one in parents]} for parents in graph),
+    )
+    children = [[child for child, parents in enumerate(graph) if one in parents] for one in range(len(graph))]
+    lineage = any_registry.lineage(f"{model}@v{start + 1}")
+    for edges, found in ((graph, _ancestors(lineage)), (children, _descendants(lineage))):
+        assert dict(found) == {f"{model}@v{one + 1}": depth for one, depth in _search(edges, start).items()}
+        assert [depth for _, depth in found] == sorted(depth for _, depth in found), "nearest first"
+    above, below = {start, *_search(graph, start)}, {start, *_search(children, start)}
+    expected = {(parent, child) for child in above for parent in graph[child]}
+    expected |= {(parent, child) for parent in below for child in children[parent]}
+    assert {(edge.parent, edge.child) for edge in lineage.edges} == {
+        (f"{model}@v{parent + 1}", f"{model}@v{child + 1}") for parent, child in expected
+    }
+
+
+_serial = itertools.count()
+
+
+def _search(edges: list[list[int]], start: int) -> dict[int, int]:
+    """Return how many steps away everything is that can be reached."""
+    depths, frontier = {start: 0}, [start]
+    for depth in itertools.count(1):
+        frontier = list({other for one in frontier for other in edges[one]} - set(depths))
+        if not frontier:
+            break
+        depths |= dict.fromkeys(frontier, depth)
+    del depths[start]
+    return depths
