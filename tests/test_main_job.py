@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from registry import ArchitectureMismatch, Registry
+from registry.errors import InvalidInput
 from tests.checkpoints import edit_config
 
 MakeCheckpoint = Callable[..., Path]
@@ -64,3 +65,36 @@ def test_lineage_is_there_to_be_asked(any_registry: Registry, make_checkpoint: M
     lineage = any_registry.lineage("tuned@step-200")
     assert [(one.version.ref, one.depth) for one in lineage.ancestors()] == [("tuned@v1", 1), ("base@v1", 2)]
     assert [one.version.ref for one in any_registry.lineage("base").descendants()] == ["tuned@v1", "tuned@v2"]
+
+
+def test_the_wanted_dtype_and_single_flags_are_honoured(registry: Registry, make_checkpoint: MakeCheckpoint) -> None:
+    registry.register("base", make_checkpoint("llama"), verify=True)
+    exact = registry.load("base", dtype="float64")
+    short = registry.load("base", dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in short.parameters()} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in exact.parameters()} == {torch.float64}
+    difference = (exact.W_E - short.W_E.double()).detach()
+    assert 0 < float(difference.abs().max()) < 0.02
+    only_centred = registry.load("base", processed=False, center_unembed=True)
+    assert only_centred.cfg.normalization_type == "RMS"
+    assert float(only_centred.W_U.detach().mean(-1).abs().max()) < 1e-6
+    with pytest.raises(InvalidInput):
+        registry.load("base", dtype="int8")
+
+
+def test_what_was_not_verified_says_so(registry: Registry, make_checkpoint: MakeCheckpoint) -> None:
+    done = registry.register("base", make_checkpoint("gpt2"), verify=False)
+    assert done.version is not None and not done.version.is_verified and done.version.validations == ()
+    with pytest.warns(UserWarning, match="base@v1 was registered without verification"):
+        registry.load("base")
+
+
+def test_identical_weights_under_another_name_or_step_are_pointed_out(
+    registry: Registry, make_checkpoint: MakeCheckpoint
+) -> None:
+    folder = make_checkpoint("gpt2")
+    registry.register("run", folder, step=1)
+    other_step = registry.register("run", folder, step=2)
+    other_name = registry.register("copy", folder)
+    assert [finding.code for finding in other_step.findings] == ["identical-weights"]
+    assert "run@v1, run@v2" in other_name.findings[0].message

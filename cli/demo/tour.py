@@ -26,7 +26,7 @@ STEPS = 20
     "--folder", type=click.Path(path_type=Path), default=Path(".demo"), show_default=True, help="Where to work."
 )
 def demo(folder: Path) -> None:
-    """Take the tour: a real model (SmolLM2, 135M), about three minutes, 2 GB in a folder of its own."""
+    """Take the tour: a real model (SmolLM2, 135M), about two minutes, 2 GB in a folder of its own."""
     workshop = folder / "lensreg-tour"  # of the last tour; nothing else in the folder is touched
     shutil.rmtree(workshop, ignore_errors=True)
     workshop.mkdir(parents=True)
