@@ -85,10 +85,10 @@ def read_events(connection: Connection, subject: str | None = None, limit: int |
 
 def verify_chain(connection: Connection) -> ChainFault | None:
     """Walk the chain from its beginning and return the first fault, or None."""
-    previous, sequence = GENESIS, 0
+    previous = GENESIS
     as_text = [cast(one, Text).label(one.name) if isinstance(one.type, JSON) else one for one in events.c]
-    for row in connection.execute(select(*as_text).order_by(events.c.sequence)):
-        sequence += 1
+    rows = connection.execute(select(*as_text).order_by(events.c.sequence))
+    for sequence, row in enumerate(rows, start=1):
         if row.sequence < sequence:
             return ChainFault(row.sequence, f"event {row.sequence} comes before the first")
         if row.sequence > sequence:
@@ -122,7 +122,8 @@ def _digest(row: Mapping[str, Any]) -> str:
 def _digest_as_read(row: Row[Any]) -> str | None:
     """Digest a row whose JSON is still text; None if it holds what no event can."""
     try:
-        return _digest({**row._asdict(), "details": json.loads(row.details), "environment": json.loads(row.environment)})
+        read = {name: json.loads(getattr(row, name)) for name in ("details", "environment")}
+        return _digest({**row._asdict(), **read})
     except (ValueError, TypeError, RecursionError):
         return None
 

@@ -58,7 +58,8 @@ class Database:
         self._engine = _make_engine(self.url, self._frozen)
         self._writer = self._engine.execution_options(**{_WRITES: True})
         self._reader = self._engine if self.is_sqlite else self._engine.execution_options(**_ONE_MOMENT)
-        self._lock = filelock.FileLock(f"{self.url.database}.lock", timeout=BUSY_SECONDS) if self.is_sqlite else None
+        self._lock = self._make_lock()
+        _databases.add(self)
 
     @property
     def is_sqlite(self) -> bool:
@@ -131,6 +132,14 @@ class Database:
                 hint="Point --registry or $LENSREG_HOME at a folder you may write to.",
             ) from error
 
+    def leave_to_parent(self) -> None:
+        """Forget, in a forked child, what is the parent's: two processes on one connection read each other's rows."""
+        self._engine.dispose(close=False)
+        self._lock = self._make_lock()
+
+    def _make_lock(self) -> filelock.BaseFileLock | None:
+        return filelock.FileLock(f"{self.url.database}.lock", timeout=BUSY_SECONDS) if self.is_sqlite else None
+
     @contextlib.contextmanager
     def typed_errors(self) -> Iterator[None]:
         """Turn the driver's errors, and those of damaged rows, into ours."""
@@ -185,7 +194,6 @@ def _make_engine(url: URL, frozen: Path | None) -> Engine:
         engine = sqlalchemy.create_engine(url, connect_args={"timeout": BUSY_SECONDS}, **options)
         event.listen(engine, "connect", _set_up_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
-    _engines.add(engine)
     return engine
 
 
@@ -253,14 +261,11 @@ def _type_error(database: Database, error: sqlalchemy.exc.DBAPIError) -> Registr
     )
 
 
-_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+def _leave_all_to_parent() -> None:
+    for database in _databases:
+        database.leave_to_parent()
 
 
-def _forget_connections() -> None:
-    """Leave a parent process's connections to it; two processes on one connection read each other's answers."""
-    for engine in _engines:
-        engine.dispose(close=False)
-
-
+_databases: weakref.WeakSet[Database] = weakref.WeakSet()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_connections)
+    os.register_at_fork(after_in_child=_leave_all_to_parent)

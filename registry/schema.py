@@ -9,6 +9,7 @@ when there is something to do.
 from __future__ import annotations
 
 import contextlib
+import io
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,7 +78,7 @@ def make_alembic_config() -> Config:
 
     inside_wheel = Path(__file__).parent / "migrations"
     folder = inside_wheel if inside_wheel.is_dir() else Path(__file__).parent.parent / "migrations"
-    config = Config()
+    config = Config(stdout=io.StringIO())  # it would print to the stdout of the moment when Alembic was imported
     config.set_main_option("script_location", str(folder).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
     return config

@@ -68,7 +68,7 @@ def attach_tokenizer(network: HookedTransformer, tokenizer: PreTrainedTokenizerB
 
 
 def _prepends_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Say whether text comes out with BOS before it; one that only appends EOS, which may be the same token, does not."""
+    """Say whether text comes out with BOS before it; appending EOS, which may be the same token, does not count."""
     plain, whole = (tokenizer.encode("a b", add_special_tokens=special) for special in (False, True))
     return len(whole) > len(plain) and whole[: 1 + len(plain)] == [tokenizer.bos_token_id, *plain]
 

@@ -8,7 +8,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformer_lens import HookedTransformerConfig
 
@@ -114,6 +114,7 @@ fields = st.fixed_dictionaries(
 )
 
 
+@settings(deadline=None)
 @given(fields, st.randoms(use_true_random=False))
 def test_the_fingerprint_does_not_depend_on_the_order_in_which_fields_are_given(
     given_fields: dict[str, Any], chance: Any
@@ -126,6 +127,7 @@ def test_the_fingerprint_does_not_depend_on_the_order_in_which_fields_are_given(
     assert len(one.fingerprint) == 64 and int(one.fingerprint, 16) >= 0
 
 
+@settings(deadline=None)
 @given(fields)
 def test_an_architecture_survives_json(given_fields: dict[str, Any]) -> None:
     """It is kept as JSON in the database, and must come back as the same."""
@@ -136,6 +138,7 @@ def test_an_architecture_survives_json(given_fields: dict[str, Any]) -> None:
     assert find_differences(architecture, again) == ()
 
 
+@settings(deadline=None)
 @given(fields, fields)
 def test_fingerprints_are_equal_exactly_when_nothing_differs(one: dict[str, Any], other: dict[str, Any]) -> None:
     parent, child = describe_architecture(**one), describe_architecture(**other)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -140,3 +142,12 @@ def _search(edges: list[list[int]], start: int) -> dict[int, int]:
         depths |= dict.fromkeys(frontier, depth)
     del depths[start]
     return depths
+
+
+def test_two_refs_to_one_parent_make_one_edge(any_registry: Registry, make_checkpoint: Callable[..., Path]) -> None:
+    any_registry.register("base", make_checkpoint("gpt2"), verify=False)
+    any_registry.set_alias("base@best", "base")
+    parents = ["base", "base@v1", "base@best"]
+    done = any_registry.register("tuned", make_checkpoint("gpt2", seed=1), parent=parents, verify=False)
+    assert done.version is not None
+    assert [(parent.ref, parent.relation) for parent in done.version.parents] == [("base@v1", "finetuned")]

@@ -54,7 +54,7 @@ class Family:
     """Buffers that older releases saved among the weights; they are no weights."""
 
     def canonical_names(self, names: Iterable[str]) -> dict[str, str]:
-        """Map the names of a checkpoint's tensors to those that transformers writes today; ignored buffers are left out.
+        """Map the names of a checkpoint's tensors to those that transformers writes today, without ignored buffers.
 
         Raises WeightsMismatch for two names of one tensor, of which nobody can say which one counts.
         """

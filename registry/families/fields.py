@@ -53,7 +53,8 @@ SHARED: Mapping[str, Field] = {
         typical_p repetition_penalty length_penalty diversity_penalty no_repeat_ngram_size num_return_sequences
         encoder_no_repeat_ngram_size bad_words_ids output_scores return_dict_in_generate forced_bos_token_id
         forced_eos_token_id remove_invalid_values exponential_decay_length_penalty suppress_tokens
-        begin_suppress_tokens use_cache
+        begin_suppress_tokens use_cache epsilon_cutoff eta_cutoff encoder_repetition_penalty num_assistant_tokens
+        num_assistant_tokens_schedule assistant_confidence_threshold assistant_lookbehind target_lookbehind
         """,
     ),
     **_all_neutral(

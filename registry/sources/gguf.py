@@ -49,7 +49,7 @@ _CONFIG_FIELDS: Mapping[str, Mapping[str, str]] = {
     },
 }
 # for these, llama.cpp and config.json have the same value when they are absent; no other may be absent
-_HAVE_DEFAULTS = {"head_dim", "rope_theta", "vocab_size"}
+_HAVE_DEFAULTS = {"head_dim", "num_key_value_heads", "rope_theta", "vocab_size"}
 _NO_TOKENIZER = (None, "none", "no_vocab")
 _HINT = "Register the Hugging Face checkpoint that it was made from."
 

@@ -136,9 +136,9 @@ class LocalStore:
         with self._typed_errors():
             if not folder.is_dir():
                 self._make_folder(folder, links)
-            found = {path.name: path for path in folder.iterdir()}
+            found = {path.name: str(path.readlink()) if path.is_symlink() else "" for path in folder.iterdir()}
             for name, digest in listing:
-                if name not in found or not found[name].is_symlink() or os.readlink(found.pop(name)) != links[name]:
+                if found.pop(name, "") != links[name]:
                     raise _refuse_altered(folder, name, digest)
             if found:
                 raise _refuse_altered(folder, min(found), listing[0][1])
@@ -149,7 +149,7 @@ class LocalStore:
             fresh = staging / folder.name
             fresh.mkdir()
             for name, target in links.items():
-                if Path(name).name != name:
+                if Path(name).name != name or name in ("", "..") or "\x00" in name:
                     raise StorageError(f"{name!r} is no file name.", hint="The record was altered; restore a backup.")
                 (fresh / name).symlink_to(target)
             folder.parent.mkdir(parents=True, exist_ok=True)

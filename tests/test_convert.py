@@ -1,0 +1,321 @@
+"""Conversion: bit-identical to transformer-lens's own recipe, guarded where that would be wrong, and safe to edit."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformer_lens import HookedTransformer, HookedTransformerConfig
+from transformer_lens.pretrained.weight_conversions import convert_gpt2_weights, convert_llama_weights
+from transformers import AutoModelForCausalLM
+
+from registry import Registry
+from registry.architecture import Architecture, describe_architecture
+from registry.convert import RAW, Processing, check_finite, convert_network, convert_weights, guard_processing
+from registry.errors import UnusableWeights, WeightsMismatch
+from registry.families import FAMILIES
+from registry.networks import make_hooked_config, make_hooked_network
+from tests.contents import read_contents
+from tests.opened import Opened, read_checkpoint
+
+MakeCheckpoint = Callable[..., Path]
+
+NAMES = [family.name for family in FAMILIES.values()]
+TOKENS = torch.arange(60).reshape(2, 30) * 3 % 211
+
+# written by hand from the configs in tests/checkpoints.py, as HAZARDS.md §1.2 does it
+BY_HAND: dict[str, dict[str, Any]] = {
+    "gpt2": {
+        "n_layers": 2, "d_model": 64, "n_heads": 4, "d_head": 16, "d_mlp": 256, "d_vocab": 211, "n_ctx": 96,
+        "eps": 1e-5, "act_fn": "gelu_new", "normalization_type": "LN", "original_architecture": "GPT2LMHeadModel",
+    },
+    "llama": {
+        "n_layers": 2, "d_model": 64, "n_heads": 4, "d_head": 16, "d_mlp": 112, "d_vocab": 211, "n_ctx": 96,
+        "eps": 1e-6, "act_fn": "silu", "normalization_type": "RMS", "original_architecture": "LlamaForCausalLM",
+        "n_key_value_heads": 2, "positional_embedding_type": "rotary", "rotary_dim": 16, "rotary_base": 10000.0,
+        "rotary_adjacent_pairs": False, "final_rms": True, "gated_mlp": True,
+    },
+}  # fmt: skip
+CONVERTERS = {"gpt2": convert_gpt2_weights, "llama": convert_llama_weights}
+PROCESSINGS = {
+    "raw": RAW,
+    "default": Processing(),
+    "folded": Processing(True, False, False, False),
+    "writing": Processing(False, True, False, False),
+    "unembed": Processing(False, False, True, False),
+    "values": Processing(False, False, False, True),
+}
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def opened(request: pytest.FixtureRequest, make_checkpoint: MakeCheckpoint) -> Opened:
+    """A checkpoint of each family, as registering reads it."""
+    return read_checkpoint(make_checkpoint(request.param, tokenizer=False, seed=5))
+
+
+def convert(opened: Opened, processing: Processing, dtype: torch.dtype = torch.float32) -> HookedTransformer:
+    source = opened.build()
+    return convert_network(source, opened.family, opened.architecture, processing, dtype=dtype)
+
+
+@pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("processing", PROCESSINGS.values(), ids=PROCESSINGS)
+def test_conversion_is_bit_identical_to_the_recipe_of_transformer_lens(opened: Opened, processing: Processing) -> None:
+    """The recipe of HAZARDS.md §1.2: HookedTransformer(cfg), its converter, load_and_process_state_dict."""
+    name = opened.family.name
+    cfg = HookedTransformerConfig(**BY_HAND[name], device="cpu", dtype=torch.float32)
+    theirs = HookedTransformer(cfg, move_to_device=False)
+    source = AutoModelForCausalLM.from_pretrained(opened.files[0].parent, dtype=torch.float32)
+    theirs.load_and_process_state_dict(CONVERTERS[name](source, cfg), **vars(processing))
+    ours = convert(opened, processing)
+
+    with torch.inference_mode():
+        expected, cache = theirs.eval().run_with_cache(TOKENS)
+        logits, our_cache = ours.run_with_cache(TOKENS)
+    assert torch.equal(logits, expected)
+    assert set(our_cache) == set(cache)
+    for hook, activation in cache.items():
+        assert torch.equal(our_cache[hook], activation), hook
+    parameters = dict(theirs.named_parameters())
+    assert {key for key, _ in ours.named_parameters()} == set(parameters)
+    for key, parameter in ours.named_parameters():
+        assert torch.equal(parameter, parameters[key]), key
+
+
+def test_every_activation_is_computed_after_processing_too(opened: Opened) -> None:
+    """Processing must change weights, not what the network computes."""
+    raw, processed = convert(opened, RAW), convert(opened, Processing())
+    assert not any("ln" in name for name, _ in processed.named_parameters())
+    assert any("ln" in name for name, _ in raw.named_parameters())
+    with torch.inference_mode():
+        one, other = raw(TOKENS).log_softmax(-1), processed(TOKENS).log_softmax(-1)
+    assert float((one - other).abs().max()) < 1e-4
+    assert not torch.equal(raw.W_U, processed.W_U)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_the_network_is_cast_whole_after_processing(opened: Opened, dtype: torch.dtype) -> None:
+    network = convert(opened, Processing(), dtype)
+    assert network.cfg.dtype == dtype
+    assert {parameter.dtype for parameter in network.parameters()} == {dtype}
+    reference = dict(convert(opened, Processing()).named_parameters())
+    for key, parameter in network.named_parameters():
+        assert torch.equal(parameter, reference[key].to(dtype)), key
+    with torch.inference_mode():
+        assert network(TOKENS).dtype == dtype
+
+
+@pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated:DeprecationWarning")
+def test_buffers_are_made_from_the_config_and_none_is_left_empty(opened: Opened) -> None:
+    network = convert(opened, RAW)
+    assert not any(tensor.is_meta for tensor in [*network.parameters(), *network.buffers()])
+    fresh = HookedTransformer(HookedTransformerConfig(**BY_HAND[opened.family.name], device="cpu"))
+    buffers = dict(network.named_buffers())
+    for key, buffer in fresh.named_buffers():
+        assert key.endswith(".mask") or torch.equal(buffers[key], buffer), key
+
+
+# --- guards
+
+
+PLAIN: dict[str, Any] = {
+    "d_model": 8, "n_layers": 1, "n_heads": 1, "d_head": 8, "d_mlp": 8, "d_vocab": 9, "n_ctx": 8, "act_fn": "relu",
+    "normalization_type": "RMS", "eps": 1e-5, "positional_embedding_type": "standard", "tie_word_embeddings": False,
+}  # fmt: skip
+EVERYTHING = Processing(refactor_factored_attn_matrices=True)
+
+
+@pytest.mark.parametrize(
+    ("fields", "turned_off"),
+    [
+        ({}, set()),
+        ({"block_variant": "olmo2"}, {"fold_ln", "center_writing_weights"}),
+        ({"block_variant": "olmo3"}, {"fold_ln", "center_writing_weights"}),
+        ({"output_logits_soft_cap": 30.0}, {"center_unembed"}),
+        ({"attn_scores_soft_cap": 50.0}, set()),
+        ({"use_attention_sinks": True}, {"fold_value_biases"}),
+        (
+            {"positional_embedding_type": "rotary", "rotary_base": 1e4},
+            {"refactor_factored_attn_matrices"},
+        ),
+        (
+            {"block_variant": "olmo2", "output_logits_soft_cap": 30.0, "use_attention_sinks": True},
+            {"fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases"},
+        ),
+    ],
+)
+def test_processing_that_would_change_the_function_is_turned_off(fields: dict[str, Any], turned_off: set[str]) -> None:
+    architecture = describe_architecture(**PLAIN | fields)
+    guarded = guard_processing(architecture, EVERYTHING)
+    assert set(EVERYTHING.active) - set(guarded.active) == turned_off
+    assert guard_processing(architecture, RAW) == RAW
+    assert guard_processing(architecture, guarded) == guarded
+
+
+def test_refactoring_is_done_for_learned_positions_and_left_out_for_rotary_ones(
+    registry: Registry, make_checkpoint: MakeCheckpoint
+) -> None:
+    registry.register("gpt2", make_checkpoint("gpt2"))
+    registry.register("llama", make_checkpoint("llama"))
+    plain = registry.load("gpt2")
+    refactored = registry.load("gpt2", refactor_factored_attn_matrices=True)
+    assert not torch.allclose(plain.W_Q, refactored.W_Q)
+    with torch.inference_mode():
+        difference = plain(TOKENS).log_softmax(-1) - refactored(TOKENS).log_softmax(-1)
+    assert float(difference.abs().max()) < 1e-4
+    with pytest.warns(UserWarning, match=r"refactor_factored_attn_matrices would change what llama@v1 computes"):
+        left_alone = registry.load("llama", refactor_factored_attn_matrices=True)
+    assert torch.equal(left_alone.W_Q, registry.load("llama").W_Q)
+
+
+# --- strictness
+
+
+@pytest.fixture
+def hooked(opened: Opened) -> tuple[HookedTransformerConfig, dict[str, torch.Tensor]]:
+    """A config and the state dict that belongs to it."""
+    source = opened.build()
+    cfg = make_hooked_config(opened.architecture, opened.family, folded=False, dtype=torch.float32, device="cpu")
+    return cfg, convert_weights(source, opened.family, opened.architecture, RAW)
+
+
+def test_exactly_the_hooked_tensors_are_taken(hooked: tuple[HookedTransformerConfig, dict[str, torch.Tensor]]) -> None:
+    """transformer-lens itself fills what is missing with what it has, and drops what it does not know, silently."""
+    cfg, tensors = hooked
+    make_hooked_network(cfg, tensors)
+    for name in tensors:
+        with pytest.raises(WeightsMismatch) as refused:
+            make_hooked_network(cfg, {other: tensor for other, tensor in tensors.items() if other != name})
+        assert refused.value.missing == (name,)
+
+
+@pytest.mark.parametrize(
+    "extra", ["blocks.2.attn.W_Q", "blocks.0.attn.lora_A", "module.embed.W_E", "blocks.0.attn.mask"]
+)
+def test_a_hooked_tensor_too_many_is_refused(
+    hooked: tuple[HookedTransformerConfig, dict[str, torch.Tensor]], extra: str
+) -> None:
+    cfg, tensors = hooked
+    with pytest.raises(WeightsMismatch) as refused:
+        make_hooked_network(cfg, {**tensors, extra: torch.zeros(1)})
+    assert refused.value.left_over == (extra,)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda tensor: tensor[:-1], lambda tensor: tensor.double(), lambda tensor: tensor.to(torch.int8)]
+)
+def test_a_hooked_tensor_of_another_shape_or_kind_is_refused(
+    hooked: tuple[HookedTransformerConfig, dict[str, torch.Tensor]],
+    change: Callable[[torch.Tensor], torch.Tensor],
+) -> None:
+    cfg, tensors = hooked
+    with pytest.raises(WeightsMismatch) as refused:
+        make_hooked_network(cfg, {**tensors, "blocks.1.mlp.W_in": change(tensors["blocks.1.mlp.W_in"])})
+    assert refused.value.misshapen == ("blocks.1.mlp.W_in",)
+
+
+def test_an_architecture_that_does_not_fit_the_tensors_is_refused(opened: Opened) -> None:
+    """Converted with other norms or another MLP than its own, it lacks tensors or has too many."""
+    source = opened.build()
+    other_norm = "RMS" if opened.architecture["normalization_type"] == "LN" else "LN"
+    for change in ({"normalization_type": other_norm}, {"gated_mlp": not opened.architecture["gated_mlp"]}):
+        wrong = Architecture({**opened.architecture.fields, **change})
+        with pytest.raises(WeightsMismatch):
+            convert_network(source, opened.family, wrong, RAW, dtype=torch.float32)
+
+
+# --- NaN and infinities
+
+
+BAD_PLACES = [
+    # c_attn is Q, K and V side by side: (d_model, 3·d_model)
+    ("gpt2", "transformer.h.0.attn.c_attn.weight", (3, 5)),
+    ("gpt2", "transformer.h.1.attn.c_attn.weight", (3, 70)),
+    ("gpt2", "transformer.h.0.attn.c_attn.bias", (5,)),
+    ("gpt2", "transformer.h.1.mlp.c_proj.weight", (0, 0)),
+    ("gpt2", "transformer.wpe.weight", (95, 63)),
+    ("gpt2", "transformer.ln_f.weight", (0,)),
+    ("llama", "model.layers.0.self_attn.q_proj.weight", (1, 1)),
+    ("llama", "model.layers.1.self_attn.k_proj.weight", (31, 63)),
+    ("llama", "model.layers.1.mlp.gate_proj.weight", (0, 0)),
+    ("llama", "lm_head.weight", (210, 0)),
+]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    folder = tmp_path_factory.mktemp("convert")
+    registry = Registry(str(folder / "registry.db"), folder / "store")
+    yield registry
+    registry.close()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(("name", "tensor", "place"), BAD_PLACES)
+def test_a_single_number_that_is_none_is_refused(
+    name: str, tensor: str, place: tuple[int, ...], value: float, shared: Registry, make_checkpoint: MakeCheckpoint
+) -> None:
+    """In W_Q and W_K, HookedTransformer would hide it and compute something else (HAZARDS.md §2.5)."""
+    file = make_checkpoint(name, tokenizer=False) / "model.safetensors"
+    tensors = load_file(file)
+    tensors[tensor][place] = value
+    save_file(tensors, file, metadata={"format": "pt"})
+    before = read_contents(shared)
+    for verify in (True, False):
+        with pytest.raises(UnusableWeights) as refused:
+            shared.register("diverged", file.parent, verify=verify)
+        assert tensor in refused.value.tensors
+    assert read_contents(shared) == before
+
+
+def test_the_largest_finite_numbers_are_not_refused() -> None:
+    check_finite({"a": torch.tensor([torch.finfo(torch.float32).max, -torch.finfo(torch.float32).max, 0.0])})
+
+
+# --- a loaded network is nobody else's
+
+
+@pytest.mark.parametrize("processed", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("name", NAMES)
+def test_editing_one_parameter_changes_no_other_and_no_file(
+    name: str, dtype: str, processed: bool, shared: Registry, make_checkpoint: MakeCheckpoint
+) -> None:
+    """Above all W_E and W_U of tied embeddings, which are one tensor in the file."""
+    model = f"tied/{name}"
+    shared.register(model, make_checkpoint(name, tie_word_embeddings=True))
+    files = {path.resolve(): hashlib.sha256(path.read_bytes()).hexdigest() for path in shared.path(model).iterdir()}
+    network, untouched = (shared.load(model, processed=processed, dtype=dtype) for _ in range(2))
+    reference = {key: parameter.detach().clone() for key, parameter in network.named_parameters()}
+    with torch.no_grad():
+        for key, parameter in network.named_parameters():
+            parameter.add_(1.0)
+            for other, value in network.named_parameters():
+                assert other == key or torch.equal(value, reference[other]), f"{key} and {other} share memory"
+            parameter.copy_(reference[key])
+        for parameter in network.parameters():
+            parameter.fill_(7.0)
+    for key, parameter in untouched.named_parameters():
+        assert torch.equal(parameter, reference[key]), key
+    for path, digest in files.items():
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == digest
+    again = dict(shared.load(model, processed=processed, dtype=dtype).named_parameters())
+    assert all(torch.equal(again[key], value) for key, value in reference.items())
+
+
+def test_a_loaded_network_can_be_trained(shared: Registry, make_checkpoint: MakeCheckpoint) -> None:
+    shared.register("trained", make_checkpoint("gpt2"))
+    network = shared.load("trained", processed=False)
+    before = network.blocks[0].mlp.W_in.detach().clone()
+    optimiser = torch.optim.SGD(network.parameters(), lr=0.1)
+    network(TOKENS, return_type="loss").backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
+    optimiser.step()
+    assert not torch.equal(network.blocks[0].mlp.W_in, before)
+    assert torch.equal(shared.load("trained", processed=False).blocks[0].mlp.W_in, before)

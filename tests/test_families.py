@@ -1,0 +1,409 @@
+"""Families: they know every field of transformers, convert to the same function, and a wrong conversion is caught."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from transformers import GenerationConfig, LlamaConfig, PreTrainedConfig
+
+from registry import Registry
+from registry.architecture import describe_architecture, find_differences
+from registry.errors import MalformedArtifact, ParityFailure, UnsupportedConfig, UnsupportedFamily
+from registry.families import FAMILIES, find_family, find_family_by_name
+from registry.families.family import Family
+from registry.families.fields import SHARED
+from registry.families.rope import DEFAULT_THETA
+from registry.networks import make_config
+from registry.verify import make_probe, refuse_disparity
+from tests.checkpoints import edit_config
+from tests.opened import read_checkpoint
+
+MakeCheckpoint = Callable[..., Path]
+
+NAMES = [family.name for family in FAMILIES.values()]
+
+
+def config_class(family: Family) -> type[PreTrainedConfig]:
+    found: type[PreTrainedConfig] = getattr(transformers, family.config_class_name)
+    return found
+
+
+def declared(family: Family) -> set[str]:
+    return {*SHARED, *family.fields, *family.spellings}
+
+
+# --- completeness: a new release of transformers cannot slip a new meaning in
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_field_of_the_config_class_is_declared(name: str) -> None:
+    family = find_family_by_name(name)
+    fields = {field.name for field in dataclasses.fields(config_class(family))}
+    assert {field.name for field in dataclasses.fields(PreTrainedConfig)} <= fields
+    assert fields <= declared(family)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_key_that_transformers_writes_is_declared(name: str, tmp_path: Path) -> None:
+    family = find_family_by_name(name)
+    config = config_class(family)()
+    config.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert {*written, *config.to_dict(), *config.to_diff_dict()} <= declared(family)
+    # older releases wrote how to sample into config.json
+    assert {*GenerationConfig._get_default_generation_params()} <= declared(family)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_field_that_is_left_out_means_what_it_means_to_transformers(name: str) -> None:
+    family = find_family_by_name(name)
+    defaults = {field.name: field.default for field in dataclasses.fields(config_class(family))}
+    ours = {key: rule.default for key, rule in family.fields.items() if rule.role == "used" and key in defaults}
+    assert ours == {key: defaults[key] for key in ours}
+    # what is no field of transformers any more, it takes among its keyword arguments
+    rest = {key for key, rule in family.fields.items() if rule.role == "used"} - set(defaults)
+    assert rest <= {"rope_scaling", "rope_theta"}
+    assert LlamaConfig.default_theta == DEFAULT_THETA
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_field_with_one_legal_value_has_it_in_transformers(name: str) -> None:
+    """Or transformers does not have the field at all, and what it does is what the value says."""
+    family = find_family_by_name(name)
+    defaults = config_class(family)().to_dict()
+    for key, rule in {**SHARED, **family.fields}.items():
+        if rule.role == "only" and key in defaults:
+            assert defaults[key] == rule.default, key
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_other_spellings_are_those_of_transformers(name: str) -> None:
+    family = find_family_by_name(name)
+    assert dict(family.spellings) == config_class(family).attribute_map
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_rebuilt_config_is_the_one_that_was_read(name: str, make_checkpoint: MakeCheckpoint) -> None:
+    """Only checked values go into it; whatever else config.json says stays outside."""
+    folder = edit_config(make_checkpoint(name), _attn_implementation_internal="evil/kernel", use_cache=False)
+    opened = read_checkpoint(folder)
+    rebuilt = make_config(opened.family, opened.values).to_dict()
+    original = config_class(opened.family).from_pretrained(folder).to_dict()
+    used = {key for key, rule in opened.family.fields.items() if rule.role == "used"} & set(original)
+    assert {key: rebuilt[key] for key in used} == {key: original[key] for key in used}
+    assert rebuilt["use_cache"] is True
+    assert "evil" not in json.dumps(rebuilt)
+
+
+# --- one function, one architecture
+
+SAME = [
+    ("gpt2", {}, {"n_inner": 256}),
+    ("gpt2", {}, {"n_head": None, "num_attention_heads": 4}),
+    ("gpt2", {}, {"n_positions": None, "max_position_embeddings": 96, "n_ctx": 77}),
+    ("gpt2", {}, {"activation_function": "gelu_pytorch_tanh"}),
+    ("gpt2", {}, {"activation_function": "gelu_fast"}),
+    ("gpt2", {}, {"resid_pdrop": 0.5, "summary_type": "mean", "bos_token_id": 7, "torch_dtype": "float16"}),
+    ("gpt2", {}, {"temperature": 0.1, "id2label": {"0": "no"}, "reorder_and_upcast_attn": True}),
+    ("gpt2", {"scale_attn_weights": True}, {"scale_attn_weights": None}),
+    ("llama", {}, {"head_dim": 16}),
+    ("llama", {"num_key_value_heads": 4}, {"num_key_value_heads": None}),
+    ("llama", {}, {"hidden_act": "swish"}),
+    ("llama", {}, {"rope_parameters": None}),
+    ("llama", {}, {"rope_parameters": None, "rope_theta": 10000, "rope_scaling": None}),
+    ("llama", {}, {"rope_theta": 10000.0}),
+    ("llama", {}, {"pretraining_tp": 4, "attention_dropout": 0.1, "attention_bias": False, "mlp_bias": False}),
+    (
+        "llama",
+        {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5}},
+        {"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2}, "rope_theta": 500000},
+    ),
+    (
+        "llama",
+        {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 96}},
+        {"rope_parameters": {"rope_type": "yarn", "factor": 4, "beta_fast": 32, "beta_slow": None, "truncate": True}},
+    ),
+    (
+        "llama",
+        {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 24}},
+        {
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "factor": 4.0,
+                "original_max_position_embeddings": 24.0,
+                "attention_factor": 0.1 * math.log(4) + 1,
+            }
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "config", "changes"), SAME)
+def test_what_computes_the_same_has_the_same_fingerprint(
+    name: str, config: dict[str, Any], changes: dict[str, Any], make_checkpoint: MakeCheckpoint
+) -> None:
+    folder = make_checkpoint(name, tokenizer=False, **config)
+    plain = read_checkpoint(folder).architecture
+    edited = read_checkpoint(edit_config(folder, **changes)).architecture
+    assert find_differences(plain, edited) == ()
+    assert plain.fingerprint == edited.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("config", "error", "text"),
+    [
+        ({}, MalformedArtifact, "architectures is None"),
+        ({"architectures": None}, MalformedArtifact, "architectures is None"),
+        ({"architectures": []}, MalformedArtifact, "architectures is []"),
+        ({"architectures": "GPT2LMHeadModel"}, MalformedArtifact, "architectures is 'GPT2LMHeadModel'"),
+        ({"architectures": [["GPT2LMHeadModel"]]}, MalformedArtifact, "architectures is"),
+        ({"architectures": ["GPT2LMHeadModel", "LlamaForCausalLM"]}, MalformedArtifact, "architectures is"),
+        ({"architectures": ["GPT2LMHeadModel"], "model_type": "llama"}, MalformedArtifact, "model_type 'llama'"),
+        ({"architectures": ["GPT2LMHeadModel"], "model_type": ["gpt2"]}, MalformedArtifact, "model_type"),
+        ({"architectures": ["StableLmForCausalLM"]}, UnsupportedFamily, "StableLmForCausalLM"),
+        ({"architectures": ["GPT2LMHead"]}, UnsupportedFamily, "Did you mean GPT2LMHeadModel?"),
+        ({"architectures": ["GPT2ForSequenceClassification"]}, UnsupportedFamily, "cannot be converted"),
+        ({"architectures": ["LlamaModel"]}, UnsupportedFamily, "cannot be converted"),
+    ],
+)
+def test_the_family_is_what_config_json_says_and_nothing_else(
+    config: dict[str, Any], error: type[MalformedArtifact], text: str
+) -> None:
+    with pytest.raises(error) as refused:
+        find_family(config)
+    assert text in str(refused.value)
+
+
+def test_a_family_that_this_release_does_not_know_is_refused() -> None:
+    with pytest.raises(UnsupportedFamily, match="Update lens-registry"):
+        find_family_by_name("mamba9")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "field"),
+    [
+        ("gpt2", {"n_head": 5}, "n_head"),
+        ("gpt2", {"activation_function": "quick_gelu"}, "activation_function"),
+        ("llama", {"num_attention_heads": 5}, "num_attention_heads"),
+        ("llama", {"num_key_value_heads": 3}, "num_key_value_heads"),
+        ("llama", {"head_dim": 15}, "head_dim"),
+        ("llama", {"hidden_act": "relu2"}, "hidden_act"),
+        ("llama", {"rope_parameters": {"rope_type": "linear"}}, "rope_parameters"),
+        ("llama", {"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters"),
+        ("llama", {"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "rope_parameters"),
+        ("llama", {"rope_parameters": {"rope_type": "default", "factor": 8.0}}, "rope_parameters"),
+    ],
+)
+def test_numbers_that_no_network_has_are_refused(
+    name: str, changes: dict[str, Any], field: str, make_checkpoint: MakeCheckpoint
+) -> None:
+    with pytest.raises(UnsupportedConfig) as refused:
+        read_checkpoint(edit_config(make_checkpoint(name, tokenizer=False), **changes))
+    assert refused.value.field == field
+
+
+# --- parity, over a grid of configs; DESIGN.md §7 has the bounds
+
+LONG = {"max_position_embeddings": 1024}
+
+
+def scaled(kind: str, theta: float = 1e4, **factors: float) -> dict[str, Any]:
+    return LONG | {"rope_parameters": {"rope_type": kind, "rope_theta": theta, **factors}}
+
+
+GRID = [
+    ("gpt2", {}),
+    ("gpt2", {"n_inner": 100}),
+    ("gpt2", {"n_head": 1, "n_embd": 48}),
+    ("gpt2", {"n_head": 16, "n_layer": 3}),
+    *(("gpt2", {"activation_function": name}) for name in ("gelu", "gelu_new", "gelu_fast", "relu", "silu", "swish")),
+    ("gpt2", {"scale_attn_weights": False}),
+    ("gpt2", {"scale_attn_by_inverse_layer_idx": True, "n_layer": 4}),
+    ("gpt2", {"scale_attn_weights": False, "scale_attn_by_inverse_layer_idx": True}),
+    ("gpt2", {"tie_word_embeddings": False}),
+    ("gpt2", {"layer_norm_epsilon": 0.3}),
+    ("gpt2", {"layer_norm_epsilon": 1e-12}),
+    ("gpt2", {"n_positions": 8}),
+    ("gpt2", {"vocab_size": 17}),
+    ("llama", {}),
+    ("llama", {"num_key_value_heads": 1}),
+    ("llama", {"num_key_value_heads": 4}),
+    ("llama", {"head_dim": 8}),
+    ("llama", {"head_dim": 40, "num_key_value_heads": 4}),
+    ("llama", {"intermediate_size": 50, "num_hidden_layers": 3}),
+    *(("llama", {"hidden_act": name}) for name in ("gelu", "gelu_pytorch_tanh", "relu")),
+    ("llama", {"tie_word_embeddings": True}),
+    ("llama", {"rms_norm_eps": 0.3}),
+    ("llama", {"rms_norm_eps": 1e-12}),
+    ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 777.5}}),
+    ("llama", scaled("linear", factor=4.0)),
+    ("llama", scaled("linear", factor=2.5, theta=5e5) | {"num_key_value_heads": 1}),
+    (
+        "llama",
+        scaled("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=128),
+    ),
+    (
+        "llama",
+        scaled(
+            "llama3",
+            theta=5e5,
+            factor=32.0,
+            low_freq_factor=1.0,
+            high_freq_factor=4.0,
+            original_max_position_embeddings=256,
+        ),
+    ),
+    ("llama", scaled("yarn", factor=4.0, original_max_position_embeddings=128)),
+    ("llama", scaled("yarn", factor=4.0) | {"head_dim": 24}),
+    ("llama", scaled("yarn", factor=8.0, original_max_position_embeddings=128, truncate=False)),
+    ("llama", scaled("yarn", factor=8.0, original_max_position_embeddings=128, attention_factor=0.8)),
+    (
+        "llama",
+        scaled("yarn", factor=8.0, original_max_position_embeddings=128, beta_fast=20.0, beta_slow=3.0, theta=5e4),
+    ),
+    (
+        "llama",
+        scaled("yarn", factor=8.0, original_max_position_embeddings=128, mscale=1.3, mscale_all_dim=0.7),
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "config"), GRID)
+def test_a_right_conversion_is_within_the_bound_raw_and_processed(
+    name: str, config: dict[str, Any], make_checkpoint: MakeCheckpoint
+) -> None:
+    opened = read_checkpoint(make_checkpoint(name, tokenizer=False, seed=3, **config))
+    parity = opened.measure()
+    refuse_disparity(parity, "here")
+    assert parity.passed
+    assert parity.dtype == "float64"
+    assert parity.bound == max(1e-4, 10 * parity.noise_floor) == 1e-4
+    assert 0 < parity.noise_floor < 1e-4
+    assert 0 < parity.raw < 1e-4 and 0 < parity.processed < 1e-4
+    n_ctx = opened.architecture["n_ctx"]
+    is_scaled = config.get("rope_parameters", {}).get("rope_type", "default") != "default"
+    assert parity.n_tokens == 2 * min(n_ctx, 512 if is_scaled else 64)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parity_in_float32_has_its_own_bound(name: str, make_checkpoint: MakeCheckpoint) -> None:
+    parity = read_checkpoint(make_checkpoint(name, tokenizer=False)).measure(dtype=torch.float32)
+    assert parity.passed and parity.dtype == "float32" and parity.bound == 1e-3
+    assert 0 < parity.raw < 1e-3 and 0 < parity.noise_floor < 1e-4
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_was_measured_is_recorded(name: str, registry: Registry, make_checkpoint: MakeCheckpoint) -> None:
+    done = registry.register("base", make_checkpoint(name))
+    parity, recorded = done.parity, registry.version("base")
+    assert parity is not None and recorded.is_verified
+    assert {metric: row.value for metric, row in recorded.parity.items()} == {
+        "raw": parity.raw,
+        "processed": parity.processed,
+    }
+    for row in recorded.parity.values():
+        assert row.passed is True
+        assert (row.bound, row.unit, row.dtype) == (1e-4, "nats", "float64")
+        assert (row.n_samples, row.dataset_digest) == (parity.n_tokens, parity.probe_digest)
+        assert row.details["noise_floor"] == parity.noise_floor > 0
+        assert row.details["processing"] == list(parity.processing) and "fold_ln" in parity.processing
+        assert row.environment["versions"] == {
+            package: version(package) for package in ("torch", "transformers", "transformer-lens")
+        }
+
+
+def test_without_verification_nothing_is_recorded_as_measured(
+    registry: Registry, make_checkpoint: MakeCheckpoint
+) -> None:
+    done = registry.register("base", make_checkpoint("gpt2"), verify=False)
+    assert done.parity is None
+    assert registry.version("base").parity == {} and not registry.version("base").is_verified
+
+
+def test_the_probe_is_always_the_same_and_within_the_vocabulary(make_checkpoint: MakeCheckpoint) -> None:
+    architecture = read_checkpoint(make_checkpoint("gpt2", tokenizer=False)).architecture
+    probe = make_probe(architecture)
+    assert torch.equal(probe, make_probe(architecture))
+    assert probe.shape == (2, 64)
+    assert int(probe.min()) >= 0 and int(probe.max()) < architecture["d_vocab"]
+    assert len(set(probe.flatten().tolist())) > 50
+
+
+def test_the_probe_is_longer_than_a_window_but_not_than_the_context() -> None:
+    plain = {"d_model": 8, "n_layers": 1, "n_heads": 1, "d_head": 8, "d_mlp": 8, "d_vocab": 9, "act_fn": "relu"}
+    plain |= {"normalization_type": "LN", "eps": 1e-5, "tie_word_embeddings": False}
+    local = {"use_local_attn": True, "attn_types": ["local"], "window_size": 100}
+    for n_ctx, length in [(1024, 200), (150, 150)]:
+        architecture = describe_architecture(**plain, **local, n_ctx=n_ctx, positional_embedding_type="standard")
+        assert make_probe(architecture).shape == (2, length)
+
+
+# --- a wrong conversion is caught
+
+YARN = scaled("yarn", factor=4.0, original_max_position_embeddings=128)
+SMOOTH_YARN = scaled("yarn", factor=4.0, original_max_position_embeddings=1000, truncate=False)
+LLAMA3 = scaled("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=128)
+WRONG = [
+    # as far off as a wrong conversion may be to be seen: HAZARDS.md §2.7 measured these as the smallest
+    ("gpt2", {}, {"act_fn": "gelu"}, 1e-3),
+    ("gpt2", {}, {"eps": 1e-12}, 1e-4),
+    ("gpt2", {}, {"eps": 0.1}, 0.1),
+    ("gpt2", {}, {"act_fn": "relu"}, 0.1),
+    ("gpt2", {}, {"n_heads": 2, "n_key_value_heads": 2, "d_head": 32, "attn_scale": math.sqrt(32)}, 1.0),
+    ("gpt2", {}, {"attn_scale": 1.0}, 1.0),
+    ("gpt2", {}, {"attn_scale": math.sqrt(15)}, 0.01),
+    ("gpt2", {}, {"scale_attn_by_inverse_layer_idx": True}, 0.1),
+    ("gpt2", {}, {"attention_dir": "bidirectional"}, 0.1),
+    ("gpt2", {}, {"parallel_attn_mlp": True}, 0.1),
+    ("gpt2", {}, {"output_logits_soft_cap": 30.0}, 0.01),
+    ("gpt2", {}, {"attn_scores_soft_cap": 50.0}, 0.01),
+    ("llama", {}, {"eps": 1e-5}, 1e-4),
+    ("llama", {}, {"act_fn": "gelu"}, 0.1),
+    ("llama", {}, {"rotary_base": 10100.0}, 1e-3),
+    ("llama", {}, {"rotary_base": 5e5}, 0.1),
+    ("llama", {}, {"rotary_adjacent_pairs": True}, 0.1),
+    ("llama", {}, {"rotary_scaling_factor": 2.0}, 0.1),
+    ("llama", {}, {"attn_scale": 8.0}, 0.1),
+    ("llama", {}, {"use_local_attn": True, "window_size": 60, "attn_types": ["local", "local"]}, 1e-3),
+    ("llama", YARN, {"use_yarn_rope": False}, 0.1),
+    ("llama", YARN, {"yarn_attention_factor": 1.0}, 0.1),
+    ("llama", YARN, {"yarn_factor": 4.1}, 1e-3),
+    ("llama", SMOOTH_YARN, {"yarn_beta_fast": 16.0}, 1e-3),
+    ("llama", YARN, {"yarn_original_max_position_embeddings": 1024}, 0.01),
+    ("llama", LLAMA3, {"use_NTK_by_parts_rope": False}, 0.1),
+    ("llama", LLAMA3, {"NTK_by_parts_factor": 7.0}, 1e-3),
+    ("llama", LLAMA3, {"NTK_original_ctx_len": 256}, 1e-2),
+]
+
+
+@pytest.mark.parametrize(("name", "config", "changes", "at_least"), WRONG)
+def test_a_wrong_conversion_is_caught(
+    name: str, config: dict[str, Any], changes: dict[str, Any], at_least: float, make_checkpoint: MakeCheckpoint
+) -> None:
+    """The network is converted with an architecture that is not its own, as by a converter that ignores a field."""
+    opened = read_checkpoint(make_checkpoint(name, tokenizer=False, seed=3, **config))
+    wrong = describe_architecture(**{**opened.architecture.fields, **changes})
+    parity = opened.measure(wrong)
+    assert not parity.passed
+    assert min(parity.raw, parity.processed) > max(at_least, parity.bound)
+    with pytest.raises(ParityFailure, match="computes something else") as refused:
+        refuse_disparity(parity, "here")
+    assert refused.value.parity == parity
+    assert refused.value.fields["parity"]["raw"] == parity.raw
+
+
+def test_noise_that_would_hide_a_wrong_conversion_is_refused(make_checkpoint: MakeCheckpoint) -> None:
+    parity = read_checkpoint(make_checkpoint("gpt2", tokenizer=False)).measure()
+    for noise_floor in (2e-3, math.inf, math.nan):
+        noisy = dataclasses.replace(parity, noise_floor=noise_floor, bound=10 * noise_floor)
+        with pytest.raises(ParityFailure, match="its own two ways"):
+            refuse_disparity(noisy, "here")
