@@ -8,8 +8,8 @@ from sqlalchemy import Connection, select
 
 from registry.audit import append_event
 from registry.errors import InvalidInput, InvalidRef, UnknownRef
-from registry.query import refuse_retired, resolve_ref
 from registry.refs import check_model_name, find_similar, parse_ref
+from registry.resolve import refuse_retired, resolve_ref
 from registry.tables import aliases, models, versions
 from registry.versions import AliasSpan
 

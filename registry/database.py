@@ -1,8 +1,7 @@
-"""Engines and transactions: SQLite or Postgres, one code path.
+"""Transactions: SQLite or Postgres, one code path, and every error of theirs as one of ours.
 
 Every write transaction is exclusive from its first statement (`BEGIN IMMEDIATE` behind a file lock on SQLite, an
-advisory lock on Postgres), so that "read the newest, then insert" cannot race. Python's own transaction handling is
-switched off on SQLite: it begins too late, and commits DDL halfway through a migration.
+advisory lock on Postgres), so that "read the newest, then insert" cannot race.
 """
 
 from __future__ import annotations
@@ -10,21 +9,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
-import sqlite3
 import weakref
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote
 
 import filelock
 import sqlalchemy
-from sqlalchemy import Connection, Engine, event
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.pool import NullPool
+from sqlalchemy import Connection, Engine
 
+from registry import engines
+from registry.engines import WRITES, find_frozen, make_engine, parse_url, sign_frozen
 from registry.errors import (
     DatabaseError,
     DatabaseReadOnly,
@@ -34,29 +28,19 @@ from registry.errors import (
     StorageFull,
 )
 
-BUSY_SECONDS = 60
-CONNECT_SECONDS = 10
 # any fixed number of our own; all writers of one Postgres database queue behind it
 WRITER_LOCK = 0x1E45_0001
-_WRITES = "lensreg_writes"
 _ONE_MOMENT = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
-_DRIVERS = {
-    "sqlite": "sqlite",
-    "sqlite+pysqlite": "sqlite",
-    "postgres": "postgresql+psycopg",
-    "postgresql": "postgresql+psycopg",
-    "postgresql+psycopg": "postgresql+psycopg",
-}
 
 
 class Database:
     """One database: `read()` and `write()` give a connection in a transaction of that kind."""
 
     def __init__(self, url: str) -> None:
-        self.url = _parse_url(url)
-        self._frozen = _find_frozen(self.url)
-        self._engine = _make_engine(self.url, self._frozen)
-        self._writer = self._engine.execution_options(**{_WRITES: True})
+        self.url = parse_url(url)
+        self._frozen = find_frozen(self.url)
+        self._engine = make_engine(self.url, self._frozen)
+        self._writer = self._engine.execution_options(**{WRITES: True})
         self._reader = self._engine if self.is_sqlite else self._engine.execution_options(**_ONE_MOMENT)
         self._lock = self._make_lock()
         _databases.add(self)
@@ -72,10 +56,10 @@ class Database:
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
         """Give a connection whose reads are of one moment."""
-        before = _sign_frozen(self._frozen)
+        before = sign_frozen(self._frozen)
         with self.typed_errors(), self._reader.begin() as connection:
             yield connection
-        if before and _sign_frozen(self._frozen) != before:
+        if before and sign_frozen(self._frozen) != before:
             raise RegistryBusy(f"{self} was written to while it was being read.", hint="Try again.")
 
     @contextlib.contextmanager
@@ -96,7 +80,7 @@ class Database:
             self._lock.acquire()
         except filelock.Timeout:
             raise RegistryBusy(
-                f"Another process has been writing to {self} for more than {BUSY_SECONDS} s.",
+                f"Another process has been writing to {self} for more than {engines.BUSY_SECONDS} s.",
                 hint="Try again; if no other process is at work, see who holds the file: fuser -v "
                 f"{self.url.database}.lock",
             ) from None
@@ -138,7 +122,7 @@ class Database:
         self._lock = self._make_lock()
 
     def _make_lock(self) -> filelock.BaseFileLock | None:
-        return filelock.FileLock(f"{self.url.database}.lock", timeout=BUSY_SECONDS) if self.is_sqlite else None
+        return filelock.FileLock(f"{self.url.database}.lock", timeout=engines.BUSY_SECONDS) if self.is_sqlite else None
 
     @contextlib.contextmanager
     def typed_errors(self) -> Iterator[None]:
@@ -158,83 +142,8 @@ class Database:
 
 def take_turn(connection: Connection, lock: str) -> None:
     """Take a Postgres lock by calling the function `lock`, waiting no longer than SQLite's writers do."""
-    connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{BUSY_SECONDS}s'")
+    connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{engines.BUSY_SECONDS}s'")
     connection.exec_driver_sql(f"SELECT {lock}")
-
-
-def _parse_url(text: str) -> URL:
-    try:
-        url = make_url(text)
-    except (sqlalchemy.exc.ArgumentError, ValueError):
-        raise DatabaseUnavailable(
-            f"{re.sub('//.*@', '//***@', text)!r} is no database URL.",
-            hint="Write the path of a SQLite file, or postgresql://user@host/database.",
-        ) from None
-    driver = _DRIVERS.get(url.drivername)
-    if driver is None:
-        raise DatabaseUnavailable(
-            f"{url.drivername} is not supported.",
-            hint="Use SQLite or Postgres: postgresql://user@host/database.",
-        )
-    if driver != "sqlite":
-        return url.set(drivername=driver)
-    path = url.database or ""
-    if path in ("", ":memory:"):
-        raise DatabaseUnavailable("A registry in memory would be lost.", hint="Write the path of a SQLite file.")
-    if url.host or path.startswith("file:") or "\x00" in path:
-        raise DatabaseUnavailable(f"{text!r} is no path of a file.", hint="Write it as sqlite:////folder/registry.db.")
-    return url.set(drivername=driver, database=str(Path(path).absolute()))
-
-
-def _make_engine(url: URL, frozen: Path | None) -> Engine:
-    if url.get_backend_name() != "sqlite":
-        engine = sqlalchemy.create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": CONNECT_SECONDS})
-    else:
-        options = {"creator": partial(_connect_frozen, frozen), "poolclass": NullPool} if frozen else {}
-        engine = sqlalchemy.create_engine(url, connect_args={"timeout": BUSY_SECONDS}, **options)
-        event.listen(engine, "connect", _set_up_sqlite)
-        event.listen(engine, "begin", _begin_sqlite)
-    return engine
-
-
-def _set_up_sqlite(connection: sqlite3.Connection, record: Any) -> None:
-    connection.isolation_level = None
-    for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
-        # a read-only file keeps the journal it has; if it is no database, the first statement will say so
-        with contextlib.suppress(sqlite3.DatabaseError):
-            connection.execute(f"PRAGMA {pragma}")
-
-
-def _begin_sqlite(connection: Connection) -> None:
-    writes = connection.get_execution_options().get(_WRITES)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-
-def _find_frozen(url: URL) -> Path | None:
-    """Return a SQLite file that lies where we can write nothing: SQLite cannot make the -wal file that it reads by."""
-    path = Path(str(url.database))
-    is_frozen = url.get_backend_name() == "sqlite" and path.is_file() and not os.access(path.parent, os.W_OK)
-    return path if is_frozen else None
-
-
-def _connect_frozen(path: Path) -> sqlite3.Connection:
-    """Open a frozen file: by the -wal of a writer elsewhere if there is one, else as the whole that it then is."""
-    mode = "mode=ro" if _has_wal(path) else "mode=ro&immutable=1"
-    return sqlite3.connect(f"file:{quote(str(path))}?{mode}", uri=True, timeout=BUSY_SECONDS, check_same_thread=False)
-
-
-def _sign_frozen(path: Path | None) -> tuple[int, int] | None:
-    """Return what a writer elsewhere would change of a file that is read without locks; None if there are locks."""
-    if path is None or _has_wal(path):
-        return None
-    with contextlib.suppress(OSError):  # it is gone: opening it will say so
-        stat = path.stat()
-        return stat.st_mtime_ns, stat.st_size
-    return None
-
-
-def _has_wal(path: Path) -> bool:
-    return Path(f"{path}-wal").exists()
 
 
 def _type_error(database: Database, error: sqlalchemy.exc.DBAPIError) -> RegistryError:

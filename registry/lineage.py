@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, select
 
-from registry.query import ResolvedRef, summarise_ids
+from registry.query import summarise_ids
+from registry.resolve import ResolvedRef
 from registry.tables import version_parents
 from registry.versions import VersionSummary
 

@@ -6,10 +6,8 @@ that is deleted. The bytes that are verified are the staged ones, and those beco
 
 from __future__ import annotations
 
-import contextlib
-import tempfile
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,25 +17,22 @@ from sqlalchemy import Connection
 from registry.architecture import Architecture, Difference, check_allowed, find_differences, refuse_differences
 from registry.audit import describe_environment
 from registry.database import Database
-from registry.errors import InvalidInput, LineageConflict, SourceChanged
+from registry.errors import InvalidInput, LineageConflict
 from registry.families import find_family
 from registry.families.family import Family, check_config
-from registry.progress import Counter, Progress, no_progress
-from registry.query import find_same_weights, read_architecture, read_version, refuse_retired, resolve_ref
+from registry.progress import Progress, no_progress
+from registry.query import find_same_weights, read_architecture, read_version
 from registry.record import Draft, ParentEdge, find_existing, record_version
 from registry.refs import check_model_name, check_tag_key, check_text
+from registry.resolve import refuse_retired, resolve_ref
 from registry.sources import Finding, Source, open_source
-from registry.sources.huggingface import CONFIG
-from registry.sources.json_file import read_json_object
-from registry.store import LocalStore, StagedFile
+from registry.stage import Files, Weights, digest_staged_weights, open_working_folder, stage_files
+from registry.store import LocalStore
 from registry.tables import RELATIONS
-from registry.versions import StoredFile, Version
-from registry.weights import TensorHeader, digest_tensors, digest_weights, read_header
+from registry.versions import Version
 
 if TYPE_CHECKING:
     from registry.verify import Parity
-
-_DTYPE_NAMES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 @dataclass(frozen=True)
@@ -82,35 +77,6 @@ class _Checkpoint:
     architecture: Architecture
 
 
-@dataclass(frozen=True)
-class _Files:
-    """The files to be kept: `folder` holds them under their own names, and `staged` those that may become blobs."""
-
-    folder: Path
-    stored: tuple[StoredFile, ...]
-    staged: tuple[StagedFile, ...]
-
-    def paths(self, role: str) -> list[Path]:
-        """Return where the files with this role can be read."""
-        return [self.folder / file.name for file in self.stored if file.role == role]
-
-
-@dataclass(frozen=True)
-class _Weights:
-    """The tensors by the names transformers uses today, with the digest of their bytes."""
-
-    tensors: Mapping[str, TensorHeader]
-    digest: str
-
-    @property
-    def n_parameters(self) -> int:
-        return sum(tensor.n_parameters for tensor in self.tensors.values())
-
-    @property
-    def dtype(self) -> str:
-        return "+".join(sorted({_DTYPE_NAMES.get(tensor.dtype, tensor.dtype) for tensor in self.tensors.values()}))
-
-
 def register_version(
     database: Database, store: LocalStore, request: Request, progress: Progress = no_progress
 ) -> Registration:
@@ -119,11 +85,13 @@ def register_version(
     with database.read() as connection:
         found = [_read_parent(connection, ref) for ref in request.parents]
     parents = {parent[0]: parent for parent in found}  # two refs may mean one version
-    with _working_folder(store, request) as folder:
+    with open_working_folder(store, dry_run=request.dry_run) as folder:
         checkpoint = _read_checkpoint(request, folder)
         edges = _compare_with_parents(request, checkpoint, list(parents.values()))
-        files = _stage(store, request, checkpoint.source, folder, progress)
-        weights = _digest_weights(checkpoint.family, checkpoint.values, files.paths("weights"), progress)
+        files = stage_files(
+            store, checkpoint.source, folder, link=request.link, dry_run=request.dry_run, progress=progress
+        )
+        weights = digest_staged_weights(checkpoint.family, checkpoint.values, files.paths("weights"), progress)
         with database.read() as connection:
             unchanged = _find_unchanged(connection, request, checkpoint, weights, files)
         if unchanged:
@@ -167,17 +135,6 @@ def _read_parent(connection: Connection, ref: str) -> tuple[int, str, Architectu
     return resolved.id, *read_architecture(connection, resolved.id)
 
 
-@contextlib.contextmanager
-def _working_folder(store: LocalStore, request: Request) -> Iterator[Path]:
-    """Give a folder on the store's file system, or for a dry run, which must not touch the store, anywhere else."""
-    if request.dry_run:
-        with tempfile.TemporaryDirectory(prefix="lensreg-") as name:
-            yield Path(name)
-    else:
-        with store.stage() as folder:
-            yield folder
-
-
 def _read_checkpoint(request: Request, folder: Path) -> _Checkpoint:
     unpacked = folder / "unpacked"
     unpacked.mkdir()
@@ -201,48 +158,8 @@ def _compare_with_parents(
     return edges
 
 
-def _stage(store: LocalStore, request: Request, source: Source, folder: Path, progress: Progress) -> _Files:
-    """Copy the files into the working folder, hashing them on the way; a dry run reads them where they are."""
-    kept = folder / "files"
-    kept.mkdir()
-    if request.dry_run:
-        for file in source.files:
-            (kept / file.name).symlink_to(file.path)
-        return _Files(kept, tuple(StoredFile(file.name, file.role, "", 0) for file in source.files), ())
-    counter = Counter(progress, "copying", source.size_bytes)
-    staged, stored = [], []
-    for file in source.files:
-        unpacked_here = file.path.is_relative_to(folder)
-        one = store.copy_in(file.path, kept / file.name, link=request.link or unpacked_here, advance=counter.advance)
-        staged.append(one)
-        stored.append(StoredFile(file.name, file.role, one.digest, one.size_bytes))
-    if read_json_object(kept / CONFIG) != source.config:
-        raise SourceChanged(
-            f"{request.source} was written to while it was being read.",
-            hint="Register it again when nothing writes to it any more. Nothing was stored.",
-        )
-    return _Files(kept, tuple(stored), tuple(staged))
-
-
-def _digest_weights(family: Family, values: Mapping[str, Any], files: Sequence[Path], progress: Progress) -> _Weights:
-    """Digest the tensors that count: without ignored buffers, and without a tied head that repeats the embedding."""
-    headers: dict[str, TensorHeader] = {}
-    for file in files:
-        headers |= read_header(file)
-    names = family.canonical_names(headers)
-    counter = Counter(progress, "hashing", sum(headers[name].size_bytes for name in names))
-    by_name = digest_tensors((headers[name] for name in names), counter.advance)
-    digests = {names[name]: digest for name, digest in by_name.items()}
-    tensors = {canonical: headers[name] for name, canonical in names.items()}
-    embedding, head = family.tied
-    if values.get("tie_word_embeddings") and digests.get(head) == digests.get(embedding):
-        digests.pop(head, None)
-        tensors.pop(head, None)
-    return _Weights(tensors, digest_weights(tensors, digests))
-
-
 def _find_unchanged(
-    connection: Connection, request: Request, checkpoint: _Checkpoint, weights: _Weights, files: _Files
+    connection: Connection, request: Request, checkpoint: _Checkpoint, weights: Weights, files: Files
 ) -> Registration | None:
     """Return the version that holds this already, if its step is the one asked for or none was asked for."""
     if request.dry_run:
@@ -272,14 +189,14 @@ def _find_unchanged(
     return None
 
 
-def _heal(store: LocalStore, unchanged: Registration, files: _Files) -> None:
+def _heal(store: LocalStore, unchanged: Registration, files: Files) -> None:
     """Put the blobs of the version that is there already in place again, in case one was lost or damaged."""
     kept = {file.digest for file in unchanged.version.files} if unchanged.version else set()
     store.publish(file for file in files.staged if file.digest in kept)
 
 
 def _verify(
-    request: Request, checkpoint: _Checkpoint, weights: _Weights, files: _Files, progress: Progress
+    request: Request, checkpoint: _Checkpoint, weights: Weights, files: Files, progress: Progress
 ) -> tuple[str | None, Parity | None]:
     """Check tensors and tokenizer, convert and measure parity; return the vocabulary digest and the measurement."""
     from registry.networks import build_source_network, check_tensors
@@ -305,7 +222,7 @@ def _verify(
 def _find_notable(
     connection: Connection,
     checkpoint: _Checkpoint,
-    weights: _Weights,
+    weights: Weights,
     vocabulary_digest: str | None,
     edges: Sequence[ParentEdge],
 ) -> tuple[Finding, ...]:
@@ -325,9 +242,9 @@ def _find_notable(
 def _make_draft(
     request: Request,
     checkpoint: _Checkpoint,
-    weights: _Weights,
+    weights: Weights,
     vocabulary_digest: str | None,
-    files: _Files,
+    files: Files,
     edges: Sequence[ParentEdge],
     findings: Sequence[Finding],
     parity: Parity | None,

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from registry.audit import ChainFault, Event
     from registry.lineage import Lineage
-    from registry.query import ResolvedRef
     from registry.register import Registration
+    from registry.resolve import ResolvedRef
     from registry.versions import AliasSpan, ModelSummary, Version, VersionSummary
 
 
@@ -149,7 +149,8 @@ class Registry:
             ArchitectureMismatch: the stored config.json no longer means the registered architecture.
         """
         from registry.load import load_network, make_options
-        from registry.query import read_version, refuse_retired, resolve_ref
+        from registry.query import read_version
+        from registry.resolve import refuse_retired, resolve_ref
 
         options = make_options(
             processed=processed,
@@ -172,14 +173,15 @@ class Registry:
 
     def resolve(self, ref: str) -> ResolvedRef:
         """Return which version `ref` means now."""
-        from registry.query import resolve_ref
+        from registry.resolve import resolve_ref
 
         with self.database.read() as connection:
             return resolve_ref(connection, ref)
 
     def version(self, ref: str) -> Version:
         """Return everything that is recorded of the version that `ref` means."""
-        from registry.query import read_version, resolve_ref
+        from registry.query import read_version
+        from registry.resolve import resolve_ref
 
         with self.database.read() as connection:
             return read_version(connection, resolve_ref(connection, ref).id)
@@ -212,7 +214,7 @@ class Registry:
     def lineage(self, ref: str, *, up: bool = True, down: bool = True) -> Lineage:
         """Return the ancestors and descendants of a version."""
         from registry.lineage import read_lineage
-        from registry.query import resolve_ref
+        from registry.resolve import resolve_ref
 
         with self.database.read() as connection:
             return read_lineage(connection, resolve_ref(connection, ref), up=up, down=down)

@@ -10,8 +10,8 @@ from registry.aliases import list_aliases, remove_alias
 from registry.audit import append_event
 from registry.errors import VersionInUse
 from registry.lineage import read_lineage
-from registry.query import ResolvedRef, resolve_ref
 from registry.refs import check_text
+from registry.resolve import ResolvedRef, resolve_ref
 from registry.tables import versions
 
 N_NAMED = 10

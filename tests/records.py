@@ -15,8 +15,9 @@ from sqlalchemy import Connection, insert, select
 
 from registry import Registry, Version
 from registry.architecture import Architecture, describe_architecture
-from registry.query import read_version, resolve_ref
+from registry.query import read_version
 from registry.record import Draft, ParentEdge, record_version
+from registry.resolve import resolve_ref
 from registry.tables import version_parents, versions
 from registry.versions import StoredFile
 

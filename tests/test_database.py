@@ -16,8 +16,7 @@ import pytest
 import sqlalchemy
 from sqlalchemy import func, select, text
 
-from registry import Registry, RegistryError
-from registry import database as database_module
+from registry import Registry, RegistryError, engines
 from registry.database import Database
 from registry.errors import DatabaseError, DatabaseReadOnly, DatabaseUnavailable, RegistryBusy
 from registry.record import record_version
@@ -147,7 +146,7 @@ def test_writers_of_sqlite_keep_to_the_safe_settings(registry: Registry) -> None
 def test_a_writer_that_takes_too_long_is_reported_as_busy(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database_module, "BUSY_SECONDS", 1)
+    monkeypatch.setattr(engines, "BUSY_SECONDS", 1)
     holder, other = Registry(database_url, tmp_path), Registry(database_url, tmp_path)
     record(holder, "m")
     with holder.database.write():
@@ -166,7 +165,7 @@ def test_a_lock_held_past_our_queue_is_busy_too(tmp_path: Path, monkeypatch: pyt
     """Somebody with `sqlite3 registry.db` open does not know the file lock."""
     import sqlite3
 
-    monkeypatch.setattr(database_module, "BUSY_SECONDS", 1)
+    monkeypatch.setattr(engines, "BUSY_SECONDS", 1)
     registry = Registry(str(tmp_path / "registry.db"), tmp_path)
     record(registry, "m")
     stranger = sqlite3.connect(tmp_path / "registry.db", isolation_level=None)
@@ -222,7 +221,7 @@ def test_a_postgres_that_does_not_answer_is_reported_soon(tmp_path: Path, subtes
 
 
 def test_a_server_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database_module, "CONNECT_SECONDS", 2)
+    monkeypatch.setattr(engines, "CONNECT_SECONDS", 2)
     with socket.create_server(("127.0.0.1", 0)) as server:
         registry = Registry(f"postgresql://ann@127.0.0.1:{server.getsockname()[1]}/registry", tmp_path)
         started = time.perf_counter()
@@ -459,7 +458,7 @@ def test_a_fresh_database_cannot_be_made_on_a_read_only_mount(tmp_path: Path) ->
 WRITE_MEANWHILE = """
     import pathlib
     from registry import Registry, RegistryError
-    from registry.query import resolve_ref
+    from registry.resolve import resolve_ref
     from tests.records import record
     folder = pathlib.Path(values["url"]).parent
     reader = Registry(values["url"])

@@ -98,6 +98,17 @@ def test_a_thousand_generations_are_read_at_once(any_registry: Registry) -> None
     assert seconds < 3, "a query for every generation would take longer"
 
 
+def test_ways_that_part_and_meet_again_are_not_walked_one_by_one(any_registry: Registry) -> None:
+    """Two versions in each of 30 generations, each merged from both before it: a thousand million ways."""
+    record_all(any_registry, {"model": "a"}, {"model": "b"})
+    for number in range(1, 30):
+        parents = [f"a@v{number}", f"b@v{number}"]
+        record_all(any_registry, *({"model": model, "parents": parents, "relation": "merged"} for model in "ab"))
+    lineage = any_registry.lineage("a")
+    assert len(lineage.ancestors()) == 58
+    assert len(lineage.edges) == 2 + 28 * 4
+
+
 @st.composite
 def _graphs(draw: st.DrawFn) -> list[list[int]]:
     """For each version, which of the earlier ones are its parents."""

@@ -13,7 +13,7 @@ from sqlalchemy import event
 
 from registry import AmbiguousRef, Registry, UnknownRef
 from registry.errors import InvalidInput, InvalidName, InvalidRef, VersionRetired
-from registry.query import resolve_ref
+from registry.resolve import resolve_ref
 from tests.records import digest_of, record, record_all, record_copies
 
 

@@ -219,13 +219,16 @@ def test_eight_processes_set_up_one_fresh_database(database_url: str, tmp_path: 
 
 
 THREADS = """
-        from registry import Registry
+    import threading
+    from registry import Registry
     from tests.records import record
     barrier, refs = threading.Barrier(6), []
     def work(index):
-        barrier.wait()
-        for number in range(4):
-            registry = Registry(f"{values['folder']}/{index}-{number}.db", values["folder"])
+        registries = [Registry(f"{values['folder']}/{index}-{number}.db", values["folder"]) for number in range(8)]
+        for registry in registries:
+            barrier.wait(30)
+            registry.models()
+        for registry in registries:
             refs.append(record(registry, "m").ref)
             registry.close()
     threads = [threading.Thread(target=work, args=(index,)) for index in range(6)]
@@ -233,7 +236,7 @@ THREADS = """
         thread.start()
     for thread in threads:
         thread.join()
-    print(refs == ["m@v1"] * 24)
+    print(refs == ["m@v1"] * 48)
 """
 
 

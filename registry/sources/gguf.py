@@ -48,8 +48,9 @@ _CONFIG_FIELDS: Mapping[str, Mapping[str, str]] = {
         "vocab_size": "vocab_size",
     },
 }
-# for these, llama.cpp and config.json have the same value when they are absent; no other may be absent
-_HAVE_DEFAULTS = {"head_dim", "num_key_value_heads", "rope_theta", "vocab_size"}
+# For these, llama.cpp and config.json have the same value when they are absent; no other may be absent. Least of all
+# num_key_value_heads, which has a default too: without it transformers leaves W_Q and W_K in llama.cpp's order.
+_HAVE_DEFAULTS = {"head_dim", "rope_theta", "vocab_size"}
 _NO_TOKENIZER = (None, "none", "no_vocab")
 _HINT = "Register the Hugging Face checkpoint that it was made from."
 
@@ -104,9 +105,9 @@ def _read_config(family: Family, header: GgufHeader) -> dict[str, Any]:
         if group != family.model_type:
             continue
         value = _restore_float(given) if isinstance(given, float) else given
-        if name not in fields or config.get(fields[name], value) != value:
+        if name not in fields or config.get(fields[name], value) != value or value is ...:
             raise UnsupportedConfig(
-                f"The GGUF file has {key[:80]} = {str(given)[:80]}, and {family.class_name} has no place for it.",
+                f"The GGUF file has {key[:80]!r} = {_show(given)}, and {family.class_name} has no place for it.",
                 field=key,
                 hint=_HINT,
             )
@@ -122,6 +123,10 @@ def _read_config(family: Family, header: GgufHeader) -> dict[str, Any]:
     if "vocab_size" not in config and embedding and embedding.shape:
         config["vocab_size"] = embedding.shape[0]
     return config
+
+
+def _show(value: Any) -> str:
+    return "a list" if value is ... else repr(value)[:80]
 
 
 def _restore_float(value: float) -> float:

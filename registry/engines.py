@@ -1,0 +1,112 @@
+"""From a URL to an engine: which databases are supported, and how each begins its transactions.
+
+Python's own transaction handling is switched off on SQLite: it begins too late, and commits DDL halfway through a
+migration. A SQLite file where nothing can be written ("frozen") is read without SQLite's locks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sqlite3
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import sqlalchemy
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.pool import NullPool
+
+from registry.errors import DatabaseUnavailable
+
+BUSY_SECONDS = 60
+CONNECT_SECONDS = 10
+WRITES = "lensreg_writes"
+"""The execution option of connections whose transactions write."""
+_DRIVERS = {
+    "sqlite": "sqlite",
+    "sqlite+pysqlite": "sqlite",
+    "postgres": "postgresql+psycopg",
+    "postgresql": "postgresql+psycopg",
+    "postgresql+psycopg": "postgresql+psycopg",
+}
+
+
+def parse_url(text: str) -> URL:
+    """Return the URL of a SQLite file or of a Postgres database, or raise DatabaseUnavailable."""
+    try:
+        url = make_url(text)
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        raise DatabaseUnavailable(
+            f"{re.sub('//.*@', '//***@', text)!r} is no database URL.",
+            hint="Write the path of a SQLite file, or postgresql://user@host/database.",
+        ) from None
+    driver = _DRIVERS.get(url.drivername)
+    if driver is None:
+        raise DatabaseUnavailable(
+            f"{url.drivername} is not supported.",
+            hint="Use SQLite or Postgres: postgresql://user@host/database.",
+        )
+    if driver != "sqlite":
+        return url.set(drivername=driver)
+    path = url.database or ""
+    if path in ("", ":memory:"):
+        raise DatabaseUnavailable("A registry in memory would be lost.", hint="Write the path of a SQLite file.")
+    if url.host or path.startswith("file:") or "\x00" in path:
+        raise DatabaseUnavailable(f"{text!r} is no path of a file.", hint="Write it as sqlite:////folder/registry.db.")
+    return url.set(drivername=driver, database=str(Path(path).absolute()))
+
+
+def make_engine(url: URL, frozen: Path | None) -> Engine:
+    """Make the engine; connections whose option WRITES is set begin with the write lock."""
+    if url.get_backend_name() != "sqlite":
+        engine = sqlalchemy.create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": CONNECT_SECONDS})
+    else:
+        options = {"creator": partial(_connect_frozen, frozen), "poolclass": NullPool} if frozen else {}
+        engine = sqlalchemy.create_engine(url, connect_args={"timeout": BUSY_SECONDS}, **options)
+        event.listen(engine, "connect", _set_up_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _set_up_sqlite(connection: sqlite3.Connection, record: Any) -> None:
+    connection.isolation_level = None
+    for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+        # a read-only file keeps the journal it has; if it is no database, the first statement will say so
+        with contextlib.suppress(sqlite3.DatabaseError):
+            connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    writes = connection.get_execution_options().get(WRITES)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def find_frozen(url: URL) -> Path | None:
+    """Return a SQLite file that lies where we can write nothing: SQLite cannot make the -wal file that it reads by."""
+    path = Path(str(url.database))
+    is_frozen = url.get_backend_name() == "sqlite" and path.is_file() and not os.access(path.parent, os.W_OK)
+    return path if is_frozen else None
+
+
+def _connect_frozen(path: Path) -> sqlite3.Connection:
+    """Open a frozen file: by the -wal of a writer elsewhere if there is one, else as the whole that it then is."""
+    mode = "mode=ro" if _has_wal(path) else "mode=ro&immutable=1"
+    return sqlite3.connect(f"file:{quote(str(path))}?{mode}", uri=True, timeout=BUSY_SECONDS, check_same_thread=False)
+
+
+def sign_frozen(path: Path | None) -> tuple[int, int] | None:
+    """Return what a writer elsewhere would change of a file that is read without locks; None if there are locks."""
+    if path is None or _has_wal(path):
+        return None
+    with contextlib.suppress(OSError):  # it is gone: opening it will say so
+        stat = path.stat()
+        return stat.st_mtime_ns, stat.st_size
+    return None
+
+
+def _has_wal(path: Path) -> bool:
+    return Path(f"{path}-wal").exists()

@@ -1,0 +1,122 @@
+"""Resolve a ref to the one version it means, or say what there is instead; one indexed query when it hits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Select, and_, select
+
+from registry.errors import AmbiguousRef, UnknownRef, VersionRetired
+from registry.refs import Ref, find_similar, parse_ref
+from registry.tables import aliases, models, versions
+
+N_CANDIDATES = 10
+
+
+@dataclass(frozen=True)
+class ResolvedRef:
+    """The version that a ref means; `id` is the database's own."""
+
+    id: int
+    model: str
+    number: int
+    retired_at: datetime | None
+
+    @property
+    def ref(self) -> str:
+        """`NAME@vN`."""
+        return f"{self.model}@v{self.number}"
+
+
+def resolve_ref(connection: Connection, text: str) -> ResolvedRef:
+    """Return the version that `text` means; a bare name is its newest version that is not retired.
+
+    Raises UnknownRef and AmbiguousRef with the candidates. Other refs may mean a retired version.
+    """
+    ref = parse_ref(text)
+    found = [ResolvedRef(*row) for row in connection.execute(_select_ref(ref))]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise explain_miss(connection, text, ref)
+    live = [one for one in found if one.retired_at is None]
+    if len(live) == 1:
+        return live[0]
+    candidates = [one.ref for one in (live or found)]
+    raise AmbiguousRef(
+        f"{text} could mean {len(candidates)} versions: {', '.join(candidates[:N_CANDIDATES])}.",
+        candidates=candidates,
+        hint="Write the one you mean, as NAME@vN.",
+    )
+
+
+def refuse_retired(version: ResolvedRef) -> None:
+    """Raise VersionRetired if the version was taken out of use."""
+    if version.retired_at is not None:
+        raise VersionRetired(
+            f"{version.ref} was retired on {version.retired_at:%Y-%m-%d}.",
+            hint=f"To use it again: lensreg restore {version.ref}",
+        )
+
+
+def _select_ref(ref: Ref) -> Select[Any]:
+    query = select(versions.c.id, models.c.name, versions.c.number, versions.c.retired_at).join_from(versions, models)
+    if ref.kind == "digest":
+        prefix = ref.digest_prefix or ""
+        digest = versions.c.weights_digest
+        return query.where(digest >= prefix, digest <= prefix.ljust(64, "f")).order_by(versions.c.id)
+    query = query.where(models.c.name == ref.model)
+    if ref.kind == "number":
+        return query.where(versions.c.number == ref.number)
+    if ref.kind == "step":
+        return query.where(versions.c.step == ref.step).order_by(versions.c.number)
+    if ref.kind == "alias":
+        open_alias = and_(
+            aliases.c.version_id == versions.c.id, aliases.c.name == ref.alias, aliases.c.removed_at.is_(None)
+        )
+        return query.join(aliases, open_alias)
+    return query.where(versions.c.retired_at.is_(None)).order_by(versions.c.number.desc()).limit(1)
+
+
+def explain_miss(connection: Connection, text: str, ref: Ref) -> UnknownRef | VersionRetired:
+    """Make the error for a ref that means nothing, with what its writer may have meant."""
+    if ref.kind == "digest":
+        return UnknownRef(f"No version has weights that start with {text}.", hint="See: lensreg ls")
+    known = connection.execute(select(models.c.name)).scalars().all()
+    if ref.model not in known:
+        similar = find_similar(ref.model or "", known)
+        hint = f"Did you mean {' or '.join(similar)}?" if similar else "See what there is: lensreg ls"
+        return UnknownRef(f"There is no model {ref.model!r}.", candidates=similar, hint=hint)
+    candidates = _candidates_of(connection, ref)
+    if ref.kind == "newest":
+        return VersionRetired(
+            f"Every version of {ref.model} was retired.",
+            candidates=candidates,
+            hint=f"See: lensreg history {ref.model}",
+        )
+    what = {"number": "version", "step": "step", "alias": "alias"}[ref.kind]
+    return UnknownRef(
+        f"{ref.model} has no {what} {text.partition('@')[2]!r}.",
+        candidates=candidates,
+        hint=f"It has: {', '.join(candidates)}." if candidates else f"See: lensreg history {ref.model}",
+    )
+
+
+def _candidates_of(connection: Connection, ref: Ref) -> list[str]:
+    of_model = select(versions.c.number, versions.c.step).join_from(versions, models).where(models.c.name == ref.model)
+    if ref.kind == "alias":
+        names = connection.execute(
+            select(aliases.c.name)
+            .join_from(aliases, models)
+            .where(models.c.name == ref.model, aliases.c.removed_at.is_(None))
+            .order_by(aliases.c.name)
+        ).scalars()
+        return [f"{ref.model}@{name}" for name in names]
+    if ref.kind == "step":
+        rows = connection.execute(of_model.where(versions.c.step.is_not(None)).order_by(versions.c.step)).all()
+        nearest = sorted(rows, key=lambda row: abs(row.step - (ref.step or 0)))[:N_CANDIDATES]
+        return list(dict.fromkeys(f"{ref.model}@step-{row.step}" for row in nearest))
+    rows = connection.execute(of_model.order_by(versions.c.number.desc()).limit(N_CANDIDATES)).all()
+    return [f"{ref.model}@v{row.number}" for row in rows]
