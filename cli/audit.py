@@ -53,8 +53,8 @@ def verify(ctx: click.Context) -> None:
     session: Session = ctx.obj
     registry = session.open()
     fault = registry.verify_events()
-    newest = registry.events(limit=1)
-    n_events = newest[0].sequence if newest else 0
+    newest = [] if fault else registry.events(limit=1)  # a damaged row cannot be read
+    n_events = newest[0].sequence if newest else None if fault else 0
     head = newest[0].digest if newest else None
     if session.output == "json":
         print_json({"ok": fault is None, "n_events": n_events, "head": head, "fault": fault and fault.message})

@@ -227,7 +227,7 @@ THREADS = """
         registries = [Registry(f"{values['folder']}/{index}-{number}.db", values["folder"]) for number in range(8)]
         for registry in registries:
             barrier.wait(30)
-            registry.models()
+            registry.upgrade()
         for registry in registries:
             refs.append(record(registry, "m").ref)
             registry.close()
