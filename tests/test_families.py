@@ -24,7 +24,7 @@ from registry.families.fields import SHARED
 from registry.families.rope import DEFAULT_THETA
 from registry.networks import make_config
 from registry.verify import make_probe, refuse_disparity
-from tests.checkpoints import edit_config
+from tests.checkpoints import edit_config, make_network
 from tests.opened import read_checkpoint
 
 MakeCheckpoint = Callable[..., Path]
@@ -102,6 +102,55 @@ def test_the_rebuilt_config_is_the_one_that_was_read(name: str, make_checkpoint:
     assert {key: rebuilt[key] for key in used} == {key: original[key] for key in used}
     assert rebuilt["use_cache"] is True
     assert "evil" not in json.dumps(rebuilt)
+
+
+OTHER_VALUES: dict[str, Any] = {
+    "architectures": ["GPT2LMHeadModel", "Other"],
+    "transformers_version": "4.2.0",
+    "id2label": {0: "no", 1: "yes", 2: "maybe"},
+    "label2id": {"no": 0, "yes": 1, "maybe": 2},
+    "problem_type": "regression",
+    "summary_type": "mean",
+    "summary_activation": "tanh",
+    "bos_token_id": 5,
+    "eos_token_id": [5, 6],
+    "pad_token_id": 5,
+    "tie_last_hidden_states": False,
+}
+# in which numbers the weights are kept, which parity and loading ask the files about
+NOT_TRIED = {"dtype"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_neutral_field_changes_nothing_that_transformers_computes(name: str) -> None:
+    """Whoever declares a field neutral that is not will hear of it here."""
+    family = find_family_by_name(name)
+    source = make_network(name, seed=6)
+    tokens = torch.arange(30)[None]
+    defaults = {field.name: getattr(source.config, field.name) for field in dataclasses.fields(config_class(family))}
+    rules = {**SHARED, **family.fields}
+    neutral = {key for key in defaults if key in rules and rules[key].role == "neutral"} - NOT_TRIED
+    assert len(neutral) > 10
+    with torch.inference_mode():
+        expected = source(tokens).logits
+        for key in sorted(neutral):
+            now = defaults[key]
+            other = OTHER_VALUES.get(key, not now if isinstance(now, bool) else 2 * now if now else 0.5)
+            changed = make_network(name, seed=6, **{key: other})
+            output = changed(tokens)
+            logits = output.logits if hasattr(output, "logits") else output[0]
+            assert getattr(changed.config, key) != now, key
+            assert torch.allclose(logits, expected, atol=1e-4), key
+
+
+def test_what_the_converters_drop_is_never_neutral() -> None:
+    """Transformer-lens converts these away without a word (HAZARDS.md §2.1)."""
+    dropped = {"attention_bias", "mlp_bias", "partial_rotary_factor", "rope_interleaved", "add_cross_attention"}
+    dropped |= {"auto_map", "quantization_config", "pruned_heads", "per_layer_config", "is_encoder_decoder"}
+    for family in FAMILIES.values():
+        rules = {**SHARED, **family.fields}
+        assert {key for key in dropped & set(rules) if rules[key].role != "only"} == set()
+    assert dropped <= {*SHARED, *(key for family in FAMILIES.values() for key in family.fields)}
 
 
 # --- one function, one architecture

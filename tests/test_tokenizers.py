@@ -1,0 +1,348 @@
+"""Tokenizers: a loaded network has exactly the one that was registered with it, or none."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from registry import Registry
+from registry.errors import UnusableTokenizer
+from registry.tokenizers import check_tokenizer, load_tokenizer
+from tests.checkpoints import edit_config, make_tokenizer
+from tests.contents import read_contents
+
+MakeCheckpoint = Callable[..., Path]
+
+TEXTS = ["w1 w2 w3", "w210", "w7  w7\nw8", "", "<bos> w4", "unknown words"]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    folder = tmp_path_factory.mktemp("tokenizers")
+    registry = Registry(str(folder / "registry.db"), folder / "store")
+    yield registry
+    registry.close()
+
+
+def codes(registry: Registry, ref: str) -> list[str]:
+    return [finding["code"] for finding in registry.version(ref).findings]
+
+
+# --- one tokenizer of each kind that people have
+
+
+def wrap(tokenizer: Tokenizer, **special: str) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+def make_byte_level() -> PreTrainedTokenizerFast:
+    """Like GPT-2's: no BOS of its own accord."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())[:180]
+    vocabulary = {token: index for index, token in enumerate(["<|endoftext|>", *alphabet, "Ġ", "he", "Ġw"])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [("h", "e"), ("Ġ", "w")]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return wrap(tokenizer, bos_token="<|endoftext|>", eos_token="<|endoftext|>", unk_token="<|endoftext|>")
+
+
+def make_sentencepiece(*, bos: bool = True, eos: bool = False) -> PreTrainedTokenizerFast:
+    """Like Llama's: it puts BOS first, and may put EOS last."""
+    pieces = ["<unk>", "<s>", "</s>", "▁", *"abcdefghijklmnopqrstuvwxyz0123456789", "▁w", "he"]
+    tokenizer = Tokenizer(models.BPE({p: i for i, p in enumerate(pieces)}, [("▁", "w"), ("h", "e")], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    template = ("<s> " if bos else "") + "$A" + (" </s>" if eos else "")
+    tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=[("<s>", 1), ("</s>", 2)])
+    return wrap(tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+def make_appending() -> PreTrainedTokenizerFast:
+    """One token for begin and end, which is only put last."""
+    tokenizer = make_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A <bos>", special_tokens=[("<bos>", 0)]
+    )
+    return tokenizer
+
+
+def make_unigram() -> PreTrainedTokenizerFast:
+    pieces = [("<unk>", 0.0), ("▁", -1.0), *((letter, -2.0) for letter in "abcdefghijklmnopqrstuvwxyz"), ("▁he", -1.5)]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    return wrap(tokenizer, unk_token="<unk>", eos_token="<unk>")
+
+
+def make_wordpiece() -> PreTrainedTokenizerFast:
+    """Like BERT's, where half of the tokens are the ends of words: `##ing` alone is not read as itself."""
+    words = ["[UNK]", "[CLS]", "[SEP]", *"abcdefgh", *(f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz")]
+    tokenizer = Tokenizer(models.WordPiece({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    return wrap(tokenizer, unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", eos_token="[SEP]")
+
+
+KINDS: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
+    "word level": make_tokenizer,
+    "byte level": make_byte_level,
+    "sentencepiece": make_sentencepiece,
+    "sentencepiece with eos": lambda: make_sentencepiece(eos=True),
+    "sentencepiece without bos": lambda: make_sentencepiece(bos=False),
+    "only eos, which is bos": make_appending,
+    "unigram": make_unigram,
+    "wordpiece": make_wordpiece,
+}
+
+
+def save(tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_text_gives_the_tokens_that_the_registered_tokenizer_gives(
+    family: str, kind: str, shared: Registry, make_checkpoint: MakeCheckpoint
+) -> None:
+    """With BOS in front once: by the tokenizer itself, or else by transformer-lens, if there is one."""
+    folder = save(KINDS[kind](), make_checkpoint(family, tokenizer=False))
+    name = f"{family}/{kind.replace(' ', '-').replace(',', '')}"
+    shared.register(name, folder)
+    network = shared.load(name)
+    own = AutoTokenizer.from_pretrained(folder)
+    bos = own.bos_token_id if own.bos_token_id is not None else own.eos_token_id
+    for text in ["w1 w2 w3", "he", "abc", "w7  w7", "hew"]:
+        ids = own(text)["input_ids"]
+        bare = own(text, add_special_tokens=False)["input_ids"]
+        prepends = kind in ("sentencepiece", "sentencepiece with eos")
+        expected = ids if prepends else [bos, *ids]
+        assert network.to_tokens(text).tolist() == [expected]
+        without = ids[1:] if prepends else ids
+        assert network.to_tokens(text, prepend_bos=False).tolist() == [without]
+        assert without[: len(bare)] == bare
+    assert network.to_string(torch.tensor(own("he")["input_ids"])) == own.decode(own("he")["input_ids"])
+
+
+@pytest.mark.parametrize("processed", [True, False])
+def test_a_prompt_can_be_run(processed: bool, shared: Registry, make_checkpoint: MakeCheckpoint) -> None:
+    shared.register("prompt", make_checkpoint("gpt2"))
+    network = shared.load("prompt", processed=processed)
+    with torch.inference_mode():
+        from_text = network(["w1 w2 w3", "w4 w5 w6"])
+        from_ids = network(torch.tensor([[0, 1, 2, 3], [0, 4, 5, 6]]))
+    assert torch.equal(from_text, from_ids)
+
+
+def test_added_tokens_survive(registry: Registry, make_checkpoint: MakeCheckpoint) -> None:
+    """transformer-lens reads the tokenizer again from where it came from, and loses them (HAZARDS.md §2.6)."""
+    tokenizer = make_tokenizer(205)
+    assert tokenizer.add_tokens(["<think>", "<answer>"]) == 2
+    assert tokenizer.add_special_tokens({"additional_special_tokens": ["<tool>"]}) == 1
+    registry.register("base", save(tokenizer, make_checkpoint("gpt2", tokenizer=False)))
+    network = registry.load("base")
+    assert network.to_tokens("w1 <think> w2<answer> <tool>").tolist() == [[0, 1, 205, 2, 206, 207]]
+    assert network.tokenizer is not None and len(network.tokenizer) == 208
+    assert network.to_string([205, 207]) == tokenizer.decode([205, 207])
+
+
+def test_a_network_is_whole_when_its_source_is_gone(registry: Registry, make_checkpoint: MakeCheckpoint) -> None:
+    folder = make_checkpoint("llama")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    registry.register("base", folder)
+    before = registry.load("base").to_tokens(TEXTS[:1])
+    shutil.rmtree(folder)
+    network = registry.load("base")
+    assert torch.equal(network.to_tokens(TEXTS[:1]), before)
+    assert network.tokenizer is not None and network.tokenizer.get_vocab() == tokenizer.get_vocab()
+    with torch.inference_mode():
+        assert network(TEXTS[:2]).isfinite().all()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize(
+    "files",
+    [
+        {},
+        {"tokenizer_config.json": '{"tokenizer_class": "GPT2Tokenizer"}'},
+        {"special_tokens_map.json": '{"bos_token": "<s>"}', "added_tokens.json": '{"<x>": 5}'},
+        {"vocab.json": '{"a": 0}'},
+        {"merges.txt": "#version: 0.2\n"},
+    ],
+)
+def test_without_a_vocabulary_there_is_no_tokenizer(
+    family: str, files: dict[str, str], shared: Registry, make_checkpoint: MakeCheckpoint
+) -> None:
+    """Where transformers makes one up of a single token, and every text becomes [[0]]."""
+    folder = make_checkpoint(family, tokenizer=False)
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    name = f"bare/{family}-{len(shared.models())}"
+    shared.register(name, folder)
+    assert "no-tokenizer" in codes(shared, name)
+    assert shared.version(name).vocabulary_digest is None and not shared.version(name).with_role("tokenizer")
+    network = shared.load(name)
+    assert network.tokenizer is None
+    with torch.inference_mode():
+        assert network(torch.tensor([[1, 2, 3]])).shape == (1, 3, 211)
+    with pytest.raises(AssertionError, match="without a tokenizer"):
+        network.to_tokens("w1")
+
+
+def rewrite(name: str, content: str | bytes) -> Callable[[Path], object]:
+    def damage(folder: Path) -> None:
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+    return damage
+
+
+def reclass(name: str) -> Callable[[Path], object]:
+    def damage(folder: Path) -> None:
+        path = folder / "tokenizer_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "tokenizer_class": name}))
+
+    return damage
+
+
+def replace_vocabulary(**files: str) -> Callable[[Path], object]:
+    """Take the tokenizer away and put these files in its place; `_` in a name stands for the dot."""
+
+    def damage(folder: Path) -> None:
+        for path in folder.glob("tokenizer*"):
+            path.unlink()
+        for name, text in files.items():
+            stem, _, ending = name.rpartition("_")
+            (folder / f"{stem}.{ending}").write_text(text)
+
+    return damage
+
+
+WORDS = "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{index}" for index in range(90))])
+DAMAGES: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "empty": ("gpt2", rewrite("tokenizer.json", "")),
+    "no object": ("gpt2", rewrite("tokenizer.json", "[]")),
+    "empty object": ("gpt2", rewrite("tokenizer.json", "{}")),
+    "cut": ("llama", lambda folder: rewrite("tokenizer.json", (folder / "tokenizer.json").read_text()[:300])(folder)),
+    "binary": ("llama", rewrite("tokenizer.json", b"\x80\x04\x95\xff")),
+    "config is no JSON": ("gpt2", rewrite("tokenizer_config.json", "{")),
+    "sentencepiece garbage": ("llama", replace_vocabulary(tokenizer_model="garbage")),
+    "vocab.json garbage": ("gpt2", replace_vocabulary(vocab_json="[1]", merges_txt="#version: 0.2\nA B C\n")),
+    "code of its own": ("llama", rewrite("tokenizer_config.json", '{"auto_map": {"AutoTokenizer": ["evil.T", null]}}')),
+    # these load without an error, and read every text as one token or none
+    "made up for want of files": ("gpt2", replace_vocabulary(vocab_txt=WORDS)),
+    "made up of an empty vocabulary": ("gpt2", replace_vocabulary(vocab_json="{}", merges_txt="#version: 0.2\n")),
+    "rebuilt as GPT-2's": ("gpt2", reclass("GPT2Tokenizer")),
+    "rebuilt as Llama's": ("llama", reclass("LlamaTokenizer")),
+}
+
+
+@pytest.mark.parametrize(("family", "damage"), DAMAGES.values(), ids=DAMAGES)
+def test_a_tokenizer_that_cannot_be_what_was_trained_with_is_refused(
+    family: str, damage: Callable[[Path], object], shared: Registry, make_checkpoint: MakeCheckpoint
+) -> None:
+    folder = make_checkpoint(family)
+    (folder / "evil.py").write_text("raise SystemExit('the code of the checkpoint was run')")
+    damage(folder)
+    before = read_contents(shared)
+    for options in ({}, {"verify": False}, {"dry_run": True}):
+        with pytest.raises(UnusableTokenizer) as refused:
+            shared.register("damaged", folder, **options)
+        assert refused.value.code == "unusable-tokenizer" and refused.value.hint
+    assert read_contents(shared) == before
+
+
+def test_a_tokenizer_of_another_class_than_the_family_s_is_taken_when_the_checkpoint_says_so(
+    registry: Registry, make_checkpoint: MakeCheckpoint
+) -> None:
+    """Chinese GPT-2s have BERT's tokenizer, named in config.json."""
+    folder = edit_config(make_checkpoint("gpt2", tokenizer=False), tokenizer_class="BertTokenizer")
+    (folder / "vocab.txt").write_text(WORDS)
+    registry.register("chinese", folder)
+    network = registry.load("chinese")
+    assert type(network.tokenizer).__name__.startswith("BertTokenizer")
+    assert network.to_tokens("w1 w2", prepend_bos=False).tolist() == [[2, 6, 7, 3]]
+
+
+@pytest.mark.parametrize("n_tokens", [212, 300])
+def test_a_tokenizer_larger_than_the_embedding_is_refused(
+    n_tokens: int, shared: Registry, make_checkpoint: MakeCheckpoint
+) -> None:
+    folder = save(make_tokenizer(n_tokens), make_checkpoint("gpt2", tokenizer=False))
+    before = read_contents(shared)
+    with pytest.raises(UnusableTokenizer, match=f"ids up to {n_tokens - 1}, and the embedding has 211 rows"):
+        shared.register("large", folder)
+    assert read_contents(shared) == before
+
+
+@pytest.mark.parametrize("n_tokens", [211, 100])
+def test_a_tokenizer_smaller_than_the_embedding_is_right(
+    n_tokens: int, shared: Registry, make_checkpoint: MakeCheckpoint
+) -> None:
+    """Embeddings are padded to a multiple of 64, say."""
+    done = shared.register(
+        f"small/{n_tokens}", save(make_tokenizer(n_tokens), make_checkpoint("gpt2", tokenizer=False))
+    )
+    assert done.parity is not None and done.parity.passed
+
+
+def test_another_vocabulary_than_the_parent_s_is_pointed_out(
+    registry: Registry, make_checkpoint: MakeCheckpoint
+) -> None:
+    registry.register("base", make_checkpoint("gpt2"))
+    registry.register("bare", make_checkpoint("gpt2", seed=1, tokenizer=False))
+    permuted = make_tokenizer()
+    content = json.loads(permuted.backend_tokenizer.to_str())
+    vocabulary = content["model"]["vocab"]
+    vocabulary["w1"], vocabulary["w2"] = vocabulary["w2"], vocabulary["w1"]
+    permuted = wrap(Tokenizer.from_str(json.dumps(content)), bos_token="<bos>", eos_token="<bos>", pad_token="<bos>")
+    cases: list[tuple[str, PreTrainedTokenizerBase | None, str, list[str]]] = [
+        ("same", make_tokenizer(), "base", []),
+        ("permuted", permuted, "base", ["other-vocabulary"]),
+        ("smaller", make_tokenizer(200), "base", ["other-vocabulary"]),
+        ("none", None, "base", ["no-tokenizer"]),
+        ("of-a-bare-one", make_tokenizer(), "bare", []),
+    ]
+    for seed, (name, tokenizer, parent, expected) in enumerate(cases, 10):
+        folder = make_checkpoint("gpt2", seed=seed, tokenizer=False)
+        if tokenizer is not None:
+            save(tokenizer, folder)
+        done = registry.register(name, folder, parent=parent)
+        assert [finding.code for finding in done.findings] == expected == codes(registry, name), name
+    message = registry.version("permuted").findings[0]["message"]
+    assert "base@v1" in message and "other token ids" in message
+
+
+def test_the_vocabulary_digest_is_that_of_ids_and_tokens_only(make_checkpoint: MakeCheckpoint) -> None:
+    """The same vocabulary in another file, or with another template for chats, is the same."""
+    folder = make_checkpoint("gpt2")
+    plain = check_tokenizer(load_tokenizer(folder), 211)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": "{{ messages }}"}, indent=4))
+    assert check_tokenizer(load_tokenizer(folder), 211) == plain
+    assert check_tokenizer(make_tokenizer(), 500) == plain
+    assert check_tokenizer(make_tokenizer(210), 211) != plain
+
+
+def test_a_new_tokenizer_with_the_same_weights_is_a_new_version(
+    registry: Registry, make_checkpoint: MakeCheckpoint
+) -> None:
+    """The same text would give other tokens, so it is not the same thing to load by name."""
+    folder = make_checkpoint("gpt2", tokenizer=False)
+    assert registry.register("base", folder).outcome == "registered"
+    save(make_tokenizer(), folder)
+    assert registry.register("base", folder).outcome == "registered"
+    save(make_tokenizer(200), folder)
+    assert registry.register("base", folder).outcome == "registered"
+    assert registry.register("base", folder).outcome == "unchanged"
+    vocabularies: list[Any] = [registry.version(f"base@v{number}").vocabulary_digest for number in (1, 2, 3)]
+    assert vocabularies[0] is None and len(set(vocabularies)) == 3
+    assert registry.load("base@v1").tokenizer is None
+    sizes = [len(registry.load(f"base@v{number}").tokenizer or ()) for number in (2, 3)]
+    assert sizes == [211, 200]
