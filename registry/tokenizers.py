@@ -69,15 +69,11 @@ def attach_tokenizer(network: HookedTransformer, tokenizer: PreTrainedTokenizerB
 
 def _prepends_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Say whether text comes out with BOS before it; appending EOS, which may be the same token, does not count."""
-    ordinary = _find_ordinary(tokenizer)
-    text = f"a b {tokenizer.decode(ordinary[:1])}"  # the last gives no BOS, though unknown words may
-    plain, whole = (tokenizer.encode(text, add_special_tokens=special) for special in (False, True))
+    special = set(tokenizer.all_special_ids)
+    ordinary = next((index for index in range(len(tokenizer)) if index not in special), 0)
+    text = f"a b {tokenizer.decode([ordinary])}"  # the last gives no BOS, though unknown words may
+    plain, whole = (tokenizer.encode(text, add_special_tokens=added) for added in (False, True))
     return len(whole) > len(plain) and whole[: 1 + len(plain)] == [tokenizer.bos_token_id, *plain]
-
-
-def _find_ordinary(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """List the ids of the tokens that are not special."""
-    return sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids))
 
 
 def _refuse_made_up(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -87,7 +83,7 @@ def _refuse_made_up(tokenizer: PreTrainedTokenizerBase) -> None:
     rebuilds a tokenizer.json as something else: every text gives the same few ids, and nothing says so. Nine of ten
     tokens may fail, because `##ing` does not come back alone.
     """
-    ordinary = _find_ordinary(tokenizer)
+    ordinary = sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids))
     texts = [tokenizer.decode([index]) for index in ordinary[:: 1 + len(ordinary) // _N_SAMPLED]]
     legible = [text for text in texts if text.strip() and "\ufffd" not in text]
     n_read = sum(tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text for text in legible)

@@ -18,6 +18,11 @@ from registry import Registry
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here may ask a network
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the slow tests, so that the others run beside them and no worker waits at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
     """The URL of a real Postgres server: $LENSREG_TEST_PG_URL, or one that this session starts."""

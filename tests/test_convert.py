@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 from collections.abc import Callable, Iterator
@@ -115,6 +116,7 @@ def test_the_network_is_cast_whole_after_processing(opened: Opened, dtype: torch
 def test_buffers_are_made_from_the_config_and_none_is_left_empty(opened: Opened) -> None:
     network = convert(opened, RAW)
     assert not any(tensor.is_meta for tensor in [*network.parameters(), *network.buffers()])
+    assert all(parameter.is_contiguous() for parameter in network.parameters())
     fresh = HookedTransformer(HookedTransformerConfig(**BY_HAND[opened.family.name], device="cpu"))
     buffers = dict(network.named_buffers())
     for key, buffer in fresh.named_buffers():
@@ -307,6 +309,20 @@ def test_editing_one_parameter_changes_no_other_and_no_file(
         assert hashlib.sha256(path.read_bytes()).hexdigest() == digest
     again = dict(shared.load(model, processed=processed, dtype=dtype).named_parameters())
     assert all(torch.equal(again[key], value) for key, value in reference.items())
+
+
+def test_hooked_tensors_that_a_converter_makes_of_one_are_parted(opened: Opened) -> None:
+    def share(network: Any, cfg: HookedTransformerConfig) -> dict[str, torch.Tensor]:
+        tensors = opened.family.convert(network, cfg)
+        return {**tensors, "blocks.1.ln1.w": tensors["blocks.0.ln1.w"]}
+
+    family = dataclasses.replace(opened.family, convert=share)
+    network = convert_network(opened.build(), family, opened.architecture, RAW, dtype=torch.float32)
+    before = network.blocks[1].ln1.w.detach().clone()
+    assert torch.equal(network.blocks[0].ln1.w, before)
+    with torch.no_grad():
+        network.blocks[0].ln1.w.fill_(7.0)
+    assert torch.equal(network.blocks[1].ln1.w, before)
 
 
 def test_a_loaded_network_can_be_trained(shared: Registry, make_checkpoint: MakeCheckpoint) -> None:
