@@ -92,13 +92,6 @@ def print_error(error: RegistryError, output: str, console: Console | None = Non
             console.print(Text(clean(error.hint)), soft_wrap=True)
 
 
-def print_note(text: str) -> None:
-    """Print a remark for people on stderr."""
-    from rich.text import Text
-
-    stderr().print(Text(clean(text)), soft_wrap=True)
-
-
 def clean(text: str) -> str:
     """Replace control characters, which could move the cursor or forge lines."""
     return "".join(character if character.isprintable() or character == "\n" else "\ufffd" for character in text)
