@@ -34,7 +34,12 @@ LLAMA = {
     "bos_token_id": 0,
     "eos_token_id": 0,
 }
-CLASSES = {"gpt2": ("GPT2LMHeadModel", "GPT2Config", GPT2), "llama": ("LlamaForCausalLM", "LlamaConfig", LLAMA)}
+CLASSES = {
+    "gpt2": ("GPT2LMHeadModel", "GPT2Config", GPT2),
+    "llama": ("LlamaForCausalLM", "LlamaConfig", LLAMA),
+}
+_CONV1D = {"gpt2"}  # these keep their matrices as (fan_in, fan_out)
+_TABLES = ("wte", "wpe", "embed_")
 
 
 def make_network(family: str, seed: int = 0, **config: Any) -> PreTrainedModel:
@@ -46,8 +51,8 @@ def make_network(family: str, seed: int = 0, **config: Any) -> PreTrainedModel:
         for name, parameter in network.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.ndim > 1:
-                fan_in = parameter.shape[1] if family == "llama" else parameter.shape[0]
-                is_table = any(part in name for part in ("wte", "wpe", "embed_tokens"))
+                fan_in = parameter.shape[0] if family in _CONV1D else parameter.shape[-1]
+                is_table = any(part in name for part in _TABLES)
                 parameter.copy_(noise * (0.5 if is_table else 1.3 / math.sqrt(fan_in)))
             else:
                 parameter.copy_(1 + 0.3 * noise if name.endswith("weight") else 0.2 * noise)
