@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from registry.architecture import Architecture
+from registry.attention import name_second_attention
 from registry.convert import RAW, Processing, check_finite, convert_network, guard_processing
 from registry.errors import ParityFailure
 from registry.families.family import Family
@@ -94,7 +95,7 @@ def measure_parity(
     check_finite(source.state_dict())
     counter.advance()
     reference = _source_log_probs(source, probe, "eager")
-    noise_floor = _largest_difference(reference, _source_log_probs(source, probe, "sdpa"))
+    noise_floor = _largest_difference(reference, _source_log_probs(source, probe, name_second_attention(source)))
     counter.advance()
     processing = guard_processing(architecture, Processing())
     differences = []
