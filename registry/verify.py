@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 
 from registry.architecture import Architecture
-from registry.attention import name_second_attention
+from registry.attention import Float64Attention, choose_second_attention
 from registry.convert import RAW, Processing, check_finite, convert_network, guard_processing
 from registry.errors import ParityFailure
 from registry.families.family import Family
@@ -95,7 +96,7 @@ def measure_parity(
     check_finite(source.state_dict())
     counter.advance()
     reference = _source_log_probs(source, probe, "eager")
-    noise_floor = _largest_difference(reference, _source_log_probs(source, probe, name_second_attention(source)))
+    noise_floor = _largest_difference(reference, _source_log_probs(source, probe, choose_second_attention(source)))
     counter.advance()
     processing = guard_processing(architecture, Processing())
     differences = []
@@ -140,9 +141,13 @@ def refuse_disparity(parity: Parity, location: str) -> None:
         )
 
 
-def _source_log_probs(network: Any, probe: torch.Tensor, implementation: str) -> torch.Tensor:
-    network.set_attn_implementation(implementation)
-    with torch.inference_mode():
+def _source_log_probs(network: Any, probe: torch.Tensor, attention: str | Float64Attention) -> torch.Tensor:
+    exchanged: AbstractContextManager[Any] = nullcontext()
+    if isinstance(attention, Float64Attention):
+        exchanged = attention
+    elif network._can_set_attn_implementation():
+        network.set_attn_implementation(attention)
+    with torch.inference_mode(), exchanged:
         log_probs: torch.Tensor = network(probe, use_cache=False).logits.log_softmax(-1)
     return log_probs
 

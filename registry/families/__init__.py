@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from registry.errors import MalformedArtifact, UnsupportedFamily
-from registry.families import gpt2, llama
+from registry.families import bloom, gpt2, gpt_neo, gpt_neox, gptj, llama, opt, phi, phi3
 from registry.families.family import Family
 from registry.refs import find_similar
 
-FAMILIES: Mapping[str, Family] = {module.FAMILY.class_name: module.FAMILY for module in (gpt2, llama)}
+_MODULES = (bloom, gpt2, gpt_neo, gpt_neox, gptj, llama, opt, phi, phi3)
+FAMILIES: Mapping[str, Family] = {module.FAMILY.class_name: module.FAMILY for module in _MODULES}
 
 
 def find_family(config: Mapping[str, Any]) -> Family:

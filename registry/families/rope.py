@@ -37,26 +37,46 @@ FIELDS: Mapping[str, Field] = {
     "partial_rotary_factor": only(None, "the converter rotates whole heads"),
 }
 
+# for a Family's config_keys
+CONFIG_KEYS: Mapping[str, str] = {
+    "rotary_base": "rope_theta",
+    "rotary_scaling_factor": "rope_scaling",
+    "use_NTK_by_parts_rope": "rope_scaling",
+    "NTK_by_parts_factor": "rope_scaling.factor",
+    "NTK_by_parts_low_freq_factor": "rope_scaling.low_freq_factor",
+    "NTK_by_parts_high_freq_factor": "rope_scaling.high_freq_factor",
+    "NTK_original_ctx_len": "rope_scaling.original_max_position_embeddings",
+    "use_yarn_rope": "rope_scaling",
+    "yarn_factor": "rope_scaling.factor",
+    "yarn_attention_factor": "rope_scaling.attention_factor",
+    "yarn_beta_fast": "rope_scaling.beta_fast",
+    "yarn_beta_slow": "rope_scaling.beta_slow",
+    "yarn_original_max_position_embeddings": "rope_scaling.original_max_position_embeddings",
+    "yarn_truncate": "rope_scaling.truncate",
+}
+# for families that may rotate a part of each head only; what they do when nothing is said is theirs to say
+PARTIAL_FIELDS: Mapping[str, Field] = {**FIELDS, "partial_rotary_factor": used(float, None, optional=True)}
 
-def read_rope(config: Mapping[str, Any]) -> dict[str, Any]:
+
+def read_rope(config: Mapping[str, Any], theta_key: str = "rope_theta") -> dict[str, Any]:
     """Return transformers 5's flat `rope_parameters`, whichever release wrote the config.
 
-    transformers 4 wrote `rope_theta` beside `rope_scaling`; transformers 5 writes one `rope_parameters`. Two that
-    disagree are refused.
+    transformers 4 wrote `rope_theta` (a few families: `theta_key`) beside `rope_scaling`; transformers 5 writes one
+    `rope_parameters`. Two that disagree are refused.
     """
     modern, legacy = config["rope_parameters"], config["rope_scaling"]
     if modern and legacy and modern != legacy:
         raise refuse_value("rope_scaling", legacy, f"rope_parameters says {modern}", "Keep one of the two.")
     source = "rope_parameters" if modern else "rope_scaling"
     given = dict(modern or legacy or {})
-    theta = config["rope_theta"]
+    theta = config[theta_key]
     if "rope_theta" in given and theta is not None and given["rope_theta"] != theta:
-        raise refuse_value("rope_theta", theta, f"{source} says {given['rope_theta']!r}", "Keep one of the two.")
+        raise refuse_value(theta_key, theta, f"{source} says {given['rope_theta']!r}", "Keep one of the two.")
     kind = given.pop("rope_type", None) or given.get("type") or "default"
     if given.pop("type", kind) != kind:
         raise refuse_value(source, dict(modern or legacy or {}), "rope_type and type disagree", "Keep one of the two.")
     inner_theta = given.pop("rope_theta", None)
-    base = inner_theta if inner_theta is not None else theta
+    base, found = (theta, theta_key) if inner_theta is None else (inner_theta, source)
     known = _KEYS.get(kind) if isinstance(kind, str) else None
     if known is None:
         raise refuse_value(source, {"rope_type": kind}, "HookedTransformer cannot compute this kind of rope scaling")
@@ -67,9 +87,45 @@ def read_rope(config: Mapping[str, Any]) -> dict[str, Any]:
             given[name] = _check_entry(source, name, value)
     return {
         "rope_type": kind,
-        "rope_theta": _number(source, "rope_theta", DEFAULT_THETA if base is None else base),
+        "rope_theta": _number(found, "rope_theta", DEFAULT_THETA if base is None else base),
         **given,
     }
+
+
+def read_partial_rope(
+    config: Mapping[str, Any], default: float, part_key: str = "partial_rotary_factor", theta_key: str = "rope_theta"
+) -> dict[str, Any]:
+    """Return `rope_parameters` with the `partial_rotary_factor` that transformers 5 keeps there; see read_rope.
+
+    transformers 4 wrote the factor beside `rope_scaling`; `default` stands where neither place has it.
+    """
+    inner = dict(config)
+    for source in ("rope_parameters", "rope_scaling"):
+        inner[source] = {key: value for key, value in (config[source] or {}).items() if key != "partial_rotary_factor"}
+    return {**read_rope(inner, theta_key), "partial_rotary_factor": _read_part(config, default, part_key)[0]}
+
+
+def describe_rotary_dim(
+    config: Mapping[str, Any], d_head: int, default: float, part_key: str = "partial_rotary_factor"
+) -> int:
+    """Return how many dimensions of a head are rotated: transformers rounds down, and HookedTransformer takes pairs."""
+    part, found = _read_part(config, default, part_key)
+    rotary_dim = int(d_head * part)
+    if not 2 <= rotary_dim <= d_head or rotary_dim % 2:
+        raise refuse_value(found, part, f"it rotates {rotary_dim} of a head's {d_head} dimensions, and not in pairs")
+    return rotary_dim
+
+
+def _read_part(config: Mapping[str, Any], default: float, part_key: str) -> tuple[float, str]:
+    """Return which part of a head is rotated, and the field that says so."""
+    part, found = config[part_key], part_key
+    for source in ("rope_parameters", "rope_scaling"):
+        nested = (config[source] or {}).get("partial_rotary_factor")
+        if nested is not None and part is not None and nested != part:
+            raise refuse_value(found, part, f"{source} says {nested!r}", "Keep one of the two.")
+        if nested is not None:
+            part, found = _number(source, "partial_rotary_factor", nested), source
+    return (default if part is None else part), found
 
 
 def describe_rope(rope: Mapping[str, Any], n_ctx: int) -> dict[str, Any]:
