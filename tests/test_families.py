@@ -63,15 +63,25 @@ def test_every_key_that_transformers_writes_is_declared(name: str, tmp_path: Pat
     assert {*GenerationConfig._get_default_generation_params()} <= declared(family)
 
 
+KEYWORDS = {
+    "bloom": {"n_embed", "seq_length"},
+    "gpt_neo": {"attention_layers"},
+    "gpt_neox": {"partial_rotary_factor", "rotary_emb_base", "rotary_pct"},
+    "phi": {"partial_rotary_factor"},
+    "phi3": {"partial_rotary_factor"},
+}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_field_that_is_left_out_means_what_it_means_to_transformers(name: str) -> None:
     family = find_family_by_name(name)
     defaults = {field.name: field.default for field in dataclasses.fields(config_class(family))}
     ours = {key: rule.default for key, rule in family.fields.items() if rule.role == "used" and key in defaults}
     assert ours == {key: defaults[key] for key in ours}
-    # what is no field of transformers any more, it takes among its keyword arguments
+    # what is no field of transformers any more, it takes among its keyword arguments, or does not read at all
     rest = {key for key, rule in family.fields.items() if rule.role == "used"} - set(defaults)
-    assert rest <= {"rope_scaling", "rope_theta"}
+    assert rest <= KEYWORDS.get(name, set()) | {"rope_scaling", "rope_theta"}
+    assert all(family.fields[key].default is None for key in rest - {"seq_length"})
     assert LlamaConfig.default_theta == DEFAULT_THETA
 
 
@@ -145,19 +155,62 @@ def test_a_neutral_field_changes_nothing_that_transformers_computes(name: str) -
             assert torch.allclose(changed(tokens).logits, expected, atol=1e-4), key
 
 
+# what these families convert right; the grid below measures it
+KEPT = {
+    "gpt_neox": {"attention_bias", "partial_rotary_factor"},
+    "phi": {"partial_rotary_factor"},
+    "phi3": {"partial_rotary_factor"},
+}
+
+
 def test_what_the_converters_drop_is_never_neutral() -> None:
     """Transformer-lens converts these away without a word (HAZARDS.md §2.1)."""
     dropped = {"attention_bias", "mlp_bias", "partial_rotary_factor", "rope_interleaved", "add_cross_attention"}
     dropped |= {"auto_map", "quantization_config", "pruned_heads", "per_layer_config", "is_encoder_decoder"}
     for family in FAMILIES.values():
         rules = {**SHARED, **family.fields}
-        assert {key for key in dropped & set(rules) if rules[key].role != "only"} == set()
+        assert {key for key in dropped & set(rules) if rules[key].role != "only"} == KEPT.get(family.name, set())
     assert dropped <= {*SHARED, *(key for family in FAMILIES.values() for key in family.fields)}
 
 
 # --- one function, one architecture
 
+LAYERS = {"attention_types": None, "attention_layers": ["global", "local"]}
+NO_ROPE = {"rope_parameters": None}
 SAME = [
+    ("bloom", {}, {"n_embed": 64, "hidden_size": None}),
+    ("bloom", {}, {"n_head": None, "num_attention_heads": 4}),
+    ("bloom", {}, {"pretraining_tp": 4, "slow_but_exact": True, "n_inner": 17, "offset_alibi": 100}),
+    ("bloom", {"seq_length": 2048}, {"seq_length": None}),
+    ("gpt_neo", {}, {"intermediate_size": 256}),
+    ("gpt_neo", {}, {"num_heads": None, "num_attention_heads": 4}),
+    ("gpt_neo", {}, {"attention_layers": None}),
+    ("gpt_neo", {}, LAYERS),
+    ("gpt_neo", {}, {"attention_types": [[["global"], 1], [["local"], 1]]}),
+    ("gpt_neo", {}, {"attention_types": [[["global", "local"], 1], [["local"], 0]]}),
+    ("gpt_neo", {"attention_types": [[["global"], 2]]}, {"window_size": 5}),
+    ("gpt_neo", {"num_layers": 24, "attention_types": [[["global", "local"], 12]]}, dict.fromkeys(LAYERS)),
+    ("gpt_neox", {}, NO_ROPE),
+    ("gpt_neox", {}, NO_ROPE | {"rotary_pct": 0.25, "rotary_emb_base": 10000}),
+    ("gpt_neox", {}, NO_ROPE | {"rotary_pct": 0.3}),
+    ("gpt_neox", {}, {"rotary_pct": 0.25, "partial_rotary_factor": 0.25, "rotary_emb_base": 1e4, "rope_theta": 1e4}),
+    (
+        "gpt_neox",
+        {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0}, "rotary_pct": 0.5},
+        {"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2}}
+        | {"rotary_pct": 0.5, "rotary_emb_base": 500},
+    ),
+    ("gptj", {}, {"n_inner": 256, "rotary": True, "scale_attn_weights": True, "n_ctx": 5}),
+    ("gptj", {}, {"n_positions": None, "max_position_embeddings": 96}),
+    ("opt", {}, {"word_embed_proj_dim": None}),
+    ("opt", {}, {"dropout": 0.5, "layerdrop": 0.5, "init_std": 1.0, "pad_token_id": 7}),
+    ("phi", {}, NO_ROPE),
+    ("phi", {}, NO_ROPE | {"partial_rotary_factor": 0.5, "rope_theta": 10000.0, "rope_scaling": None}),
+    ("phi", {}, {"num_key_value_heads": None}),
+    ("phi3", {}, NO_ROPE),
+    ("phi3", {}, NO_ROPE | {"partial_rotary_factor": 1, "rope_theta": 10000.0, "rope_scaling": None}),
+    ("phi3", {}, {"original_max_position_embeddings": 12, "attention_bias": False, "head_dim": None}),
+    ("phi3", {"num_key_value_heads": 4}, {"num_key_value_heads": None}),
     ("gpt2", {}, {"n_inner": 256}),
     ("gpt2", {}, {"n_head": None, "num_attention_heads": 4}),
     ("gpt2", {}, {"n_positions": None, "max_position_embeddings": 96, "n_ctx": 77}),
@@ -239,9 +292,53 @@ def test_a_family_that_this_release_does_not_know_is_refused() -> None:
         find_family_by_name("mamba9")
 
 
+LONGROPE = {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "field"),
     [
+        ("bloom", {"n_head": 5}, "n_head"),
+        ("bloom", {"n_head": 12, "hidden_size": 96}, "n_head"),
+        ("bloom", {"hidden_size": 66}, "n_head"),
+        ("gpt_neo", {"num_heads": 5}, "num_heads"),
+        ("gpt_neo", {"num_layers": 3}, "attention_types"),
+        ("gpt_neo", LAYERS | {"num_layers": 3}, "attention_layers"),
+        ("gpt_neo", {"attention_layers": ["local", "global"]}, "attention_layers"),
+        ("gpt_neo", {"attention_types": [[["global", "random"], 1]], "attention_layers": None}, "attention_types"),
+        ("gpt_neo", {"attention_types": [["global", "local"]], "attention_layers": None}, "attention_types"),
+        ("gpt_neo", {"attention_types": [[["global"], 2**39]], "attention_layers": None}, "attention_types"),
+        ("gpt_neo", {"attention_types": [], "attention_layers": None}, "attention_types"),
+        ("gpt_neo", LAYERS | {"attention_layers": [["global"], "local"]}, "attention_layers"),
+        ("gpt_neox", {"num_attention_heads": 5}, "num_attention_heads"),
+        ("gpt_neox", NO_ROPE | {"rotary_pct": 0.2}, "rotary_pct"),
+        ("gpt_neox", NO_ROPE | {"rotary_pct": 0.0}, "rotary_pct"),
+        ("gpt_neox", NO_ROPE | {"rotary_pct": 1.5}, "rotary_pct"),
+        ("gpt_neox", {"rotary_pct": 0.5}, "rotary_pct"),
+        ("gpt_neox", {"rotary_emb_base": 5e5}, "rotary_emb_base"),
+        ("gpt_neox", NO_ROPE | {"rotary_emb_base": 0.0}, "rotary_emb_base"),
+        ("gpt_neox", NO_ROPE | {"rope_theta": 5e5}, "rope_theta"),
+        ("gpt_neox", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ("gpt_neox", {"rope_parameters": {"partial_rotary_factor": 0.2}}, "rope_parameters"),
+        ("gpt_neox", {"rope_parameters": {"partial_rotary_factor": "half"}}, "rope_parameters"),
+        ("gpt_neox", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "rope_parameters"),
+        ("gptj", {"n_head": 5}, "n_head"),
+        ("gptj", {"rotary_dim": 7}, "rotary_dim"),
+        ("gptj", {"rotary_dim": 18}, "rotary_dim"),
+        ("gptj", {"activation_function": "quick_gelu"}, "activation_function"),
+        ("opt", {"num_attention_heads": 5}, "num_attention_heads"),
+        ("opt", {"word_embed_proj_dim": 32}, "word_embed_proj_dim"),
+        ("phi", {"num_attention_heads": 5}, "num_attention_heads"),
+        ("phi", {"num_key_value_heads": 3}, "num_key_value_heads"),
+        ("phi", NO_ROPE | {"partial_rotary_factor": 0.3125}, "partial_rotary_factor"),
+        ("phi", {"partial_rotary_factor": 0.4}, "partial_rotary_factor"),
+        ("phi3", {"num_key_value_heads": 3}, "num_key_value_heads"),
+        ("phi3", {"sliding_window": 0}, "sliding_window"),
+        ("phi3", NO_ROPE | {"rope_scaling": LONGROPE}, "rope_scaling"),
+        ("phi3", NO_ROPE | {"rope_scaling": LONGROPE | {"type": "su"}}, "rope_scaling"),
+        ("phi3", {"rope_parameters": LONGROPE | {"rope_type": "longrope"}}, "rope_parameters"),
+        ("phi3", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rope_parameters"),
+        ("phi3", {"rope_parameters": {"rope_type": "linear", "factor": 4.0}}, "rope_parameters"),
         ("gpt2", {"n_head": 5}, "n_head"),
         ("gpt2", {"activation_function": "quick_gelu"}, "activation_function"),
         ("llama", {"num_attention_heads": 5}, "num_attention_heads"),
@@ -271,7 +368,81 @@ def scaled(kind: str, theta: float = 1e4, **factors: float) -> dict[str, Any]:
     return LONG | {"rope_parameters": {"rope_type": kind, "rope_theta": theta, **factors}}
 
 
+def partial(kind: str, part: float, **factors: float) -> dict[str, Any]:
+    return LONG | {"rope_parameters": {"rope_type": kind, "partial_rotary_factor": part, **factors}}
+
+
+LLAMA3_FACTORS = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+YARN_FACTORS = {"factor": 4.0, "original_max_position_embeddings": 128}
 GRID = [
+    ("bloom", {}),
+    *(("bloom", {"n_head": n_heads}) for n_heads in (1, 2, 8, 16)),
+    ("bloom", {"n_embed": 32, "n_layer": 3}),
+    ("bloom", {"tie_word_embeddings": False}),
+    ("bloom", {"layer_norm_epsilon": 0.3}),
+    ("bloom", {"layer_norm_epsilon": 1e-12}),
+    ("bloom", {"pretraining_tp": 4, "slow_but_exact": True}),
+    ("bloom", {"seq_length": 8}),
+    ("gpt_neo", {}),
+    *(("gpt_neo", {"window_size": window}) for window in (1, 2, 31, 32, 33, 95, 96, 97)),
+    ("gpt_neo", {"attention_types": [[["local"], 2]]}),
+    ("gpt_neo", {"attention_types": [[["global"], 2]]}),
+    ("gpt_neo", {"attention_types": [[["local"], 1], [["global", "local"], 1]], "num_layers": 3}),
+    ("gpt_neo", {"intermediate_size": 100}),
+    ("gpt_neo", {"num_heads": 8, "activation_function": "gelu"}),
+    ("gpt_neo", {"tie_word_embeddings": False}),
+    ("gpt_neo", {"layer_norm_epsilon": 0.3}),
+    ("gpt_neo", {"max_position_embeddings": 8}),
+    ("gpt_neox", {}),
+    ("gpt_neox", {"use_parallel_residual": False}),
+    ("gpt_neox", {"attention_bias": False}),
+    ("gpt_neox", {"attention_bias": False, "use_parallel_residual": False, "tie_word_embeddings": True}),
+    ("gpt_neox", {"tie_word_embeddings": True}),
+    ("gpt_neox", {"layer_norm_eps": 0.3}),
+    ("gpt_neox", {"num_attention_heads": 1, "hidden_act": "gelu_new"}),
+    ("gpt_neox", {"rotary_pct": 1.0, "rotary_emb_base": 500}),
+    ("gpt_neox", {"rotary_pct": 0.4}),
+    ("gpt_neox", {"rope_parameters": {"rope_theta": 777.5, "partial_rotary_factor": 0.5}}),
+    ("gpt_neox", partial("linear", 0.25, factor=4.0)),
+    ("gpt_neox", partial("linear", 1.0, factor=2.5, rope_theta=500.0)),
+    ("gpt_neox", partial("llama3", 0.5, original_max_position_embeddings=128, **LLAMA3_FACTORS)),
+    ("gpt_neox", partial("yarn", 0.5, **YARN_FACTORS)),
+    ("gpt_neox", partial("yarn", 1.0, truncate=False, **YARN_FACTORS)),
+    ("gptj", {}),
+    *(("gptj", {"rotary_dim": rotary_dim}) for rotary_dim in (2, 14, 16)),
+    ("gptj", {"n_inner": 100, "n_layer": 3}),
+    ("gptj", {"activation_function": "relu"}),
+    ("gptj", {"tie_word_embeddings": True}),
+    ("gptj", {"layer_norm_epsilon": 0.3}),
+    ("gptj", {"layer_norm_epsilon": 1e-12}),
+    ("opt", {}),
+    ("opt", {"enable_bias": False}),
+    ("opt", {"layer_norm_elementwise_affine": False}),
+    ("opt", {"enable_bias": False, "layer_norm_elementwise_affine": False}),
+    ("opt", {"tie_word_embeddings": False}),
+    ("opt", {"activation_function": "gelu"}),
+    ("opt", {"num_attention_heads": 8, "ffn_dim": 50, "num_hidden_layers": 3}),
+    ("opt", {"max_position_embeddings": 8}),
+    ("phi", {}),
+    ("phi", {"num_key_value_heads": 2}),
+    ("phi", {"num_key_value_heads": 1, "partial_rotary_factor": 0.4}),
+    ("phi", {"partial_rotary_factor": 1.0}),
+    ("phi", {"rope_parameters": {"rope_theta": 777.5, "partial_rotary_factor": 0.25}}),
+    ("phi", {"hidden_act": "relu"}),
+    ("phi", {"tie_word_embeddings": True}),
+    ("phi", {"layer_norm_eps": 0.3}),
+    ("phi", partial("linear", 0.5, factor=4.0)),
+    ("phi", partial("llama3", 1.0, original_max_position_embeddings=128, **LLAMA3_FACTORS)),
+    ("phi", partial("yarn", 0.5, **YARN_FACTORS)),
+    ("phi3", {}),
+    *(("phi3", {"sliding_window": window}) for window in (None, 2, 31, 32, 33, 95, 96, 97)),
+    ("phi3", {"num_key_value_heads": 4}),
+    ("phi3", {"num_key_value_heads": 1}),
+    ("phi3", {"rope_parameters": {"rope_theta": 777.5, "partial_rotary_factor": 0.75}}),
+    ("phi3", {"partial_rotary_factor": 0.4}),
+    ("phi3", {"hidden_act": "gelu"}),
+    ("phi3", {"tie_word_embeddings": True}),
+    ("phi3", {"rms_norm_eps": 0.3}),
     ("gpt2", {}),
     ("gpt2", {"n_inner": 100}),
     ("gpt2", {"n_head": 1, "n_embd": 48}),
@@ -337,12 +508,15 @@ def test_a_right_conversion_is_within_the_bound_raw_and_processed(
     refuse_disparity(parity, "here")
     assert parity.passed
     assert parity.dtype == "float64"
-    assert parity.bound == max(1e-4, 10 * parity.noise_floor) == 1e-4
+    assert parity.bound == max(1e-4, 10 * parity.noise_floor)
+    # GPT-Neo's scores are not scaled and computed in float32, so that there is more noise, and nothing else
+    assert parity.raw <= 1.1 * parity.noise_floor if name == "gpt_neo" else parity.bound == 1e-4
     assert 0 < parity.noise_floor < 1e-4
     assert 0 < parity.raw < 1e-4 and 0 < parity.processed < 1e-4
     n_ctx = opened.architecture["n_ctx"]
     is_scaled = config.get("rope_parameters", {}).get("rope_type", "default") != "default"
-    assert parity.n_tokens == 2 * min(n_ctx, 512 if is_scaled else 64)
+    window = opened.architecture.get("window_size", 0)
+    assert parity.n_tokens == 2 * min(n_ctx, max(64, 2 * window, 512 if is_scaled else 0))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -363,7 +537,7 @@ def test_what_was_measured_is_recorded(name: str, registry: Registry, make_check
     }
     for row in recorded.parity.values():
         assert row.passed is True
-        assert (row.bound, row.unit, row.dtype) == (1e-4, "nats", "float64")
+        assert (row.bound, row.unit, row.dtype) == (parity.bound, "nats", "float64")
         assert (row.n_samples, row.dataset_digest) == (parity.n_tokens, parity.probe_digest)
         assert row.details["noise_floor"] == parity.noise_floor > 0
         assert row.details["processing"] == list(parity.processing) and "fold_ln" in parity.processing
@@ -403,7 +577,43 @@ def test_the_probe_is_longer_than_a_window_but_not_than_the_context() -> None:
 YARN = scaled("yarn", factor=4.0, original_max_position_embeddings=128)
 SMOOTH_YARN = scaled("yarn", factor=4.0, original_max_position_embeddings=1000, truncate=False)
 LLAMA3 = scaled("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=128)
+PARTIAL_YARN = partial("yarn", 0.5, **YARN_FACTORS)
+ALL_LOCAL = {"use_local_attn": True, "attn_types": ["local", "local"]}
 WRONG = [
+    ("bloom", {}, {"act_fn": "gelu"}, 1e-4),
+    ("bloom", {}, {"eps": 1e-6}, 1e-4),
+    ("bloom", {}, {"attn_scale": 1.0}, 0.1),
+    ("bloom", {}, {"parallel_attn_mlp": True}, 0.1),
+    ("gpt_neo", {}, {"attn_scale": 4.0}, 0.1),
+    ("gpt_neo", {}, {"window_size": 10}, 0.01),
+    ("gpt_neo", {}, {"window_size": 12}, 0.01),
+    ("gpt_neo", {}, {"attn_types": ["local", "global"]}, 0.1),
+    ("gpt_neo", {}, {"use_local_attn": False}, 0.1),
+    ("gpt_neox", {}, {"rotary_dim": 16}, 0.01),
+    ("gpt_neox", {}, {"rotary_base": 500.0}, 1e-3),
+    ("gpt_neox", {}, {"rotary_adjacent_pairs": True}, 0.01),
+    ("gpt_neox", {}, {"rotary_scaling_factor": 2.0}, 0.01),
+    ("gpt_neox", {}, {"parallel_attn_mlp": False}, 0.1),
+    ("gpt_neox", {}, {"eps": 1e-12}, 1e-4),
+    ("gpt_neox", {}, {"act_fn": "gelu_new"}, 1e-4),
+    ("gpt_neox", PARTIAL_YARN, {"rotary_dim": 16}, 0.01),
+    ("gpt_neox", PARTIAL_YARN, {"yarn_attention_factor": 1.0}, 0.01),
+    ("gptj", {}, {"eps": 1e-12}, 1e-4),
+    ("gptj", {}, {"rotary_adjacent_pairs": False}, 0.1),
+    ("gptj", {}, {"rotary_dim": 16}, 0.1),
+    ("gptj", {}, {"rotary_base": 10100.0}, 1e-4),
+    ("gptj", {}, {"parallel_attn_mlp": False}, 0.1),
+    ("opt", {}, {"eps": 1e-12}, 1e-4),
+    ("opt", {}, {"act_fn": "gelu"}, 0.1),
+    ("opt", {}, {"attn_scale": 1.0}, 0.1),
+    ("phi", {}, {"rotary_dim": 16}, 0.01),
+    ("phi", {}, {"parallel_attn_mlp": False}, 0.1),
+    ("phi", {}, {"act_fn": "gelu"}, 1e-4),
+    ("phi3", {}, {"window_size": 36}, 1e-3),
+    ("phi3", {}, {"window_size": 38}, 1e-3),
+    ("phi3", {}, {"use_local_attn": False}, 0.01),
+    ("phi3", {"sliding_window": None}, ALL_LOCAL | {"window_size": 60}, 1e-3),
+    ("phi3", {"partial_rotary_factor": 0.5}, {"rotary_dim": 16}, 0.1),
     # as far off as a wrong conversion may be to be seen: HAZARDS.md §2.7 measured these as the smallest
     ("gpt2", {}, {"act_fn": "gelu"}, 1e-3),
     ("gpt2", {}, {"eps": 1e-12}, 1e-4),
