@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
 from transformers import GenerationConfig, LlamaConfig, PreTrainedConfig
 
 from registry import Registry
@@ -22,6 +23,7 @@ from registry.families import FAMILIES, find_family, find_family_by_name
 from registry.families.family import Family
 from registry.families.fields import SHARED
 from registry.families.rope import DEFAULT_THETA
+from registry.families.unsupported import BRIDGED
 from registry.networks import make_config
 from registry.verify import make_probe, refuse_disparity
 from tests.checkpoints import edit_config, make_network
@@ -287,6 +289,43 @@ def test_the_family_is_what_config_json_says_and_nothing_else(
     assert text in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("class_name", "why", "hint"),
+    [
+        ("StableLmForCausalLM", "no converter", "TransformerBridge can run it"),
+        ("FalconForCausalLM", "no converter", "TransformerBridge can run it"),
+        ("MambaForCausalLM", "recurrent", "TransformerBridge can run it"),
+        ("FalconMambaForCausalLM", "recurrent", "TransformerBridge can run it"),
+        ("T5ForConditionalGeneration", "encoder", "TransformerBridge can run it"),
+        ("T5EncoderModel", "encoder", ""),
+        ("BertForMaskedLM", "both directions", "TransformerBridge can run it"),
+        ("BertLMHeadModel", "both directions", "TransformerBridge can run it"),
+        ("RobertaForSequenceClassification", "another head", ""),
+        ("LlavaForConditionalGeneration", "pictures", "TransformerBridge can run it"),
+        ("GPT2Model", "without the head", "saved whole as GPT2LMHeadModel"),
+        ("LlamaModel", "without the head", "saved whole as LlamaForCausalLM"),
+        ("BloomModel", "without the head", "saved whole as BloomForCausalLM"),
+        ("GPT2DoubleHeadsModel", "another head", "saved whole as GPT2LMHeadModel"),
+        ("GPT2ForSequenceClassification", "another head", "saved whole as GPT2LMHeadModel"),
+        ("PhiForTokenClassification", "another head", "saved whole as PhiForCausalLM"),
+        ("GPTNeoForQuestionAnswering", "another head", "saved whole as GPTNeoForCausalLM"),
+        ("QWenLMHeadModel", "no converter", ""),
+        ("LlamaForCausalLm", "no converter", "Did you mean LlamaForCausalLM?"),
+    ],
+)
+def test_what_cannot_be_a_hooked_transformer_is_refused_with_the_reason(class_name: str, why: str, hint: str) -> None:
+    with pytest.raises(UnsupportedFamily) as refused:
+        find_family({"architectures": [class_name]})
+    assert refused.value.fields["family"] == class_name
+    assert why in refused.value.message and hint in str(refused.value.hint)
+    assert "GPT2LMHeadModel, " in str(refused.value.hint)
+    assert ("TransformerBridge" in str(refused.value.hint)) == (class_name in SUPPORTED_ARCHITECTURES)
+
+
+def test_what_a_bridge_can_run_is_what_transformer_lens_says() -> None:
+    assert {name for name in SUPPORTED_ARCHITECTURES if hasattr(transformers, name)} == BRIDGED
+
+
 def test_a_family_that_this_release_does_not_know_is_refused() -> None:
     with pytest.raises(UnsupportedFamily, match="Update lens-registry"):
         find_family_by_name("mamba9")
@@ -324,6 +363,8 @@ LONGROPE = {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] 
         ("gpt_neox", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "rope_parameters"),
         ("gptj", {"n_head": 5}, "n_head"),
         ("gptj", {"rotary_dim": 7}, "rotary_dim"),
+        ("gptj", {"n_positions": 2**39}, "n_positions"),
+        ("bloom", {"seq_length": 2**39}, "seq_length"),
         ("gptj", {"rotary_dim": 18}, "rotary_dim"),
         ("gptj", {"activation_function": "quick_gelu"}, "activation_function"),
         ("opt", {"num_attention_heads": 5}, "num_attention_heads"),
@@ -344,6 +385,9 @@ LONGROPE = {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] 
         ("llama", {"num_attention_heads": 5}, "num_attention_heads"),
         ("llama", {"num_key_value_heads": 3}, "num_key_value_heads"),
         ("llama", {"head_dim": 15}, "head_dim"),
+        ("llama", {"rope_parameters": None, "rope_theta": 0.0}, "rope_theta"),
+        ("llama", {"rope_parameters": None, "rope_theta": 0.5}, "rope_theta"),
+        ("llama", {"rope_parameters": {"rope_theta": 1e-3}}, "rope_parameters"),
         ("llama", {"hidden_act": "relu2"}, "hidden_act"),
         ("llama", {"rope_parameters": {"rope_type": "linear"}}, "rope_parameters"),
         ("llama", {"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters"),

@@ -8,7 +8,7 @@ from typing import Any
 from registry.errors import MalformedArtifact, UnsupportedFamily
 from registry.families import bloom, gpt2, gpt_neo, gpt_neox, gptj, llama, opt, phi, phi3
 from registry.families.family import Family
-from registry.refs import find_similar
+from registry.families.unsupported import refuse_architecture
 
 _MODULES = (bloom, gpt2, gpt_neo, gpt_neox, gptj, llama, opt, phi, phi3)
 FAMILIES: Mapping[str, Family] = {module.FAMILY.class_name: module.FAMILY for module in _MODULES}
@@ -25,13 +25,7 @@ def find_family(config: Mapping[str, Any]) -> Family:
         )
     family = FAMILIES.get(classes[0])
     if family is None:
-        similar = find_similar(classes[0], FAMILIES)
-        raise UnsupportedFamily(
-            f"{classes[0]!r} cannot be converted to a HookedTransformer yet.",
-            hint=(f"Did you mean {similar[0]}? " if similar else "")
-            + f"What can be converted: {', '.join(sorted(FAMILIES))}.",
-            family=classes[0],
-        )
+        raise refuse_architecture(classes[0], FAMILIES)
     if config.get("model_type", family.model_type) != family.model_type:
         raise MalformedArtifact(
             f"config.json names {family.class_name} but has model_type {config['model_type']!r}.",

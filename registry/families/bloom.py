@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from registry.architecture import Architecture, describe_architecture
 from registry.families.family import Family
-from registry.families.fields import neutral, only, refuse_value, used
+from registry.families.fields import check_n_ctx, neutral, only, refuse_value, used
 
 if TYPE_CHECKING:
     import torch
@@ -60,7 +60,7 @@ def describe(config: Mapping[str, Any]) -> Architecture:
         d_head=d_model // n_heads,
         d_mlp=4 * d_model,
         d_vocab=config["vocab_size"],
-        n_ctx=config["seq_length"],
+        n_ctx=check_n_ctx("seq_length", config["seq_length"]),
         act_fn="gelu_new",
         normalization_type="LN",
         eps=config["layer_norm_epsilon"],

@@ -38,6 +38,8 @@ FIELDS = {
     "rotary_pct": used(float, None, optional=True),
     "attention_dropout": _DROPOUT,
     "hidden_dropout": _DROPOUT,
+    "attention_probs_dropout_prob": _DROPOUT,
+    "hidden_dropout_prob": _DROPOUT,
     "classifier_dropout": neutral("it belongs to another head than the language model's"),
 }
 

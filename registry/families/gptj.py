@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from registry.architecture import Architecture, describe_architecture
 from registry.families.family import Family
-from registry.families.fields import neutral, only, read_activation, refuse_value, used
+from registry.families.fields import check_n_ctx, neutral, only, read_activation, refuse_value, used
 from registry.families.rope import DEFAULT_THETA
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def describe(config: Mapping[str, Any]) -> Architecture:
         d_head=d_head,
         d_mlp=config["n_inner"] or 4 * d_model,
         d_vocab=config["vocab_size"],
-        n_ctx=config["n_positions"],
+        n_ctx=check_n_ctx("n_positions", config["n_positions"]),
         act_fn=read_activation("activation_function", config["activation_function"]),
         normalization_type="LN",
         eps=config["layer_norm_epsilon"],

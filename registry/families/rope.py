@@ -85,11 +85,10 @@ def read_rope(config: Mapping[str, Any], theta_key: str = "rope_theta") -> dict[
     for name, value in given.items():
         if value is not None:
             given[name] = _check_entry(source, name, value)
-    return {
-        "rope_type": kind,
-        "rope_theta": _number(found, "rope_theta", DEFAULT_THETA if base is None else base),
-        **given,
-    }
+    base = _number(found, "rope_theta", DEFAULT_THETA if base is None else base)
+    if base < 1:
+        raise refuse_value(found, {"rope_theta": base}, "the slower of two frequencies would be the faster one")
+    return {"rope_type": kind, "rope_theta": base, **given}
 
 
 def read_partial_rope(
@@ -112,7 +111,8 @@ def describe_rotary_dim(
     part, found = _read_part(config, default, part_key)
     rotary_dim = int(d_head * part)
     if not 2 <= rotary_dim <= d_head or rotary_dim % 2:
-        raise refuse_value(found, part, f"it rotates {rotary_dim} of a head's {d_head} dimensions, and not in pairs")
+        shown = part if found == part_key else {"partial_rotary_factor": part}
+        raise refuse_value(found, shown, f"it rotates {rotary_dim} of a head's {d_head} dimensions, and not in pairs")
     return rotary_dim
 
 
@@ -122,7 +122,8 @@ def _read_part(config: Mapping[str, Any], default: float, part_key: str) -> tupl
     for source in ("rope_parameters", "rope_scaling"):
         nested = (config[source] or {}).get("partial_rotary_factor")
         if nested is not None and part is not None and nested != part:
-            raise refuse_value(found, part, f"{source} says {nested!r}", "Keep one of the two.")
+            later, said, other = (found, part, source) if found == part_key else (source, nested, found)
+            raise refuse_value(later, said, f"{other} gives partial_rotary_factor otherwise", "Keep one of the two.")
         if nested is not None:
             part, found = _number(source, "partial_rotary_factor", nested), source
     return (default if part is None else part), found
