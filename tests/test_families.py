@@ -564,6 +564,17 @@ def test_a_right_conversion_is_within_the_bound_raw_and_processed(
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_what_differs_is_shown_with_the_key_it_was_read_from(name: str, make_checkpoint: MakeCheckpoint) -> None:
+    plain = read_checkpoint(make_checkpoint(name, tokenizer=False))
+    named = {*plain.family.config_keys, "yarn_global_attn_only"}  # the latter comes with yarn, and is False
+    for family, config in GRID:
+        if family == name:
+            other = read_checkpoint(make_checkpoint(name, tokenizer=False, **config)).architecture
+            differing = {one.field for one in find_differences(plain.architecture, other)}
+            assert differing <= named, config
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_parity_in_float32_has_its_own_bound(name: str, make_checkpoint: MakeCheckpoint) -> None:
     parity = read_checkpoint(make_checkpoint(name, tokenizer=False)).measure(dtype=torch.float32)
     assert parity.passed and parity.dtype == "float32" and parity.bound == 1e-3
