@@ -375,7 +375,7 @@ def test_what_was_measured_is_recorded(name: str, registry: Registry, make_check
 def test_without_verification_nothing_is_recorded_as_measured(
     registry: Registry, make_checkpoint: MakeCheckpoint
 ) -> None:
-    done = registry.register("base", make_checkpoint("gpt2"), verify=False)
+    done = registry.register("base", make_checkpoint("gpt2"), parity="skip")
     assert done.parity is None
     assert registry.version("base").parity == {} and not registry.version("base").is_verified
 
