@@ -72,7 +72,15 @@ _TABLES = ("wte", "wpe", "embed_")
 def make_network(family: str, seed: int = 0, **config: Any) -> PreTrainedModel:
     """Build a Hugging Face network: norm weights 1 + 0.3·N, biases 0.2·N, matrices 1.3·N/sqrt(fan_in)."""
     class_name, config_name, base = CLASSES[family]
-    network = getattr(transformers, class_name)(getattr(transformers, config_name)(**{**base, **config}))
+    network: PreTrainedModel = getattr(transformers, class_name)(
+        getattr(transformers, config_name)(**{**base, **config})
+    )
+    randomise(network, family, seed)
+    return network.eval()
+
+
+def randomise(network: PreTrainedModel, family: str, seed: int = 0) -> None:
+    """Give every parameter random values; the same for the same seed and shapes."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
@@ -84,7 +92,6 @@ def make_network(family: str, seed: int = 0, **config: Any) -> PreTrainedModel:
             else:
                 center = 1 if name.endswith("weight") and family not in _NORMS_FROM_ONE else 0
                 parameter.copy_(center + (0.3 if name.endswith("weight") else 0.2) * noise)
-    return network.eval()
 
 
 def make_tokenizer(n_tokens: int = D_VOCAB) -> PreTrainedTokenizerFast:

@@ -110,6 +110,8 @@ def _read_parameters(
     known = _KEYS.get(kind) if isinstance(kind, str) else None
     if known is None:
         raise refuse_value(source, {"rope_type": kind}, "HookedTransformer cannot compute this kind of rope scaling")
+    if base is not None and _number(source, "rope_theta", base) < 1:
+        raise refuse_value("rope_theta", base, "wavelengths would shrink from pair to pair; no network is trained so")
     if unknown := set(given) - known:
         raise refuse_value(source, {name: given[name] for name in sorted(unknown)}, f"not a field of {kind} rope")
     for name, value in given.items():
