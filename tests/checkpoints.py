@@ -44,6 +44,7 @@ GEMMA3 = GEMMA | {
     "query_pre_attn_scalar": 24,
 }
 APERTUS = LLAMA | {
+    "pad_token_id": None,
     "rope_parameters": {
         "rope_type": "llama3",
         "rope_theta": 12e6,
@@ -51,7 +52,7 @@ APERTUS = LLAMA | {
         "low_freq_factor": 1.0,
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 32,
-    }
+    },
 }
 CLASSES = {
     "gpt2": ("GPT2LMHeadModel", "GPT2Config", GPT2),
