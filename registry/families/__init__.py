@@ -6,11 +6,45 @@ from collections.abc import Mapping
 from typing import Any
 
 from registry.errors import MalformedArtifact, UnsupportedFamily
-from registry.families import bloom, gpt2, gpt_neo, gpt_neox, gptj, llama, opt, phi, phi3
+from registry.families import (
+    apertus,
+    bloom,
+    gemma,
+    gemma2,
+    gemma3,
+    gpt2,
+    gpt_neo,
+    gpt_neox,
+    gptj,
+    llama,
+    mistral,
+    opt,
+    phi,
+    phi3,
+    qwen2,
+    qwen3,
+)
 from registry.families.family import Family
 from registry.families.unsupported import refuse_architecture
 
-_MODULES = (bloom, gpt2, gpt_neo, gpt_neox, gptj, llama, opt, phi, phi3)
+_MODULES = (
+    apertus,
+    bloom,
+    gemma,
+    gemma2,
+    gemma3,
+    gpt2,
+    gpt_neo,
+    gpt_neox,
+    gptj,
+    llama,
+    mistral,
+    opt,
+    phi,
+    phi3,
+    qwen2,
+    qwen3,
+)
 FAMILIES: Mapping[str, Family] = {module.FAMILY.class_name: module.FAMILY for module in _MODULES}
 
 
