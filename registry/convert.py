@@ -110,11 +110,15 @@ def convert_weights(
 
 
 def _drop_folded_norms(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Drop the norms' own weights after folding, which must have left them the identity."""
+    """Drop the norms' own weights after folding, which must have left them the identity.
+
+    Where a LayerNorm is before a gated MLP, folding also makes the biases `b_gate` of the norm's. HookedTransformer has
+    no such biases, and they are zero in the one family of the kind, OLMo, whose norms have no weights.
+    """
     kept = {}
     for name, tensor in tensors.items():
         norm, _, leaf = name.rpartition(".")
-        if not norm.endswith(("ln1", "ln2", "ln_final")):
+        if not norm.endswith(("ln1", "ln2", "ln_final")) and leaf != "b_gate":
             kept[name] = tensor
         elif not bool((tensor == (1.0 if leaf == "w" else 0.0)).all()):
             raise WeightsMismatch(

@@ -1,8 +1,9 @@
 """Parity: the measured difference between the source network's log-probs and the converted network's.
 
-Both sides run in float64 on the same tokens, raw and processed, and so does the source with another implementation of
-attention; what that changes is the noise floor. A fixed bound would be blind or wrong: in float32 a right conversion of
-SmolLM2 differs by 1e-4, and a wrong epsilon can differ by 4e-4 (DESIGN.md §7).
+Both sides run in float64 on the same tokens, raw and processed. So does the source in other ways that should give the
+same, with another implementation of attention and with all positions shifted; what that changes is the noise floor. A
+fixed bound would be blind or wrong: in float32 a right conversion of SmolLM2 differs by 1e-4, and a wrong epsilon can
+differ by 4e-4 (DESIGN.md §7).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from registry.architecture import Architecture
 from registry.convert import RAW, Processing, check_finite, convert_network, guard_processing
@@ -23,6 +25,8 @@ from registry.errors import ParityFailure
 from registry.families.family import Family
 from registry.networks import build_source_network
 from registry.progress import Counter, Progress, no_progress
+from registry.routing import Computed, compute_hooked, compute_source, find_largest_difference
+from registry.sinks import SINK_ATTENTION
 
 N_SEQUENCES = 2
 MIN_PROBE_TOKENS = 64
@@ -93,15 +97,14 @@ def measure_parity(
     source = build_source_network(family, values, files, dtype)
     check_finite(source.state_dict())
     counter.advance()
-    reference = _source_log_probs(source, probe, "eager")
-    noise_floor = _largest_difference(reference, _source_log_probs(source, probe, "sdpa"))
+    reference = compute_source(source, family, probe, "eager")
+    noise_floor = _measure_noise(source, family, architecture, probe, reference)
     counter.advance()
     processing = guard_processing(architecture, Processing())
     differences = []
     for one in (RAW, processing):
         network = convert_network(source, family, architecture, one, dtype=dtype)
-        with torch.inference_mode():
-            differences.append(_largest_difference(reference, network(probe).log_softmax(-1)))
+        differences.append(find_largest_difference(reference, compute_hooked(network, probe, reference)))
         del network
         counter.advance()
     counter.advance()
@@ -139,14 +142,18 @@ def refuse_disparity(parity: Parity, location: str) -> None:
         )
 
 
-def _source_log_probs(network: Any, probe: torch.Tensor, implementation: str) -> torch.Tensor:
-    network.set_attn_implementation(implementation)
-    with torch.inference_mode():
-        log_probs: torch.Tensor = network(probe, use_cache=False).logits.log_softmax(-1)
-    return log_probs
+def _measure_noise(
+    source: PreTrainedModel, family: Family, architecture: Architecture, probe: torch.Tensor, reference: Computed
+) -> float:
+    """Return how far the source is from itself where it should compute the same: its noise floor.
 
-
-def _largest_difference(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Return the largest absolute difference; NaN counts as infinite."""
-    largest = float((one - other).abs().max())
-    return largest if largest == largest else float("inf")
+    Attention is computed in another way. And where positions are rotary, all of them are shifted by one: transformers
+    computes the angles in float32 whatever the dtype, so that at the 500th position they are off by 2e-5.
+    """
+    other = SINK_ATTENTION if architecture["use_attention_sinks"] else "sdpa"
+    noise = find_largest_difference(reference, compute_source(source, family, probe, other, like=reference))
+    if architecture["positional_embedding_type"] == "rotary" and probe.shape[1] > 1:
+        shorter = reference.without_last()  # a table of positions may end with the probe
+        shifted = compute_source(source, family, probe[:, :-1], "eager", like=shorter, first_position=1)
+        noise = max(noise, find_largest_difference(shorter, shifted))
+    return noise

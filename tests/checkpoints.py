@@ -34,11 +34,23 @@ LLAMA = {
     "bos_token_id": 0,
     "eos_token_id": 0,
 }
+MIXTRAL = LLAMA | {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 48}
+OLMO = LLAMA | {"num_key_value_heads": 4, "pad_token_id": 0}
+OLMO3 = LLAMA | {"pad_token_id": 0, "sliding_window": 12, "layer_types": ["sliding_attention", "full_attention"]}
+OLMOE = LLAMA | {"num_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 48, "pad_token_id": 0}
+GPT_OSS = MIXTRAL | {"head_dim": 24, "sliding_window": 12}
 CLASSES = {
     "gpt2": ("GPT2LMHeadModel", "GPT2Config", GPT2),
+    "gpt_oss": ("GptOssForCausalLM", "GptOssConfig", GPT_OSS),
     "llama": ("LlamaForCausalLM", "LlamaConfig", LLAMA),
+    "mixtral": ("MixtralForCausalLM", "MixtralConfig", MIXTRAL),
+    "olmo": ("OlmoForCausalLM", "OlmoConfig", OLMO),
+    "olmo2": ("Olmo2ForCausalLM", "Olmo2Config", OLMO),
+    "olmo3": ("Olmo3ForCausalLM", "Olmo3Config", OLMO3),
+    "olmoe": ("OlmoeForCausalLM", "OlmoeConfig", OLMOE),
 }
 _CONV1D = {"gpt2"}  # these keep their matrices as (fan_in, fan_out)
+_TRANSPOSED = {"gpt_oss"}  # and these those of their experts, as (n_experts, fan_in, fan_out)
 _TABLES = ("wte", "wpe", "embed_")
 
 
@@ -50,8 +62,9 @@ def make_network(family: str, seed: int = 0, **config: Any) -> PreTrainedModel:
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.ndim > 1:
-                fan_in = parameter.shape[0] if family in _CONV1D else parameter.shape[-1]
+            if parameter.ndim > 1 and not name.endswith("bias"):
+                transposed = family in _CONV1D or (family in _TRANSPOSED and ".experts." in name)
+                fan_in = parameter.shape[-2 if transposed else -1]
                 is_table = any(part in name for part in _TABLES)
                 parameter.copy_(noise * (0.5 if is_table else 1.3 / math.sqrt(fan_in)))
             else:

@@ -13,7 +13,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformer_lens import HookedTransformer, HookedTransformerConfig
-from transformer_lens.pretrained.weight_conversions import convert_gpt2_weights, convert_llama_weights
+from transformer_lens.pretrained.weight_conversions import (
+    convert_gpt2_weights,
+    convert_gpt_oss_weights,
+    convert_llama_weights,
+    convert_mixtral_weights,
+    convert_olmo2_weights,
+    convert_olmo3_weights,
+    convert_olmo_weights,
+    convert_olmoe_weights,
+)
 from transformers import AutoModelForCausalLM
 
 from registry import Registry
@@ -43,7 +52,53 @@ BY_HAND: dict[str, dict[str, Any]] = {
         "rotary_adjacent_pairs": False, "final_rms": True, "gated_mlp": True,
     },
 }  # fmt: skip
-CONVERTERS = {"gpt2": convert_gpt2_weights, "llama": convert_llama_weights}
+# what a gated RMSNorm decoder has beside Llama's, and what is other
+_ROPE = {
+    "positional_embedding_type": "rotary", "rotary_dim": 16, "rotary_adjacent_pairs": False, "gated_mlp": True,
+    "n_layers": 2, "d_model": 64, "n_heads": 4, "d_head": 16, "d_vocab": 211, "n_ctx": 96, "act_fn": "silu",
+}  # fmt: skip
+BY_HAND |= {
+    "mixtral": _ROPE | {
+        "d_mlp": 48, "eps": 1e-5, "normalization_type": "RMS", "original_architecture": "MixtralForCausalLM",
+        "n_key_value_heads": 2, "rotary_base": 1e6, "num_experts": 4, "experts_per_token": 2, "norm_topk_prob": True,
+    },
+    "olmo": _ROPE | {
+        "d_mlp": 112, "eps": 1e-5, "normalization_type": "LN", "original_architecture": "OlmoForCausalLM",
+        "rotary_base": 10000.0,
+    },
+    "olmo2": _ROPE | {
+        "d_mlp": 112, "eps": 1e-5, "normalization_type": "RMS", "original_architecture": "Olmo2ForCausalLM",
+        "rotary_base": 10000.0,
+    },
+    "olmo3": _ROPE | {
+        "d_mlp": 112, "eps": 1e-5, "normalization_type": "RMS", "original_architecture": "Olmo3ForCausalLM",
+        "n_key_value_heads": 2, "rotary_base": 500000.0, "use_local_attn": True, "window_size": 12,
+        "attn_types": ["local", "global"],
+    },
+    "olmoe": _ROPE | {
+        "d_mlp": 48, "eps": 1e-5, "normalization_type": "RMS", "original_architecture": "OlmoeForCausalLM",
+        "n_key_value_heads": 2, "rotary_base": 10000.0, "num_experts": 6, "experts_per_token": 2,
+        "norm_topk_prob": False,
+    },
+    "gpt_oss": _ROPE | {
+        "d_mlp": 48, "eps": 1e-5, "normalization_type": "RMS", "original_architecture": "GptOssForCausalLM",
+        "n_key_value_heads": 2, "d_head": 24, "rotary_dim": 24, "rotary_base": 150000.0, "use_attention_sinks": True,
+        "num_experts": 4, "experts_per_token": 2, "use_local_attn": True, "window_size": 12,
+        "attn_types": ["local", "global"], "use_yarn_rope": True, "yarn_factor": 32.0, "yarn_beta_fast": 32.0,
+        "yarn_attention_factor": 0.1 * math.log(32) + 1, "yarn_beta_slow": 1.0, "yarn_truncate": False,
+        "yarn_original_max_position_embeddings": 4096,
+    },
+}  # fmt: skip
+CONVERTERS = {
+    "gpt2": convert_gpt2_weights,
+    "gpt_oss": convert_gpt_oss_weights,
+    "llama": convert_llama_weights,
+    "mixtral": convert_mixtral_weights,
+    "olmo": convert_olmo_weights,
+    "olmo2": convert_olmo2_weights,
+    "olmo3": convert_olmo3_weights,
+    "olmoe": convert_olmoe_weights,
+}
 PROCESSINGS = {
     "raw": RAW,
     "default": Processing(),
@@ -91,8 +146,9 @@ def test_conversion_is_bit_identical_to_the_recipe_of_transformer_lens(opened: O
 
 def test_every_activation_is_computed_after_processing_too(opened: Opened) -> None:
     """Processing must change weights, not what the network computes."""
-    raw, processed = convert(opened, RAW), convert(opened, Processing())
-    assert not any("ln" in name for name, _ in processed.named_parameters())
+    guarded = guard_processing(opened.architecture, Processing())
+    raw, processed = convert(opened, RAW), convert(opened, guarded)
+    assert any("ln" in name for name, _ in processed.named_parameters()) is not guarded.fold_ln
     assert any("ln" in name for name, _ in raw.named_parameters())
     with torch.inference_mode():
         one, other = raw(TOKENS).log_softmax(-1), processed(TOKENS).log_softmax(-1)
@@ -218,15 +274,18 @@ def test_a_hooked_tensor_of_another_shape_or_kind_is_refused(
 ) -> None:
     cfg, tensors = hooked
     with pytest.raises(WeightsMismatch) as refused:
-        make_hooked_network(cfg, {**tensors, "blocks.1.mlp.W_in": change(tensors["blocks.1.mlp.W_in"])})
-    assert refused.value.misshapen == ("blocks.1.mlp.W_in",)
+        make_hooked_network(cfg, {**tensors, "blocks.1.attn.W_O": change(tensors["blocks.1.attn.W_O"])})
+    assert refused.value.misshapen == ("blocks.1.attn.W_O",)
 
 
 def test_an_architecture_that_does_not_fit_the_tensors_is_refused(opened: Opened) -> None:
-    """Converted with other norms or another MLP than its own, it lacks tensors or has too many."""
+    """Converted with other norms or another MLP than its own, it lacks tensors, or has too many, or of other shapes."""
     source = opened.build()
     other_norm = "RMS" if opened.architecture["normalization_type"] == "LN" else "LN"
-    for change in ({"normalization_type": other_norm}, {"gated_mlp": not opened.architecture["gated_mlp"]}):
+    changes = [{"normalization_type": other_norm}, {"use_qk_norm": True}]
+    if not opened.architecture["num_experts"]:  # which have a gate either way
+        changes.append({"gated_mlp": not opened.architecture["gated_mlp"]})
+    for change in changes:
         wrong = Architecture({**opened.architecture.fields, **change})
         with pytest.raises(WeightsMismatch):
             convert_network(source, opened.family, wrong, RAW, dtype=torch.float32)
@@ -247,6 +306,9 @@ BAD_PLACES = [
     ("llama", "model.layers.1.self_attn.k_proj.weight", (31, 63)),
     ("llama", "model.layers.1.mlp.gate_proj.weight", (0, 0)),
     ("llama", "lm_head.weight", (210, 0)),
+    # of experts, refused under the name that transformers's network has
+    ("gpt_oss", "model.layers.0.self_attn.sinks", (3,)),
+    ("gpt_oss", "model.layers.1.mlp.experts.gate_up_proj", (3, 0, 0)),
 ]
 
 
@@ -283,6 +345,7 @@ def test_the_largest_finite_numbers_are_not_refused() -> None:
 # --- a loaded network is nobody else's
 
 
+@pytest.mark.filterwarnings("ignore:.* would change what .* computes; it was left out:UserWarning")
 @pytest.mark.parametrize("processed", [True, False])
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 @pytest.mark.parametrize("name", NAMES)

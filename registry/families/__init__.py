@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from registry.errors import MalformedArtifact, UnsupportedFamily
-from registry.families import gpt2, llama
+from registry.families import gpt2, gpt_oss, llama, mixtral, olmo, olmo2, olmo3, olmoe
 from registry.families.family import Family
 from registry.refs import find_similar
 
-FAMILIES: Mapping[str, Family] = {module.FAMILY.class_name: module.FAMILY for module in (gpt2, llama)}
+FAMILIES: Mapping[str, Family] = {
+    module.FAMILY.class_name: module.FAMILY for module in (gpt2, gpt_oss, llama, mixtral, olmo, olmo2, olmo3, olmoe)
+}
 
 
 def find_family(config: Mapping[str, Any]) -> Family:

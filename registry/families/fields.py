@@ -7,12 +7,12 @@ given. `only`: it is refused unless it is absent or has this one value.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from registry.errors import UnsupportedConfig
 
-Kind = type[int] | type[float] | type[bool] | type[str] | type[dict[str, Any]]
+Kind = type[int] | type[float] | type[bool] | type[str] | type[dict[str, Any]] | type[list[Any]]
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Field:
     default: Any = None
     optional: bool = False
     reason: str = ""
+    hint: str = "transformer-lens's HookedTransformer cannot compute this network."
 
 
 def used(kind: Kind, default: Any, *, optional: bool = False) -> Field:
@@ -36,9 +37,10 @@ def neutral(reason: str) -> Field:
     return Field("neutral", reason=reason)
 
 
-def only(value: Any, reason: str) -> Field:
-    """Declare a field that is refused unless it is absent or equal to `value`."""
-    return Field("only", default=value, reason=reason)
+def only(value: Any, reason: str, hint: str | None = None) -> Field:
+    """Declare a field that is refused unless it is absent or equal to `value`; `hint` says what to do instead."""
+    rule = Field("only", default=value, reason=reason)
+    return replace(rule, hint=hint) if hint else rule
 
 
 def _all_neutral(reason: str, names: str) -> dict[str, Field]:

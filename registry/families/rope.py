@@ -7,7 +7,7 @@ Sources: transformers 5.23 `modeling_rope_utils.py` (what each `rope_type` compu
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from registry.families.fields import Field, only, refuse_value, used
@@ -37,12 +37,30 @@ FIELDS: Mapping[str, Field] = {
     "partial_rotary_factor": only(None, "the converter rotates whole heads"),
 }
 
+# for a Family's config_keys
+CONFIG_KEYS: Mapping[str, str] = {
+    "rotary_base": "rope_theta",
+    "rotary_scaling_factor": "rope_scaling",
+    "use_NTK_by_parts_rope": "rope_scaling",
+    "NTK_by_parts_factor": "rope_scaling.factor",
+    "NTK_by_parts_low_freq_factor": "rope_scaling.low_freq_factor",
+    "NTK_by_parts_high_freq_factor": "rope_scaling.high_freq_factor",
+    "NTK_original_ctx_len": "rope_scaling.original_max_position_embeddings",
+    "use_yarn_rope": "rope_scaling",
+    "yarn_factor": "rope_scaling.factor",
+    "yarn_attention_factor": "rope_scaling.attention_factor",
+    "yarn_beta_fast": "rope_scaling.beta_fast",
+    "yarn_beta_slow": "rope_scaling.beta_slow",
+    "yarn_original_max_position_embeddings": "rope_scaling.original_max_position_embeddings",
+    "yarn_truncate": "rope_scaling.truncate",
+}
 
-def read_rope(config: Mapping[str, Any]) -> dict[str, Any]:
+
+def read_rope(config: Mapping[str, Any], default_theta: float = DEFAULT_THETA) -> dict[str, Any]:
     """Return transformers 5's flat `rope_parameters`, whichever release wrote the config.
 
     transformers 4 wrote `rope_theta` beside `rope_scaling`; transformers 5 writes one `rope_parameters`. Two that
-    disagree are refused.
+    disagree are refused. `default_theta` is the config class's.
     """
     modern, legacy = config["rope_parameters"], config["rope_scaling"]
     if modern and legacy and modern != legacy:
@@ -67,7 +85,7 @@ def read_rope(config: Mapping[str, Any]) -> dict[str, Any]:
             given[name] = _check_entry(source, name, value)
     return {
         "rope_type": kind,
-        "rope_theta": _number(source, "rope_theta", DEFAULT_THETA if base is None else base),
+        "rope_theta": _number(source, "rope_theta", default_theta if base is None else base),
         **given,
     }
 
@@ -102,6 +120,12 @@ def describe_rope(rope: Mapping[str, Any], n_ctx: int) -> dict[str, Any]:
             "yarn_truncate": bool(rope.get("truncate", True)),
         }
     return fields
+
+
+def refuse_scaled_windows(rope: Mapping[str, Any], attn_types: Sequence[str]) -> None:
+    """Refuse linear scaling in a layer that attends to a window: HookedTransformer leaves it out there, silently."""
+    if rope["rope_type"] == "linear" and "local" in attn_types:
+        raise refuse_value("rope_parameters", dict(rope), "HookedTransformer does not scale layers with a window")
 
 
 def _yarn_attention_factor(rope: Mapping[str, Any]) -> float:
