@@ -31,6 +31,7 @@ from registry.convert import RAW, Processing, check_finite, convert_network, con
 from registry.errors import UnusableWeights, WeightsMismatch
 from registry.families import FAMILIES
 from registry.networks import make_hooked_config, make_hooked_network
+from registry.routing import compute_hooked, compute_source, find_largest_difference
 from tests.contents import read_contents
 from tests.opened import Opened, read_checkpoint
 
@@ -198,6 +199,8 @@ EVERYTHING = Processing(refactor_factored_attn_matrices=True)
         ({"output_logits_soft_cap": 30.0}, {"center_unembed"}),
         ({"attn_scores_soft_cap": 50.0}, set()),
         ({"use_attention_sinks": True}, {"fold_value_biases"}),
+        ({"clip_qkv": 8.0}, {"fold_value_biases"}),
+        ({"clip_qkv": 0.0}, {"fold_value_biases"}),
         (
             {"positional_embedding_type": "rotary", "rotary_base": 1e4},
             {"refactor_factored_attn_matrices"},
@@ -214,6 +217,52 @@ def test_processing_that_would_change_the_function_is_turned_off(fields: dict[st
     assert set(EVERYTHING.active) - set(guarded.active) == turned_off
     assert guard_processing(architecture, RAW) == RAW
     assert guard_processing(architecture, guarded) == guarded
+
+
+# every architecture in which something stands between a weight and what it does
+GUARDED = [
+    ("gpt_oss", {}),
+    ("mixtral", {"sliding_window": 9}),
+    ("olmo", {"attention_bias": True, "clip_qkv": 0.5}),
+    ("olmo2", {"attention_bias": True}),
+    ("olmo3", {"attention_bias": True}),
+    ("olmoe", {"attention_bias": True, "clip_qkv": 0.5}),
+]
+
+
+@pytest.mark.parametrize(("name", "config"), GUARDED)
+def test_each_processing_that_is_left_on_keeps_the_function(
+    name: str, config: dict[str, Any], make_checkpoint: MakeCheckpoint
+) -> None:
+    opened = read_checkpoint(make_checkpoint(name, tokenizer=False, seed=5, **config))
+    source = opened.build(torch.float64)
+    reference = compute_source(source, opened.family, TOKENS, "eager")
+    guarded = guard_processing(opened.architecture, EVERYTHING)
+    assert len(guarded.active) >= 2
+    for flag in guarded.active:
+        alone = dataclasses.replace(RAW, **{flag: True})
+        network = convert_network(source, opened.family, opened.architecture, alone, dtype=torch.float64)
+        assert find_largest_difference(reference, compute_hooked(network, TOKENS, reference)) < 1e-4, flag
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "flag"),
+    [
+        ("gpt_oss", {}, "fold_value_biases"),
+        ("olmo", {"attention_bias": True, "clip_qkv": 0.5}, "fold_value_biases"),
+        ("olmoe", {"attention_bias": True, "clip_qkv": 0.5}, "fold_value_biases"),
+        ("olmo2", {}, "fold_ln"),
+        ("olmo3", {}, "fold_ln"),
+    ],
+)
+def test_processing_that_is_turned_off_would_have_changed_the_function(
+    name: str, config: dict[str, Any], flag: str, make_checkpoint: MakeCheckpoint
+) -> None:
+    opened = read_checkpoint(make_checkpoint(name, tokenizer=False, seed=5, **config))
+    assert flag not in guard_processing(opened.architecture, EVERYTHING).active
+    raw, changed = convert(opened, RAW), convert(opened, dataclasses.replace(RAW, **{flag: True}))
+    with torch.inference_mode():
+        assert float((raw(TOKENS).log_softmax(-1) - changed(TOKENS).log_softmax(-1)).abs().max()) > 0.5
 
 
 def test_refactoring_is_done_for_learned_positions_and_left_out_for_rotary_ones(

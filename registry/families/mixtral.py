@@ -72,9 +72,10 @@ def describe(config: Mapping[str, Any]) -> Architecture:
 
 
 def make_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Give MixtralConfig its rotary fields in the one form of transformers 5."""
+    """Give MixtralConfig its rotary fields in the one form of transformers 5, and the head_dim that yarn needs."""
     others = {name: value for name, value in config.items() if name not in rope.FIELDS}
-    return {**others, "rope_parameters": rope.read_rope(config, DEFAULT_THETA)}
+    head_dim = read_sizes(config, config["head_dim"])["d_head"]
+    return {**others, "head_dim": head_dim, "rope_parameters": rope.read_rope(config, DEFAULT_THETA)}
 
 
 def convert(network: torch.nn.Module, cfg: HookedTransformerConfig) -> dict[str, torch.Tensor]:
