@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from cli.options import Session, output_option, parse_tags, registry_options
 
 if TYPE_CHECKING:
-    from registry.register import Registration
+    from registry.register import ParityChoice, Registration
 
 
 @click.command()
@@ -21,7 +21,17 @@ if TYPE_CHECKING:
 @click.option("--allow", multiple=True, metavar="FIELD", help="Architecture field that may differ from the parent's.")
 @click.option("--tag", "tags", multiple=True, metavar="K=V", callback=parse_tags, help="Tag; may be given again.")
 @click.option("--note", metavar="TEXT", help="Remark for people.")
-@click.option("--no-verify", is_flag=True, help="Do not measure parity; the version says so ever after.")
+@click.option(
+    "--parity",
+    type=click.Choice(["float64", "float32", "skip"]),
+    help="Precision in which it is verified (default: float64 where the family runs in it). "
+    "With skip it is not, and says so ever after.",
+)
+@click.option(
+    "--weights", type=click.Choice(["safetensors", "bin"]), help="Which one counts where the folder holds both."
+)
+@click.option("--config", type=click.Path(exists=True, dir_okay=False), help="Config file of a bare state dict.")
+@click.option("--lazy", is_flag=True, help="Leave a Hub model's large files there until the first load.")
 @click.option("--link", is_flag=True, help="Hard-link the files into the store instead of copying them.")
 @click.option("--dry-run", is_flag=True, help="Do everything but write.")
 @output_option("table", "json", "ids")
@@ -37,7 +47,10 @@ def add(
     allow: tuple[str, ...],
     tags: dict[str, str],
     note: str | None,
-    no_verify: bool,
+    parity: ParityChoice | None,
+    weights: Literal["safetensors", "bin"] | None,
+    config: str | None,
+    lazy: bool,
     link: bool,
     dry_run: bool,
 ) -> None:
@@ -59,7 +72,10 @@ def add(
             allow=allow,
             tags=tags,
             note=note,
-            verify=not no_verify,
+            parity=parity,
+            weights=weights,
+            config=config,
+            lazy=lazy,
             link=link,
             dry_run=dry_run,
             progress=progress,

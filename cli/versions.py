@@ -139,7 +139,7 @@ def summary_row(one: VersionSummary) -> dict[str, Any]:
         "size_bytes": one.size_bytes,
         "size": format_size(one.size_bytes),
         "weights_digest": one.weights_digest,
-        "weights": one.weights_digest[:12],
+        "weights": (one.weights_digest or "not fetched")[:12],
         "verified": one.verified,
         "parents": list(one.parents),
         "aliases": list(one.aliases),
@@ -154,12 +154,16 @@ def version_facts(version: Version) -> dict[str, str | None]:
     fields = version.architecture
     return {
         "step": None if version.step is None else f"{version.step}",
-        "weights": f"sha256:{version.weights_digest[:16]}  {format_parameters(version.n_parameters)} parameters, "
+        "weights": f"{_name_weights(version)}  {format_parameters(version.n_parameters)} parameters, "
         f"{version.dtype}, {format_size(version.size_bytes)}",
         "architecture": f"{version.family}  d_model {fields['d_model']}, n_layers {fields['n_layers']}, "
         f"n_heads {fields['n_heads']}, d_vocab {fields['d_vocab']}  (sha256:{version.fingerprint[:16]})",
         "registered": f"{format_instant(version.created_at)} UTC",
     }
+
+
+def _name_weights(version: Version) -> str:
+    return f"sha256:{version.weights_digest[:16]}" if version.weights_digest else "not fetched yet"
 
 
 def describe_version(version: Version) -> dict[str, str | None]:

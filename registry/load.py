@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from transformer_lens import HookedTransformer
@@ -15,8 +14,9 @@ from registry.convert import RAW, Processing, convert_network, guard_processing
 from registry.errors import ArchitectureMismatch, InvalidInput
 from registry.families import find_family_by_name
 from registry.families.family import check_config
+from registry.files import open_files
 from registry.networks import build_source_network
-from registry.progress import Counter, Progress, no_progress
+from registry.progress import Progress, no_progress
 from registry.sources.json_file import read_json_object
 from registry.store import LocalStore
 from registry.tokenizers import attach_tokenizer, load_tokenizer
@@ -63,7 +63,7 @@ def load_network(
     Every blob is hashed on the way. The architecture is derived again from the stored config.json and must be the
     registered one.
     """
-    folder = check_files(store, version, progress)
+    folder = open_files(store, version, progress)
     family = find_family_by_name(version.family)
     values = check_config(family, read_json_object(folder / "config.json"))
     architecture = family.describe(values)
@@ -90,15 +90,6 @@ def load_network(
     if version.with_role("tokenizer"):
         attach_tokenizer(network, load_tokenizer(folder))
     return network
-
-
-def check_files(store: LocalStore, version: Version, progress: Progress = no_progress) -> Path:
-    """Check size and digest of every blob a network is made of; return the folder where they have their own names."""
-    needed = [file for file in version.files if file.role != "original"]
-    counter = Counter(progress, "checking", sum(file.size_bytes for file in needed))
-    for file in needed:
-        store.check(file.digest, file.size_bytes, advance=counter.advance)
-    return store.link_folder((file.name, file.digest) for file in version.files)
 
 
 def _check_fingerprint(version: Version, now: Architecture, config_keys: Mapping[str, str]) -> None:

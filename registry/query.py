@@ -8,7 +8,6 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, Select, and_, exists, func, not_, select
 
-from registry.architecture import Architecture
 from registry.refs import Ref
 from registry.resolve import explain_miss
 from registry.tables import (
@@ -35,7 +34,8 @@ def read_version(connection: Connection, version_id: int) -> Version:
     ).one()
     names = [name for name in Version.__dataclass_fields__ if name in row._fields]
     return Version(
-        **{name: getattr(row, name) for name in names if name != "findings"},
+        **{name: getattr(row, name) for name in names if name not in ("findings", "processing")},
+        processing=None if row.processing is None else tuple(row.processing),
         findings=tuple(row.findings),
         architecture=row.fields,
         files=_read_files(connection, version_id),
@@ -47,16 +47,6 @@ def read_version(connection: Connection, version_id: int) -> Version:
         },
         validations=_read_validations(connection, version_id),
     )
-
-
-def read_architecture(connection: Connection, version_id: int) -> tuple[str, Architecture]:
-    """Return a version's ref and its canonical architecture."""
-    row = connection.execute(
-        select(models.c.name, versions.c.number, architectures.c.fields)
-        .select_from(versions.join(models).join(architectures))
-        .where(versions.c.id == version_id)
-    ).one()
-    return f"{row.name}@v{row.number}", Architecture(row.fields)
 
 
 def list_models(connection: Connection) -> list[ModelSummary]:

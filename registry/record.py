@@ -47,10 +47,12 @@ class Draft:
     weights_digest: str
     vocabulary_digest: str | None
     layout: str
+    processing: Sequence[str] | None
     dtype: str
     n_parameters: int
     source_kind: str
     source_location: str
+    provenance: Mapping[str, Any]
     note: str | None
     tags: Mapping[str, str]
     findings: Sequence[Finding]
@@ -159,11 +161,13 @@ def _insert_version(connection: Connection, draft: Draft, model_id: int, number:
             weights_digest=draft.weights_digest,
             vocabulary_digest=draft.vocabulary_digest,
             layout=draft.layout,
+            processing=None if draft.processing is None else list(draft.processing),
             dtype=draft.dtype,
             n_parameters=draft.n_parameters,
             size_bytes=sum(file.size_bytes for file in draft.files),
             source_kind=draft.source_kind,
             source_location=draft.source_location,
+            provenance=dict(draft.provenance),
             note=draft.note,
             findings=[finding.as_dict() for finding in draft.findings],
             operation_id=draft.operation_id,
@@ -197,6 +201,6 @@ def _describe(draft: Draft) -> dict[str, Any]:
         "step": draft.step,
         "tags": dict(draft.tags),
         "note": draft.note,
-        "source": {"kind": draft.source_kind, "location": draft.source_location},
+        "source": {"kind": draft.source_kind, "location": draft.source_location, **draft.provenance},
         "parity": {str(one["metric"]): one["value"] for one in draft.measurements if one["suite"] == "parity"},
     }

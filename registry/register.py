@@ -9,23 +9,22 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from sqlalchemy import Connection
 
 from registry.architecture import Architecture, Difference, check_allowed, find_differences, refuse_differences
 from registry.audit import describe_environment
+from registry.checkpoint import Checkpoint, read_checkpoint
 from registry.database import Database
 from registry.errors import InvalidInput, LineageConflict
-from registry.families import find_family
-from registry.families.family import Family, check_config
+from registry.files import open_files
 from registry.progress import Progress, no_progress
-from registry.query import find_same_weights, read_architecture, read_version
+from registry.query import find_same_weights, read_version
 from registry.record import Draft, ParentEdge, find_existing, record_version
 from registry.refs import check_model_name, check_tag_key, check_text
 from registry.resolve import refuse_retired, resolve_ref
-from registry.sources import Finding, Source, open_source
+from registry.sources import Finding, ParentVersion, SourceOptions
 from registry.stage import Files, Weights, digest_staged_weights, open_working_folder, stage_files
 from registry.store import LocalStore
 from registry.tables import RELATIONS
@@ -33,6 +32,9 @@ from registry.versions import Version
 
 if TYPE_CHECKING:
     from registry.verify import Parity
+
+
+ParityChoice = Literal["float64", "float32", "skip"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ class Request:
     allow: tuple[str, ...] = ()
     note: str | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
-    verify: bool = True
+    parity: ParityChoice | None = None
+    source_options: SourceOptions = field(default_factory=SourceOptions)
     link: bool = False
     dry_run: bool = False
 
@@ -67,27 +70,19 @@ class Registration:
     findings: tuple[Finding, ...]
 
 
-@dataclass(frozen=True)
-class _Checkpoint:
-    """A source that has been understood: its family, its checked config values, and its architecture."""
-
-    source: Source
-    family: Family
-    values: Mapping[str, Any]
-    architecture: Architecture
-
-
 def register_version(
     database: Database, store: LocalStore, request: Request, progress: Progress = no_progress
 ) -> Registration:
     """Register what `request` describes, or raise a RegistryError and leave nothing behind."""
     _check_request(request)
     with database.read() as connection:
-        found = [_read_parent(connection, ref) for ref in request.parents]
-    parents = {parent[0]: parent for parent in found}  # two refs may mean one version
+        found = [_read_parent(connection, store, ref) for ref in request.parents]
+    parents = dict(found)  # two refs may mean one version
     with open_working_folder(store, dry_run=request.dry_run) as folder:
-        checkpoint = _read_checkpoint(request, folder)
-        edges = _compare_with_parents(request, checkpoint, list(parents.values()))
+        unpacked = folder / "unpacked"
+        unpacked.mkdir()
+        checkpoint = read_checkpoint(request.source, unpacked, list(parents.values()), request.source_options)
+        edges = _compare_with_parents(request, checkpoint, parents)
         files = stage_files(
             store, checkpoint.source, folder, link=request.link, dry_run=request.dry_run, progress=progress
         )
@@ -119,6 +114,8 @@ def _check_request(request: Request) -> None:
     check_allowed(request.allow)
     check_text(request.note or "", "note")
     check_text(request.source, "source")
+    if request.parity not in (None, *get_args(ParityChoice)):
+        raise InvalidInput(f"{request.parity!r} is no way to verify.", hint="Give float64, float32 or skip.")
     for key, value in request.tags.items():
         check_tag_key(key)
         check_text(value, f"tag {key}")
@@ -130,44 +127,42 @@ def _check_request(request: Request) -> None:
         raise InvalidInput(f"{request.step!r} is no training step.", hint="Steps are whole numbers that count from 0.")
 
 
-def _read_parent(connection: Connection, ref: str) -> tuple[int, str, Architecture]:
+def _read_parent(connection: Connection, store: LocalStore, ref: str) -> tuple[int, ParentVersion]:
     resolved = resolve_ref(connection, ref)
     refuse_retired(resolved)
-    return resolved.id, *read_architecture(connection, resolved.id)
-
-
-def _read_checkpoint(request: Request, folder: Path) -> _Checkpoint:
-    unpacked = folder / "unpacked"
-    unpacked.mkdir()
-    source = open_source(request.source, unpacked)
-    family = find_family(source.config)
-    values = check_config(family, source.config)
-    return _Checkpoint(source, family, values, family.describe(values))
+    version = read_version(connection, resolved.id)
+    return resolved.id, ParentVersion(version, lambda: open_files(store, version))
 
 
 def _compare_with_parents(
-    request: Request, checkpoint: _Checkpoint, parents: Sequence[tuple[int, str, Architecture]]
+    request: Request, checkpoint: Checkpoint, parents: Mapping[int, ParentVersion]
 ) -> list[ParentEdge]:
     """Compare with every parent, and make the edges with what was admitted."""
     allowed = check_allowed(request.allow)
-    relation = request.relation or ("merged" if len(parents) > 1 else "finetuned")
+    relation = request.relation or checkpoint.source.relation or ("merged" if len(parents) > 1 else "finetuned")
     edges = []
-    for parent_id, ref, architecture in parents:
-        differences = find_differences(architecture, checkpoint.architecture, checkpoint.family.config_keys)
+    for parent_id, parent in parents.items():
+        known, ref = Architecture(parent.version.architecture), parent.version.ref
+        differences = find_differences(known, checkpoint.architecture, checkpoint.family.config_keys)
         admitted = refuse_differences(ref, request.source, differences, allowed)
         edges.append(ParentEdge(parent_id, ref, relation, admitted))
     return edges
 
 
+def _choose_step(request: Request, checkpoint: Checkpoint) -> int | None:
+    return request.step if request.step is not None else checkpoint.source.step
+
+
 def _find_unchanged(
-    connection: Connection, request: Request, checkpoint: _Checkpoint, weights: Weights, files: Files
+    connection: Connection, request: Request, checkpoint: Checkpoint, weights: Weights, files: Files
 ) -> Registration | None:
     """Return the version that holds this already, if its step is the one asked for or none was asked for."""
     if request.dry_run:
         return None
     fingerprint = checkpoint.architecture.fingerprint
     for version in find_existing(connection, request.name, fingerprint, weights.digest, files.stored):
-        if request.step is not None and request.step != version.step:
+        step = _choose_step(request, checkpoint)
+        if step is not None and step != version.step:
             continue
         wanted = {resolve_ref(connection, ref).ref for ref in request.parents}
         if wanted and wanted != {parent.ref for parent in version.parents}:
@@ -197,7 +192,7 @@ def _heal(store: LocalStore, unchanged: Registration, files: Files) -> None:
 
 
 def _verify(
-    request: Request, checkpoint: _Checkpoint, weights: Weights, files: Files, progress: Progress
+    request: Request, checkpoint: Checkpoint, weights: Weights, files: Files, progress: Progress
 ) -> tuple[str | None, Parity | None]:
     """Check tensors and tokenizer, convert and measure parity; return the vocabulary digest and the measurement."""
     from registry.networks import build_source_network, check_tensors
@@ -210,19 +205,22 @@ def _verify(
     if files.paths("tokenizer"):
         vocabulary_digest = check_tokenizer(load_tokenizer(files.folder), checkpoint.architecture["d_vocab"])
     paths = files.paths("weights")
-    if not request.verify:
+    if request.parity == "skip":
         from registry.convert import check_finite
 
         check_finite(build_source_network(family, values, paths, dtype=None).state_dict())
         return vocabulary_digest, None
-    parity = measure_parity(family, values, checkpoint.architecture, paths, progress=progress)
+    import torch
+
+    dtype = getattr(torch, request.parity or "float64")
+    parity = measure_parity(family, values, checkpoint.architecture, paths, dtype=dtype, progress=progress)
     refuse_disparity(parity, request.source)
     return vocabulary_digest, parity
 
 
 def _find_notable(
     connection: Connection,
-    checkpoint: _Checkpoint,
+    checkpoint: Checkpoint,
     weights: Weights,
     vocabulary_digest: str | None,
     edges: Sequence[ParentEdge],
@@ -242,7 +240,7 @@ def _find_notable(
 
 def _make_draft(
     request: Request,
-    checkpoint: _Checkpoint,
+    checkpoint: Checkpoint,
     weights: Weights,
     vocabulary_digest: str | None,
     files: Files,
@@ -252,16 +250,18 @@ def _make_draft(
 ) -> Draft:
     return Draft(
         model=request.name,
-        step=request.step,
+        step=_choose_step(request, checkpoint),
         family=checkpoint.family.name,
         architecture=checkpoint.architecture,
         weights_digest=weights.digest,
         vocabulary_digest=vocabulary_digest,
-        layout="huggingface",
+        layout=checkpoint.source.layout,
+        processing=None,
         dtype=weights.dtype,
         n_parameters=weights.n_parameters,
         source_kind=checkpoint.source.kind,
         source_location=request.source,
+        provenance=checkpoint.source.provenance,
         note=request.note,
         tags=request.tags,
         findings=findings,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from registry.database import Database
 from registry.progress import Progress, no_progress
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from registry.audit import ChainFault, Event
     from registry.lineage import Lineage
-    from registry.register import Registration
+    from registry.register import ParityChoice, Registration
     from registry.resolve import ResolvedRef
     from registry.versions import AliasSpan, ModelSummary, Version, VersionSummary
 
@@ -77,7 +77,10 @@ class Registry:
         allow: Sequence[str] = (),
         note: str | None = None,
         tags: Mapping[str, str] | None = None,
-        verify: bool = True,
+        parity: ParityChoice | None = None,
+        weights: Literal["safetensors", "bin"] | None = None,
+        config: str | Path | None = None,
+        lazy: bool = False,
         link: bool = False,
         dry_run: bool = False,
         progress: Progress = no_progress,
@@ -93,7 +96,11 @@ class Registry:
             allow: architecture fields that may differ from the parent's.
             note: a remark for people.
             tags: keys and values to search by.
-            verify: measure parity of the converted network with the source, and refuse it above the bound.
+            parity: in which precision the converted network is compared with the source, `"float64"` or `"float32"`
+                (for what is too big), or `"skip"`; the family's own when left out.
+            weights: which one counts where a folder holds both, `"safetensors"` or `"bin"`.
+            config: the config file of a bare state dict.
+            lazy: leave a Hub model's large files there until the first load.
             link: hard-link the files into the store instead of copying them.
             dry_run: do everything but write.
             progress: called with the stage and how far it is.
@@ -104,6 +111,7 @@ class Registry:
             SourceError: it cannot be read or is not whole.
         """
         from registry.register import Request, register_version
+        from registry.sources import SourceOptions
 
         parents = (parent,) if isinstance(parent, str) else tuple(parent)
         request = Request(
@@ -115,7 +123,8 @@ class Registry:
             allow=tuple(allow),
             note=note,
             tags=dict(tags or {}),
-            verify=verify,
+            parity=parity,
+            source_options=SourceOptions(weights, Path(config) if config is not None else None, lazy),
             link=link,
             dry_run=dry_run,
         )

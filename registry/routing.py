@@ -29,14 +29,6 @@ class Computed:
     log_probs: torch.Tensor
     routing: tuple[tuple[torch.Tensor, ...], ...] = ()
 
-    def without_last(self) -> Computed:
-        """Leave out what was computed of the last token."""
-        batch, n_tokens, _ = self.log_probs.shape
-        routing = tuple(
-            tuple(one.view(batch, n_tokens, -1)[:, :-1].flatten(0, 1) for one in given) for given in self.routing
-        )
-        return Computed(self.log_probs[:, :-1], routing)
-
 
 def find_largest_difference(one: Computed, other: Computed) -> float:
     """Return the largest absolute difference of log-probs, of tokens and of experts; NaN counts as infinite."""
@@ -64,11 +56,10 @@ def compute_source(
     layers = model.model.layers if family.router else []
     routers = [layer.get_submodule(family.router) for layer in layers]
     model.set_attn_implementation(attention)
-    positions = {}
-    if first_position:
-        positions["position_ids"] = torch.arange(first_position, first_position + probe.shape[1])[None]
+    positions = torch.arange(first_position, first_position + probe.shape[1]).expand_as(probe)
+    places = {"position_ids": positions} if first_position else {}
     with torch.inference_mode(), _record(routers, like.routing if like else None) as routing:
-        log_probs = model(probe, use_cache=False, **positions).logits.log_softmax(-1)
+        log_probs = model(probe, use_cache=False, **places).logits.log_softmax(-1)
     return Computed(log_probs, tuple(routing))
 
 

@@ -107,14 +107,18 @@ versions = Table(
     Column("step", BigInteger),
     Column("family", String(64), nullable=False),
     Column("fingerprint", String(SHA256_HEX), ForeignKey("architectures.fingerprint"), nullable=False, index=True),
-    Column("weights_digest", _text(SHA256_HEX), nullable=False, index=True),
+    Column("weights_digest", _text(SHA256_HEX), index=True),  # NULL until bytes that were left elsewhere are fetched
     Column("vocabulary_digest", String(SHA256_HEX)),
     Column("layout", String(16), nullable=False),
+    Column(
+        "processing", JSON(none_as_null=True)
+    ),  # what was done to hooked weights before they came here; NULL in other layouts
     Column("dtype", String(32), nullable=False),
     Column("n_parameters", BigInteger, nullable=False),
     Column("size_bytes", BigInteger, nullable=False),
     Column("source_kind", String(32), nullable=False),
     Column("source_location", Text, nullable=False),
+    Column("provenance", JSON, nullable=False, server_default="{}"),
     Column("note", Text),
     Column("findings", JSON, nullable=False),
     Column("operation_id", String(32), nullable=False, unique=True),

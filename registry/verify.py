@@ -1,7 +1,9 @@
 """Parity: the measured difference between the source network's log-probs and the converted network's.
 
-Both sides run in float64 on the same tokens, raw and processed. So does the source in other ways that should give the
-same, with another implementation of attention and with all positions shifted; what that changes is the noise floor. A
+Both sides run in float64 on the same tokens, raw and processed. What the source itself leaves open is the noise floor:
+it runs again with another implementation of attention and, if it has rotary positions, with every position shifted by
+one. Neither changes the function, but transformers computes rotary angles in float32 whatever the network's dtype, so
+the second changes the numbers by as much as a right conversion does, and more the further out the positions are. A
 fixed bound would be blind or wrong: in float32 a right conversion of SmolLM2 differs by 1e-4, and a wrong epsilon can
 differ by 4e-4 (DESIGN.md §7).
 """
@@ -9,6 +11,7 @@ differ by 4e-4 (DESIGN.md §7).
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,20 +20,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
 from registry.architecture import Architecture
+from registry.attention import name_second_attention
 from registry.convert import RAW, Processing, check_finite, convert_network, guard_processing
 from registry.errors import ParityFailure
 from registry.families.family import Family
 from registry.networks import build_source_network
 from registry.progress import Counter, Progress, no_progress
-from registry.routing import Computed, compute_hooked, compute_source, find_largest_difference
-from registry.sinks import SINK_ATTENTION
+from registry.routing import compute_hooked, compute_source, find_largest_difference
 
-N_SEQUENCES = 2
-MIN_PROBE_TOKENS = 64
-SCALED_ROPE_PROBE_TOKENS = 512
+MIN_PROBE_TOKENS = 512
+ROTARY_SEQUENCE = 128
+BEYOND = 64
+# the attention scores of 32 heads take 4.4 GB then; windows that are longer, only the fingerprint sees
+MAX_SEQUENCE = 4096 + BEYOND
 # bound = max(FLOOR_OF_BOUND, 10 * noise floor); above MAX_NOISE the floor itself could hide a wrong conversion
 BOUND = {torch.float64: 1e-4, torch.float32: 1e-3}
 MAX_NOISE = {torch.float64: 1e-3, torch.float32: 1e-2}
@@ -61,21 +65,39 @@ class Parity:
 
 
 def make_probe(architecture: Architecture) -> torch.Tensor:
-    """Make the probe tokens, (N_SEQUENCES, n_tokens): seeded, longer than any attention window if n_ctx allows."""
-    scaled = (
+    """Make the probe tokens, (n_sequences, length), seeded; at least MIN_PROBE_TOKENS in all.
+
+    They reach beyond any attention window, and with scaled rotary positions beyond the context of the first training,
+    as far as n_ctx and MAX_SEQUENCE allow. Plain rotary positions are probed with several shorter sequences, since
+    noise grows with the position; a rotary sequence leaves one position of n_ctx free for the shift.
+    """
+    is_rotary = architecture["positional_embedding_type"] == "rotary"
+    length = max(
+        ROTARY_SEQUENCE if is_rotary and not _is_scaled(architecture) else MIN_PROBE_TOKENS,
+        BEYOND + (architecture.get("window_size") or 0),
+        BEYOND + int(_original_context(architecture)),
+    )
+    length = max(1, min(length, MAX_SEQUENCE, architecture["n_ctx"] - is_rotary))
+    n_sequences = math.ceil(MIN_PROBE_TOKENS / length)
+    chooser = random.Random(20261123)
+    rows = [[chooser.randrange(architecture["d_vocab"]) for _ in range(length)] for _ in range(n_sequences)]
+    return torch.tensor(rows)
+
+
+def _is_scaled(architecture: Architecture) -> bool:
+    return bool(
         architecture.get("use_NTK_by_parts_rope")
         or architecture.get("use_yarn_rope")
         or architecture.get("rotary_scaling_factor", 1.0) != 1.0
     )
-    length = max(
-        MIN_PROBE_TOKENS,
-        2 * (architecture.get("window_size") or 0),
-        SCALED_ROPE_PROBE_TOKENS if scaled else 0,
-    )
-    length = min(length, architecture["n_ctx"])
-    chooser = random.Random(20261123)
-    rows = [[chooser.randrange(architecture["d_vocab"]) for _ in range(length)] for _ in range(N_SEQUENCES)]
-    return torch.tensor(rows)
+
+
+def _original_context(architecture: Architecture) -> float:
+    """Return the context that rotary positions were first trained with; 0 where they are not scaled."""
+    if not _is_scaled(architecture):
+        return 0
+    known = architecture.get("NTK_original_ctx_len") or architecture.get("yarn_original_max_position_embeddings")
+    return float(known or architecture["n_ctx"] / architecture["rotary_scaling_factor"])
 
 
 def measure_parity(
@@ -98,7 +120,13 @@ def measure_parity(
     check_finite(source.state_dict())
     counter.advance()
     reference = compute_source(source, family, probe, "eager")
-    noise_floor = _measure_noise(source, family, architecture, probe, reference)
+    second = compute_source(source, family, probe, name_second_attention(source), like=reference)
+    noise_floor = find_largest_difference(reference, second)
+    del second
+    if architecture["positional_embedding_type"] == "rotary":
+        shifted = compute_source(source, family, probe, "eager", like=reference, first_position=1)
+        noise_floor = max(noise_floor, find_largest_difference(reference, shifted))
+        del shifted
     counter.advance()
     processing = guard_processing(architecture, Processing())
     differences = []
@@ -140,20 +168,3 @@ def refuse_disparity(parity: Parity, location: str) -> None:
             parity=parity,
             hint="Nothing was stored. This is a fault of the conversion, not of your checkpoint; please report it.",
         )
-
-
-def _measure_noise(
-    source: PreTrainedModel, family: Family, architecture: Architecture, probe: torch.Tensor, reference: Computed
-) -> float:
-    """Return how far the source is from itself where it should compute the same: its noise floor.
-
-    Attention is computed in another way. And where positions are rotary, all of them are shifted by one: transformers
-    computes the angles in float32 whatever the dtype, so that at the 500th position they are off by 2e-5.
-    """
-    other = SINK_ATTENTION if architecture["use_attention_sinks"] else "sdpa"
-    noise = find_largest_difference(reference, compute_source(source, family, probe, other, like=reference))
-    if architecture["positional_embedding_type"] == "rotary" and probe.shape[1] > 1:
-        shorter = reference.without_last()  # a table of positions may end with the probe
-        shifted = compute_source(source, family, probe[:, :-1], "eager", like=shorter, first_position=1)
-        noise = max(noise, find_largest_difference(shorter, shifted))
-    return noise

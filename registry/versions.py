@@ -55,14 +55,16 @@ class Version:
     family: str
     fingerprint: str
     architecture: Mapping[str, Any]
-    weights_digest: str
+    weights_digest: str | None
     vocabulary_digest: str | None
     layout: str
+    processing: tuple[str, ...] | None
     dtype: str
     n_parameters: int
     size_bytes: int
     source_kind: str
     source_location: str
+    provenance: Mapping[str, Any]
     note: str | None
     findings: tuple[Mapping[str, str], ...]
     created_at: datetime
@@ -97,7 +99,7 @@ class Version:
 
         rows = {
             "architecture": f"{self.family}, {self.n_parameters:,} parameters, {self.dtype}",
-            "weights": f"sha256:{self.weights_digest[:12]}",
+            "weights": f"sha256:{self.weights_digest[:12]}" if self.weights_digest else "not fetched yet",
             "parents": ", ".join(f"{parent.ref} ({parent.relation})" for parent in self.parents) or "none",
             "parity": "verified" if self.is_verified else "not verified",
         }
@@ -115,7 +117,7 @@ class VersionSummary:
     family: str
     n_parameters: int
     size_bytes: int
-    weights_digest: str
+    weights_digest: str | None
     verified: bool
     parents: tuple[str, ...]
     aliases: tuple[str, ...]

@@ -8,11 +8,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from registry import checkpoint
 from registry.architecture import Architecture
-from registry.families import find_family
-from registry.families.family import Family, check_config
+from registry.families.family import Family
 from registry.networks import build_source_network
-from registry.sources import open_source
 from registry.verify import Parity, measure_parity
 
 
@@ -35,7 +34,5 @@ class Opened(NamedTuple):
 
 def read_checkpoint(folder: Path) -> Opened:
     """Read a Hugging Face folder."""
-    source = open_source(folder, folder)
-    family = find_family(source.config)
-    values = check_config(family, source.config)
-    return Opened(family, values, family.describe(values), [file.path for file in source.with_role("weights")])
+    one = checkpoint.read_checkpoint(folder, folder)
+    return Opened(one.family, one.values, one.architecture, [file.path for file in one.source.with_role("weights")])

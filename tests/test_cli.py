@@ -69,8 +69,8 @@ def tuned(make_checkpoint: Callable[..., Path]) -> Path:
 @pytest.fixture
 def populated(run: Run, base: Path, tuned: Path) -> Run:
     """A registry with a base model and its fine-tune, unverified to be quick."""
-    assert run("add", "org/base", base, "--no-verify").code == 0
-    added = run("add", "tuned", tuned, "--no-verify", "--parent", "org/base", "--step", "10", "--tag", "a=b")
+    assert run("add", "org/base", base, "--parity", "skip").code == 0
+    added = run("add", "tuned", tuned, "--parity", "skip", "--parent", "org/base", "--step", "10", "--tag", "a=b")
     assert added.code == 0
     return run
 
@@ -148,8 +148,8 @@ def test_the_keys_of_json_objects_are_a_contract(populated: Run, tuned: Path) ->
     assert set(shown) == {
         "schema_version", "ref", "version", "verified", "model", "step", "family", "fingerprint", "architecture",
         "weights_digest", "vocabulary_digest", "layout", "dtype", "n_parameters", "size_bytes", "source_kind",
-        "source_location", "note", "findings", "created_at", "retired_at", "files", "parents", "aliases", "tags",
-        "validations",
+        "source_location", "provenance", "processing", "note", "findings", "created_at", "retired_at", "files",
+        "parents", "aliases", "tags", "validations",
     }  # fmt: skip
     added = populated("add", "tuned", tuned, "-o", "json").json
     assert set(added) == {
@@ -170,14 +170,14 @@ def test_versions_are_integers_and_ids_are_refs(populated: Run) -> None:
 
 
 def test_csv_is_whole_and_no_cell_is_a_formula(run: Run, base: Path) -> None:
-    run("add", "base", base, "--no-verify", "--note", '=HYPERLINK("http://x")')
+    run("add", "base", base, "--parity", "skip", "--note", '=HYPERLINK("http://x")')
     (row,) = csv.DictReader(io.StringIO(run("history", "base", "-o", "csv").out))
     assert row["note"] == '\'=HYPERLINK("http://x")'
     assert len(row["weights_digest"]) == 64
 
 
 def test_control_characters_never_reach_the_terminal(run: Run, base: Path) -> None:
-    run("add", "base", base, "--no-verify", "--note", "fine\x1b[2Jgone\rforged")
+    run("add", "base", base, "--parity", "skip", "--note", "fine\x1b[2Jgone\rforged")
     assert not {"\x1b", "\r"} & set(run("show", "base").out + run("history", "base").out)
 
 
@@ -222,7 +222,7 @@ def test_an_unreachable_database_is_one_line(run: Run) -> None:
 
 def test_a_broken_audit_trail_is_exit_code_3(tmp_path: Path, base: Path, run: Run) -> None:
     where = ("--registry", str(tmp_path / "other.db"))
-    assert run("add", "base", base, "--no-verify", *where).code == 0
+    assert run("add", "base", base, "--parity", "skip", *where).code == 0
     with sqlite3.connect(tmp_path / "other.db") as connection:
         connection.execute("UPDATE events SET actor = 'somebody else'")
     connection.close()

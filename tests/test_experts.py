@@ -11,7 +11,6 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from torch.nn.functional import softmax
 
 from registry import Registry
 from registry.convert import RAW, convert_network
@@ -21,11 +20,10 @@ from registry.families.experts import ExpertNames, split_header
 from registry.networks import check_tensors
 from registry.progress import no_progress
 from registry.routing import Computed, compute_hooked, compute_source, find_largest_difference
-from registry.sinks import attend_with_sinks
 from registry.stage import Weights, digest_staged_weights
 from registry.verify import make_probe
 from registry.weights import TensorHeader, read_header
-from tests.checkpoints import edit_config, make_network
+from tests.checkpoints import edit_config
 from tests.contents import read_contents
 from tests.opened import Opened, read_checkpoint
 
@@ -252,34 +250,3 @@ def test_not_a_number_counts_as_infinite() -> None:
     bad = Computed(torch.zeros(1, 2, 3), ((torch.full((2, 4), torch.nan),),))
     assert find_largest_difference(good, good) == 0
     assert find_largest_difference(good, bad) == find_largest_difference(bad, good) == float("inf")
-
-
-# --- sinks
-
-
-def test_attention_with_sinks_is_what_the_formula_says() -> None:
-    generator = torch.Generator().manual_seed(0)
-    query, key, value = (
-        torch.randn(2, n_heads, 5, 8, generator=generator, dtype=torch.float64) for n_heads in (4, 2, 2)
-    )
-    sinks = torch.randn(4, generator=generator, dtype=torch.float64)
-    mask = torch.full((1, 1, 5, 5), -torch.inf, dtype=torch.float64).triu(1)
-    attended, _ = attend_with_sinks(torch.nn.Identity(), query, key, value, mask, 0.3, sinks)
-    for head in range(4):
-        scores = 0.3 * query[:, head] @ key[:, head // 2].transpose(1, 2) + mask[0]
-        with_sink = torch.cat([scores, sinks[head].expand(2, 5, 1)], dim=-1)
-        expected = softmax(with_sink, dim=-1)[..., :-1] @ value[:, head // 2]
-        assert torch.allclose(attended[:, :, head], expected, atol=1e-12)
-
-
-def test_the_noise_of_sinks_is_measured(make_checkpoint: MakeCheckpoint) -> None:
-    """In float32 the two implementations differ; in another attention the sinks would be lost, and that is far more."""
-    network: Any = make_network("gpt_oss")
-    tokens = torch.arange(40)[None]
-    family = find_family_by_name("gpt_oss")
-    eager = compute_source(network, family, tokens, "eager")
-    other = compute_source(network, family, tokens, "lensreg_sinks", like=eager)
-    assert 0 < find_largest_difference(eager, other) < 1e-4
-    for layer in network.model.layers:
-        layer.self_attn.sinks.data.fill_(-100.0)
-    assert find_largest_difference(eager, compute_source(network, family, tokens, "eager", like=eager)) > 0.1

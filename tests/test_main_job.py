@@ -68,7 +68,7 @@ def test_lineage_is_there_to_be_asked(any_registry: Registry, make_checkpoint: M
 
 
 def test_the_wanted_dtype_and_single_flags_are_honoured(registry: Registry, make_checkpoint: MakeCheckpoint) -> None:
-    registry.register("base", make_checkpoint("llama"), verify=True)
+    registry.register("base", make_checkpoint("llama"), parity="float64")
     exact = registry.load("base", dtype="float64")
     short = registry.load("base", dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in short.parameters()} == {torch.bfloat16}
@@ -83,7 +83,7 @@ def test_the_wanted_dtype_and_single_flags_are_honoured(registry: Registry, make
 
 
 def test_what_was_not_verified_says_so(registry: Registry, make_checkpoint: MakeCheckpoint) -> None:
-    done = registry.register("base", make_checkpoint("gpt2"), verify=False)
+    done = registry.register("base", make_checkpoint("gpt2"), parity="skip")
     assert done.version is not None and not done.version.is_verified and done.version.validations == ()
     with pytest.warns(UserWarning, match="base@v1 was registered without verification"):
         registry.load("base")

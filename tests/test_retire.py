@@ -107,7 +107,7 @@ def test_a_retired_version_is_not_loaded_and_not_built_on(
     registry: Registry, make_checkpoint: Callable[..., Path]
 ) -> None:
     folder = make_checkpoint("gpt2")
-    registry.register("base", folder, verify=False)
+    registry.register("base", folder, parity="skip")
     files = sorted((registry.store.root / "blobs").rglob("*"))
     registry.retire("base")
     for ref in ("base@v1", f"sha256:{registry.version('base@v1').weights_digest}"):
@@ -116,7 +116,7 @@ def test_a_retired_version_is_not_loaded_and_not_built_on(
     with pytest.raises(VersionRetired):
         registry.load("base")
     with pytest.raises(VersionRetired):
-        registry.register("tuned", make_checkpoint("gpt2", seed=1), parent="base@v1", verify=False)
+        registry.register("tuned", make_checkpoint("gpt2", seed=1), parent="base@v1", parity="skip")
     assert sorted((registry.store.root / "blobs").rglob("*")) == files
     registry.restore("base@v1")
     with pytest.warns(UserWarning, match="without verification"):
@@ -127,8 +127,8 @@ def test_registering_what_was_retired_makes_a_new_version(
     registry: Registry, make_checkpoint: Callable[..., Path]
 ) -> None:
     folder = make_checkpoint("gpt2")
-    registry.register("base", folder, verify=False)
+    registry.register("base", folder, parity="skip")
     registry.retire("base")
-    again = registry.register("base", folder, verify=False)
+    again = registry.register("base", folder, parity="skip")
     assert again.outcome == "registered"
     assert registry.resolve("base").ref == "base@v2"

@@ -10,9 +10,11 @@ of them both forms get the same names, shapes and digests: those of the files, o
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
+from registry.families.fields import refuse_value
 from registry.weights import TensorHeader
 
 # more experts than any network has; what claims more is left whole, and refused for its name
@@ -63,3 +65,11 @@ def split_header(names: ExpertNames | None, header: TensorHeader) -> Iterator[Te
     for index, (name, shape) in enumerate(parts):
         start = header.start + index * size_bytes
         yield replace(header, name=name, shape=shape, start=start, size_bytes=size_bytes)
+
+
+def read_experts(config: Mapping[str, Any], key: str, *, norm_topk_prob: bool) -> dict[str, Any]:
+    """Return the fields of a mixture of experts; `key` is the field that counts them."""
+    n_experts, n_chosen = config[key], config["num_experts_per_tok"]
+    if n_chosen > n_experts:
+        raise refuse_value("num_experts_per_tok", n_chosen, f"there are only {key} = {n_experts} to choose from")
+    return {"num_experts": n_experts, "experts_per_token": n_chosen, "norm_topk_prob": norm_topk_prob}

@@ -24,12 +24,16 @@ class Field:
     default: Any = None
     optional: bool = False
     reason: str = ""
+    at_least: int = 1
     hint: str = "transformer-lens's HookedTransformer cannot compute this network."
 
 
-def used(kind: Kind, default: Any, *, optional: bool = False) -> Field:
-    """Declare a field that decides the function; `default` is the Hugging Face config class's."""
-    return Field("used", kind, default, optional)
+def used(kind: Kind, default: Any, *, optional: bool = False, at_least: int = 1) -> Field:
+    """Declare a field that decides the function; `default` is the Hugging Face config class's.
+
+    A whole number must be `at_least` that; `optional` admits null.
+    """
+    return Field("used", kind, default, optional, at_least=at_least)
 
 
 def neutral(reason: str) -> Field:
@@ -105,6 +109,13 @@ def read_activation(name: str, value: str) -> str:
     if value not in _ACTIVATIONS:
         raise refuse_value(name, value, "HookedTransformer has no activation that computes the same")
     return _ACTIVATIONS[value]
+
+
+def read_soft_cap(name: str, value: float | None) -> float:
+    """Return HookedTransformer's number for a soft cap: null is none, which it writes -1; a cap of 0 is nonsense."""
+    if value == 0:
+        raise refuse_value(name, value, "a soft cap of 0 divides by it", "Use null for no soft cap.")
+    return -1.0 if value is None else value
 
 
 def refuse_value(name: str, value: Any, why: str, hint: str | None = None) -> UnsupportedConfig:

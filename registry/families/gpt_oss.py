@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from registry.architecture import Architecture, describe_architecture
-from registry.families import rope
-from registry.families.attention import convert_around_attention
+from registry.families import like_llama, rope
+from registry.families.experts import read_experts
 from registry.families.family import Family
 from registry.families.fields import neutral, only, used
 from registry.families.layer_types import describe_windows, read_layer_types
-from registry.families.sizes import read_experts, read_sizes
 
 if TYPE_CHECKING:
     import torch
@@ -69,25 +67,16 @@ def describe(config: Mapping[str, Any]) -> Architecture:
     n_layers, n_ctx = config["num_hidden_layers"], config["max_position_embeddings"]
     attn_types = read_layer_types(config["layer_types"], n_layers, lambda layer: layer % 2 == 0)
     rotary = read_rope(config)
-    rope.refuse_scaled_windows(rotary, attn_types)
     return describe_architecture(
-        **read_sizes(config, config["head_dim"]),
-        n_layers=n_layers,
-        d_mlp=config["intermediate_size"],
-        d_vocab=config["vocab_size"],
-        n_ctx=n_ctx,
+        **like_llama.describe_sizes(config),
         act_fn="silu",  # HookedTransformer's GptOssExpert does not read it either
-        normalization_type="RMS",
-        final_rms=True,
         gated_mlp=True,
-        eps=config["rms_norm_eps"],
         use_attention_sinks=True,
         block_variant="gpt_oss",
-        tie_word_embeddings=config["tie_word_embeddings"],
         # the softmax is taken over the chosen experts only
         **read_experts(config, "num_local_experts", norm_topk_prob=True),
         **describe_windows(attn_types, config["sliding_window"]),
-        **rope.describe_rope(rotary, n_ctx),
+        **rope.describe_rope(rotary, n_ctx, attn_types),
     )
 
 
@@ -105,10 +94,10 @@ def make_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def convert(network: torch.nn.Module, cfg: HookedTransformerConfig) -> dict[str, torch.Tensor]:
-    """Convert with transformer-lens's own converter, and the attention with biases (see attention.py)."""
+    """Convert with transformer-lens's own converter, which knows grouped keys and values only."""
     from transformer_lens.pretrained.weight_conversions.openai import convert_gpt_oss_weights
 
-    return convert_around_attention(convert_gpt_oss_weights, network, cfg)
+    return like_llama.convert_ungrouped(convert_gpt_oss_weights, network, cfg)
 
 
 FAMILY = Family(
@@ -120,30 +109,17 @@ FAMILY = Family(
     describe=describe,
     convert=convert,
     config_keys={
-        "d_model": "hidden_size",
-        "n_layers": "num_hidden_layers",
-        "n_heads": "num_attention_heads",
-        "n_key_value_heads": "num_key_value_heads",
-        "d_head": "head_dim",
-        "d_mlp": "intermediate_size",
-        "d_vocab": "vocab_size",
-        "d_vocab_out": "vocab_size",
-        "n_ctx": "max_position_embeddings",
-        "eps": "rms_norm_eps",
-        "attn_scale": "head_dim",
-        "rotary_dim": "head_dim",
-        "tie_word_embeddings": "tie_word_embeddings",
+        **like_llama.CONFIG_KEYS,
         "use_local_attn": "layer_types",
         "attn_types": "layer_types",
         "window_size": "sliding_window",
         "num_experts": "num_local_experts",
         "experts_per_token": "num_experts_per_tok",
-        **rope.CONFIG_KEYS,
     },
     arguments=make_arguments,
-    base_prefix="model.",
-    tied=("model.embed_tokens.weight", "lm_head.weight"),
+    base_prefix=like_llama.BASE_PREFIX,
+    tied=like_llama.TIED,
     spellings={"num_experts": "num_local_experts"},
     router="mlp.router",
-    ignored=re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"),
+    ignored=like_llama.IGNORED,
 )

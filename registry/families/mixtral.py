@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from registry.architecture import Architecture, describe_architecture
-from registry.families import rope
-from registry.families.attention import convert_around_attention
-from registry.families.experts import ExpertNames
+from registry.families import like_llama, rope
+from registry.families.experts import ExpertNames, read_experts
 from registry.families.family import Family
-from registry.families.fields import neutral, read_activation, used
+from registry.families.fields import neutral, read_activation, refuse_value, used
 from registry.families.layer_types import describe_windows, read_layer_types
-from registry.families.sizes import read_experts, read_sizes
 
 if TYPE_CHECKING:
     import torch
@@ -46,43 +43,38 @@ FIELDS = {
 
 def describe(config: Mapping[str, Any]) -> Architecture:
     """Map Mixtral's config fields to the canonical architecture."""
-    sizes = read_sizes(config, config["head_dim"])
-    n_layers, n_ctx = config["num_hidden_layers"], config["max_position_embeddings"]
-    window = config["sliding_window"]
-    windows = describe_windows(read_layer_types(None, n_layers, lambda layer: window is not None), window)
+    n_layers, n_ctx, window = (
+        config[key] for key in ("num_hidden_layers", "max_position_embeddings", "sliding_window")
+    )
+    attn_types = read_layer_types(None, n_layers, lambda layer: window is not None)
+    sizes = like_llama.describe_sizes(config)
     rotary = rope.read_rope(config, DEFAULT_THETA)
-    rope.refuse_scaled_windows(rotary, windows.get("attn_types", ()))
+    if rotary["rope_type"] == "yarn" and config["head_dim"] is None:
+        key = "rope_parameters" if config["rope_parameters"] else "rope_scaling"
+        why = "transformers 5.23 can build no Mixtral with yarn and without head_dim"
+        raise refuse_value(key, config[key], why, f"Add head_dim = {sizes['d_head']} to config.json.")
     return describe_architecture(
         **sizes,
-        n_layers=n_layers,
-        d_mlp=config["intermediate_size"],
-        d_vocab=config["vocab_size"],
-        n_ctx=n_ctx,
         act_fn=read_activation("hidden_act", config["hidden_act"]),
-        normalization_type="RMS",
-        final_rms=True,
         gated_mlp=True,
-        eps=config["rms_norm_eps"],
-        tie_word_embeddings=config["tie_word_embeddings"],
         # MixtralTopKRouter makes the chosen experts' weights sum to one, whatever config.json says
         **read_experts(config, "num_local_experts", norm_topk_prob=True),
-        **windows,
-        **rope.describe_rope(rotary, n_ctx),
+        **describe_windows(attn_types, window),
+        **rope.describe_rope(rotary, n_ctx, attn_types),
     )
 
 
 def make_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Give MixtralConfig its rotary fields in the one form of transformers 5, and the head_dim that yarn needs."""
+    """Give MixtralConfig its rotary fields in the one form of transformers 5."""
     others = {name: value for name, value in config.items() if name not in rope.FIELDS}
-    head_dim = read_sizes(config, config["head_dim"])["d_head"]
-    return {**others, "head_dim": head_dim, "rope_parameters": rope.read_rope(config, DEFAULT_THETA)}
+    return {**others, "rope_parameters": rope.read_rope(config, DEFAULT_THETA)}
 
 
 def convert(network: torch.nn.Module, cfg: HookedTransformerConfig) -> dict[str, torch.Tensor]:
-    """Convert with transformer-lens's own converter, and the attention with biases (see attention.py)."""
+    """Convert with transformer-lens's own converter, which knows grouped keys and values only."""
     from transformer_lens.pretrained.weight_conversions.mixtral import convert_mixtral_weights
 
-    return convert_around_attention(convert_mixtral_weights, network, cfg)
+    return like_llama.convert_ungrouped(convert_mixtral_weights, network, cfg)
 
 
 FAMILY = Family(
@@ -94,32 +86,18 @@ FAMILY = Family(
     describe=describe,
     convert=convert,
     config_keys={
-        "d_model": "hidden_size",
-        "n_layers": "num_hidden_layers",
-        "n_heads": "num_attention_heads",
-        "n_key_value_heads": "num_key_value_heads",
-        "d_head": "head_dim",
-        "d_mlp": "intermediate_size",
-        "d_vocab": "vocab_size",
-        "d_vocab_out": "vocab_size",
-        "n_ctx": "max_position_embeddings",
-        "act_fn": "hidden_act",
-        "eps": "rms_norm_eps",
-        "attn_scale": "head_dim",
-        "rotary_dim": "head_dim",
-        "tie_word_embeddings": "tie_word_embeddings",
+        **like_llama.CONFIG_KEYS,
         "num_experts": "num_local_experts",
         "experts_per_token": "num_experts_per_tok",
         "use_local_attn": "sliding_window",
         "window_size": "sliding_window",
         "attn_types": "sliding_window",
-        **rope.CONFIG_KEYS,
     },
     arguments=make_arguments,
-    base_prefix="model.",
-    tied=("model.embed_tokens.weight", "lm_head.weight"),
+    base_prefix=like_llama.BASE_PREFIX,
+    tied=like_llama.TIED,
     spellings={"num_experts": "num_local_experts"},
     experts=ExpertNames(block="block_sparse_moe", gate="w1", up="w3", down="w2"),
     router="mlp.gate",
-    ignored=re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"),
+    ignored=like_llama.IGNORED,
 )

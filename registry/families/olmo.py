@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from registry.architecture import Architecture, describe_architecture
-from registry.families import rope
-from registry.families.attention import convert_around_attention
+from registry.families import like_llama, rope
 from registry.families.family import Family
 from registry.families.fields import neutral, read_activation, used
-from registry.families.sizes import read_sizes
 
 if TYPE_CHECKING:
     import torch
     from transformer_lens import HookedTransformerConfig
+
+EPS = 1e-5  # OlmoLayerNorm's own; no field says so
+_D_HEAD = "hidden_size / num_attention_heads"
 
 FIELDS = {
     "vocab_size": used(int, 50304),
@@ -33,38 +34,76 @@ FIELDS = {
     "attention_dropout": neutral("dropout is off when a network is read"),
 }
 
-EPS = 1e-5  # OlmoLayerNorm's own; no field says so
-
 
 def describe(config: Mapping[str, Any]) -> Architecture:
     """Map OLMo's config fields to the canonical architecture."""
+    sizes = like_llama.describe_sizes({**config, "rms_norm_eps": EPS})
     return describe_architecture(
-        **read_sizes(config),
-        n_layers=config["num_hidden_layers"],
-        d_mlp=config["intermediate_size"],
-        d_vocab=config["vocab_size"],
-        n_ctx=config["max_position_embeddings"],
+        **{**sizes, "normalization_type": "LN", "final_rms": False},
         act_fn=read_activation("hidden_act", config["hidden_act"]),
-        normalization_type="LN",
         gated_mlp=True,
-        eps=EPS,
         clip_qkv=config["clip_qkv"],
-        tie_word_embeddings=config["tie_word_embeddings"],
         **rope.describe_rope(rope.read_rope(config), config["max_position_embeddings"]),
     )
 
 
 def make_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Give OlmoConfig its rotary fields in the one form of transformers 5."""
-    others = {name: value for name, value in config.items() if name not in rope.FIELDS}
-    return {**others, "rope_parameters": rope.read_rope(config)}
+    """Give OlmoConfig what it reads; which token pads is none of the network's business, but must be in range."""
+    return {**like_llama.make_arguments(config), "pad_token_id": None}
 
 
 def convert(network: torch.nn.Module, cfg: HookedTransformerConfig) -> dict[str, torch.Tensor]:
-    """Convert with transformer-lens's own converter, and the attention with biases (see attention.py)."""
+    """Convert with transformer-lens's own converter, and attention by hand."""
     from transformer_lens.pretrained.weight_conversions.olmo import convert_olmo_weights
 
     return convert_around_attention(convert_olmo_weights, network, cfg)
+
+
+def convert_around_attention(
+    converter: Callable[[Any, HookedTransformerConfig], dict[str, torch.Tensor]],
+    network: Any,
+    cfg: HookedTransformerConfig,
+) -> dict[str, torch.Tensor]:
+    """Convert with transformer-lens's `converter`, all but the matrices and biases of attention.
+
+    Those of OLMo and OLMo 2 know no fewer key-value heads than heads, and no biases. Told of one head they do not fail,
+    and what they make of attention then is not used.
+    """
+    one_head = copy.copy(cfg)
+    one_head.n_heads = one_head.n_key_value_heads = 1
+    converted = {
+        name: tensor
+        for name, tensor in converter(network, one_head).items()
+        if ".attn." not in name or "_norm." in name
+    }
+    for layer in range(cfg.n_layers):
+        tensors = _convert_attention(network.model.layers[layer].self_attn, cfg)
+        converted |= {f"blocks.{layer}.attn.{name}": tensor for name, tensor in tensors.items()}
+    return converted
+
+
+def _convert_attention(attention: Any, cfg: HookedTransformerConfig) -> dict[str, torch.Tensor]:
+    """Return W_Q (n_heads, d_model, d_head), W_K and W_V with n_key_value_heads, W_O, and their biases.
+
+    With fewer key-value heads than heads, transformer-lens calls theirs `_W_K`, `_W_V`, `_b_K` and `_b_V`.
+    """
+    grouped = "_" if cfg.n_key_value_heads else ""
+    n_key_value_heads = cfg.n_key_value_heads or cfg.n_heads
+    tensors = {}
+    for letter, n_heads, mark in (
+        ("Q", cfg.n_heads, ""),
+        ("K", n_key_value_heads, grouped),
+        ("V", n_key_value_heads, grouped),
+    ):
+        projection = getattr(attention, f"{letter.lower()}_proj")
+        weight = projection.weight
+        tensors[f"{mark}W_{letter}"] = weight.reshape(n_heads, cfg.d_head, cfg.d_model).transpose(1, 2)
+        bias = weight.new_zeros(n_heads * cfg.d_head) if projection.bias is None else projection.bias
+        tensors[f"{mark}b_{letter}"] = bias.reshape(n_heads, cfg.d_head)
+    output = attention.o_proj
+    tensors["W_O"] = output.weight.T.reshape(cfg.n_heads, cfg.d_head, cfg.d_model)
+    tensors["b_O"] = output.weight.new_zeros(cfg.d_model) if output.bias is None else output.bias
+    return tensors
 
 
 FAMILY = Family(
@@ -76,24 +115,14 @@ FAMILY = Family(
     describe=describe,
     convert=convert,
     config_keys={
-        "d_model": "hidden_size",
-        "n_layers": "num_hidden_layers",
-        "n_heads": "num_attention_heads",
-        "n_key_value_heads": "num_key_value_heads",
-        "d_head": "hidden_size / num_attention_heads",
-        "d_mlp": "intermediate_size",
-        "d_vocab": "vocab_size",
-        "d_vocab_out": "vocab_size",
-        "n_ctx": "max_position_embeddings",
-        "act_fn": "hidden_act",
-        "attn_scale": "hidden_size / num_attention_heads",
-        "rotary_dim": "hidden_size / num_attention_heads",
-        "tie_word_embeddings": "tie_word_embeddings",
+        **like_llama.CONFIG_KEYS,
+        "d_head": _D_HEAD,
+        "attn_scale": _D_HEAD,
+        "rotary_dim": _D_HEAD,
         "clip_qkv": "clip_qkv",
-        **rope.CONFIG_KEYS,
     },
     arguments=make_arguments,
-    base_prefix="model.",
-    tied=("model.embed_tokens.weight", "lm_head.weight"),
-    ignored=re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"),
+    base_prefix=like_llama.BASE_PREFIX,
+    tied=like_llama.TIED,
+    ignored=like_llama.IGNORED,
 )

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from registry.architecture import Architecture, describe_architecture
-from registry.families import rope
-from registry.families.attention import convert_around_attention
+from registry.families import like_llama, rope
 from registry.families.family import Family
 from registry.families.fields import neutral, read_activation, used
-from registry.families.sizes import read_sizes
+from registry.families.olmo import convert_around_attention
 
 if TYPE_CHECKING:
     import torch
     from transformer_lens import HookedTransformerConfig
+
+_D_HEAD = "hidden_size / num_attention_heads"
 
 FIELDS = {
     "vocab_size": used(int, 50304),
@@ -37,30 +37,21 @@ FIELDS = {
 def describe(config: Mapping[str, Any]) -> Architecture:
     """Map OLMo 2's config fields to the canonical architecture."""
     return describe_architecture(
-        **read_sizes(config),
-        n_layers=config["num_hidden_layers"],
-        d_mlp=config["intermediate_size"],
-        d_vocab=config["vocab_size"],
-        n_ctx=config["max_position_embeddings"],
+        **like_llama.describe_sizes(config),
         act_fn=read_activation("hidden_act", config["hidden_act"]),
-        normalization_type="RMS",
-        final_rms=True,
         gated_mlp=True,
-        eps=config["rms_norm_eps"],
         block_variant="olmo2",
-        tie_word_embeddings=config["tie_word_embeddings"],
         **rope.describe_rope(rope.read_rope(config), config["max_position_embeddings"]),
     )
 
 
 def make_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Give Olmo2Config its rotary fields in the one form of transformers 5."""
-    others = {name: value for name, value in config.items() if name not in rope.FIELDS}
-    return {**others, "rope_parameters": rope.read_rope(config)}
+    """Give Olmo2Config what it reads; which token pads is none of the network's business, but must be in range."""
+    return {**like_llama.make_arguments(config), "pad_token_id": None}
 
 
 def convert(network: torch.nn.Module, cfg: HookedTransformerConfig) -> dict[str, torch.Tensor]:
-    """Convert with transformer-lens's own converter, and the attention with biases (see attention.py)."""
+    """Convert with transformer-lens's own converter, and attention by hand."""
     from transformer_lens.pretrained.weight_conversions.olmo2 import convert_olmo2_weights
 
     return convert_around_attention(convert_olmo2_weights, network, cfg)
@@ -75,24 +66,13 @@ FAMILY = Family(
     describe=describe,
     convert=convert,
     config_keys={
-        "d_model": "hidden_size",
-        "n_layers": "num_hidden_layers",
-        "n_heads": "num_attention_heads",
-        "n_key_value_heads": "num_key_value_heads",
-        "d_head": "hidden_size / num_attention_heads",
-        "d_mlp": "intermediate_size",
-        "d_vocab": "vocab_size",
-        "d_vocab_out": "vocab_size",
-        "n_ctx": "max_position_embeddings",
-        "act_fn": "hidden_act",
-        "eps": "rms_norm_eps",
-        "attn_scale": "hidden_size / num_attention_heads",
-        "rotary_dim": "hidden_size / num_attention_heads",
-        "tie_word_embeddings": "tie_word_embeddings",
-        **rope.CONFIG_KEYS,
+        **like_llama.CONFIG_KEYS,
+        "d_head": _D_HEAD,
+        "attn_scale": _D_HEAD,
+        "rotary_dim": _D_HEAD,
     },
     arguments=make_arguments,
-    base_prefix="model.",
-    tied=("model.embed_tokens.weight", "lm_head.weight"),
-    ignored=re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"),
+    base_prefix=like_llama.BASE_PREFIX,
+    tied=like_llama.TIED,
+    ignored=like_llama.IGNORED,
 )

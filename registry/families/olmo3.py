@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from registry.architecture import Architecture, describe_architecture
-from registry.families import rope
-from registry.families.attention import convert_around_attention
+from registry.families import like_llama, rope
 from registry.families.family import Family
 from registry.families.fields import neutral, read_activation, refuse_value, used
-from registry.families.layer_types import FULL, SLIDING, describe_windows, read_layer_types
-from registry.families.sizes import read_sizes
+from registry.families.layer_types import SLIDING, describe_windows, read_layer_types
 
 if TYPE_CHECKING:
     import torch
     from transformer_lens import HookedTransformerConfig
 
 DEFAULT_THETA = 5e5
+_D_HEAD = "hidden_size / num_attention_heads"
 _HINT = "Give rope_parameters of transformers 5: one entry for full_attention and one for sliding_attention."
 
 FIELDS = {
@@ -46,88 +44,38 @@ def describe(config: Mapping[str, Any]) -> Architecture:
     # every fourth layer attends to everything
     attn_types = read_layer_types(config["layer_types"], n_layers, lambda layer: (layer + 1) % 4 != 0)
     return describe_architecture(
-        **read_sizes(config),
-        n_layers=config["num_hidden_layers"],
-        d_mlp=config["intermediate_size"],
-        d_vocab=config["vocab_size"],
-        n_ctx=config["max_position_embeddings"],
+        **like_llama.describe_sizes(config),
         act_fn=read_activation("hidden_act", config["hidden_act"]),
-        normalization_type="RMS",
-        final_rms=True,
         gated_mlp=True,
-        eps=config["rms_norm_eps"],
         block_variant="olmo3",
-        tie_word_embeddings=config["tie_word_embeddings"],
         **describe_windows(attn_types, config["sliding_window"]),
-        **describe_ropes(read_ropes(config), attn_types, config["max_position_embeddings"]),
+        **rope.describe_layered_rope(read_ropes(config), config["max_position_embeddings"], attn_types),
     )
 
 
 def read_ropes(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the rotary parameters of each layer type, whichever release wrote the config.
-
-    transformers 4 wrote `rope_scaling`, which it applied to full attention only, and one `rope_theta`.
-    """
-    nested, scaling, theta = config["rope_parameters"], config["rope_scaling"], config["rope_theta"]
-    if nested is None:
-        nested = {FULL: scaling or {}, SLIDING: {}}
-        # transformers 5.23 would give another theta than the default to full attention only
-        if theta not in (None, DEFAULT_THETA):
-            raise refuse_value("rope_theta", theta, "releases of transformers differ in which layers it is for", _HINT)
-    elif scaling or theta is not None:
-        key = "rope_scaling" if scaling else "rope_theta"
-        raise refuse_value(key, config[key], "rope_parameters is there too", "Keep one of the two.")
-    kinds = {FULL, SLIDING}
-    if set(nested) - kinds or not all(isinstance(one, dict) for one in nested.values()):
-        raise refuse_value("rope_parameters", nested, "transformers reads one entry for each layer type", _HINT)
-    return {
-        kind: rope.read_rope(
-            {"rope_parameters": nested.get(kind), "rope_scaling": None, "rope_theta": None}, DEFAULT_THETA
-        )
-        for kind in sorted(kinds)
-    }
-
-
-def describe_ropes(ropes: Mapping[str, Mapping[str, Any]], attn_types: Sequence[str], n_ctx: int) -> dict[str, Any]:
-    """Map both layer types' rotary parameters to architecture fields, if HookedTransformer can tell them apart.
-
-    It has a theta of its own for local layers, can do yarn in global layers only, and scales linearly there only.
-    """
-    if "local" not in attn_types:
-        return rope.describe_rope(ropes[FULL], n_ctx)
-    if "global" not in attn_types:
-        rope.refuse_scaled_windows(ropes[SLIDING], attn_types)
-        return rope.describe_rope(ropes[SLIDING], n_ctx)
-    near, far = (rope.describe_rope(ropes[kind], n_ctx) for kind in (SLIDING, FULL))
-    fields = dict(far)
-    if near["rotary_base"] != far["rotary_base"]:
-        fields["rotary_base_local"] = near["rotary_base"]
-    scaling_near, scaling_far = ({**one, "rotary_base": None} for one in (near, far))
-    kinds = {kind: ropes[kind]["rope_type"] for kind in ropes}
-    if kinds[SLIDING] == "default" and kinds[FULL] == "yarn":
-        fields["yarn_global_attn_only"] = True
-    elif kinds[SLIDING] == "default" and kinds[FULL] in ("default", "linear"):
-        pass
-    elif scaling_near != scaling_far or kinds[SLIDING] == "linear":
-        raise refuse_value(
-            "rope_parameters",
-            {kind: ropes[kind] for kind in (FULL, SLIDING)},
-            "HookedTransformer cannot scale sliding_attention in this way beside full_attention",
-        )
-    return fields
+    """Return the rotary parameters of each layer type, whichever release wrote the config."""
+    theta, sliding = config["rope_theta"], (config["rope_parameters"] or {}).get(SLIDING)
+    known = isinstance(sliding, dict) and sliding.get("rope_theta") is not None
+    if theta not in (None, DEFAULT_THETA) and not known:
+        # transformers 4 gave it to all layers, and 5.23 gives those with a window the default
+        raise refuse_value("rope_theta", theta, "releases of transformers differ in which layers it is for", _HINT)
+    return rope.read_layered_rope({**config, "rope_local_base_freq": None}, DEFAULT_THETA, DEFAULT_THETA)
 
 
 def make_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Give Olmo3Config its rotary fields in the one form of transformers 5."""
+    """Give Olmo3Config what it reads; which token pads is none of the network's business, but must be in range."""
     others = {name: value for name, value in config.items() if name not in rope.FIELDS}
-    return {**others, "rope_parameters": read_ropes(config)}
+    return {**others, "rope_parameters": read_ropes(config), "pad_token_id": None}
 
 
 def convert(network: torch.nn.Module, cfg: HookedTransformerConfig) -> dict[str, torch.Tensor]:
-    """Convert with transformer-lens's own converter, and the attention with biases (see attention.py)."""
+    """Convert with transformer-lens's own converter, which drops the biases that attention_bias brings."""
     from transformer_lens.pretrained.weight_conversions.olmo3 import convert_olmo3_weights
 
-    return convert_around_attention(convert_olmo3_weights, network, cfg)
+    return like_llama.add_attention_biases(
+        like_llama.convert_ungrouped(convert_olmo3_weights, network, cfg), network, cfg
+    )
 
 
 FAMILY = Family(
@@ -139,29 +87,18 @@ FAMILY = Family(
     describe=describe,
     convert=convert,
     config_keys={
-        "d_model": "hidden_size",
-        "n_layers": "num_hidden_layers",
-        "n_heads": "num_attention_heads",
-        "n_key_value_heads": "num_key_value_heads",
-        "d_head": "hidden_size / num_attention_heads",
-        "d_mlp": "intermediate_size",
-        "d_vocab": "vocab_size",
-        "d_vocab_out": "vocab_size",
-        "n_ctx": "max_position_embeddings",
-        "act_fn": "hidden_act",
-        "eps": "rms_norm_eps",
-        "attn_scale": "hidden_size / num_attention_heads",
-        "rotary_dim": "hidden_size / num_attention_heads",
-        "tie_word_embeddings": "tie_word_embeddings",
+        **like_llama.CONFIG_KEYS,
+        "d_head": _D_HEAD,
+        "attn_scale": _D_HEAD,
+        "rotary_dim": _D_HEAD,
         "use_local_attn": "layer_types",
         "attn_types": "layer_types",
         "window_size": "sliding_window",
         "rotary_base_local": "rope_parameters.sliding_attention.rope_theta",
         "yarn_global_attn_only": "rope_parameters",
-        **rope.CONFIG_KEYS,
     },
     arguments=make_arguments,
-    base_prefix="model.",
-    tied=("model.embed_tokens.weight", "lm_head.weight"),
-    ignored=re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"),
+    base_prefix=like_llama.BASE_PREFIX,
+    tied=like_llama.TIED,
+    ignored=like_llama.IGNORED,
 )

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from registry.errors import SourceNotFound, UnsupportedSource
 from registry.sources.gguf import read_gguf
 from registry.sources.huggingface import read_folder
-from registry.sources.source import Finding, Source, SourceFile
+from registry.sources.source import Finding, ParentVersion, Source, SourceFile, SourceOptions
 
-__all__ = ["Finding", "Source", "SourceFile", "open_source"]
+__all__ = ["Finding", "ParentVersion", "Source", "SourceFile", "SourceOptions", "open_source"]
 
 
-def open_source(location: str | Path, scratch: Path) -> Source:
+def open_source(
+    location: str | Path,
+    scratch: Path,
+    parents: Sequence[ParentVersion] = (),
+    options: SourceOptions = SourceOptions(),  # noqa: B008 (frozen)
+) -> Source:
     """Open a Hugging Face folder or a GGUF file; `scratch` is an empty folder for what must be unpacked.
 
     Raises SourceNotFound, UnsupportedSource or MalformedArtifact.

@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from registry.versions import Version
 from registry.weights import TensorHeader
 
 Role = Literal["weights", "config", "tokenizer", "generation", "original"]
+Layout = Literal["huggingface", "hooked"]
+
+
+@dataclass(frozen=True)
+class ParentVersion:
+    """A registered parent, for sources that are not whole without one: its record, and how to get at its files.
+
+    `open_folder` checks the parent's blobs and returns the folder that holds them under their own names.
+    """
+
+    version: Version
+    open_folder: Callable[[], Path]
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """What the caller says of a source that the source itself leaves open."""
+
+    weights: Literal["safetensors", "bin"] | None = None
+    """Which one counts where a folder holds both."""
+    config: Path | None = None
+    """The config file of a bare state dict."""
+    lazy: bool = False
+    """Leave large files where they are, for the first load to fetch."""
 
 
 @dataclass(frozen=True)
@@ -37,15 +62,20 @@ class Finding:
 class Source:
     """A checkpoint that has been opened: nothing but headers and config.json has been read of it.
 
-    `location` is what the caller wrote, kept as provenance. `tensors` are named as in the files.
+    `location` is what the caller wrote, kept as provenance. `tensors` are named as in the files. `step` and `relation`
+    are what the source says of itself, for callers who say nothing; `provenance` is recorded with the version.
     """
 
-    kind: Literal["huggingface", "gguf"]
+    kind: str
     location: str
     config: Mapping[str, Any]
     files: tuple[SourceFile, ...]
     tensors: Mapping[str, TensorHeader]
     findings: tuple[Finding, ...] = field(default=())
+    layout: Layout = "huggingface"
+    step: int | None = None
+    relation: str | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def size_bytes(self) -> int:
