@@ -44,6 +44,7 @@ GEMMA3 = GEMMA | {
     "query_pre_attn_scalar": 24,
 }
 APERTUS = LLAMA | {
+    "pad_token_id": None,
     "rope_parameters": {
         "rope_type": "llama3",
         "rope_theta": 12e6,
@@ -51,7 +52,7 @@ APERTUS = LLAMA | {
         "low_freq_factor": 1.0,
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 32,
-    }
+    },
 }
 MIXTRAL = LLAMA | {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 48}
 OLMO = LLAMA | {"num_key_value_heads": 4, "pad_token_id": 0}

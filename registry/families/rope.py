@@ -38,6 +38,8 @@ FIELDS: Mapping[str, Field] = {
     "partial_rotary_factor": only(None, "the converter rotates whole heads"),
 }
 
+_ALSO = " (files of transformers 4 have it under rope_scaling)"
+
 CONFIG_KEYS: Mapping[str, str] = {
     "rotary_dim": "head_dim",
     "rotary_base": "rope_theta",
@@ -86,6 +88,9 @@ def read_layered_rope(config: Mapping[str, Any], full_theta: float, sliding_thet
             raise refuse_value("rope_parameters", {kind: entry}, "its entries are objects")
     if modern.get(FULL) and legacy and modern[FULL] != legacy:
         raise refuse_value("rope_scaling", legacy, f"rope_parameters says {modern[FULL]}", "Keep one of the two.")
+    if legacy and "rope_type" not in legacy and legacy.get("type", "default") != "default":
+        why = "transformers 5 reads rope_type there and takes no notice of type"
+        raise refuse_value("rope_scaling", legacy, why, "Write rope_type for type, if the network was trained so.")
     read = {}
     for kind, (theta_key, default_theta) in thetas.items():
         source, given = "rope_parameters", modern.get(kind)
@@ -106,12 +111,12 @@ def _read_parameters(
     if given.pop("type", kind) != kind:
         raise refuse_value(source, dict(found), "rope_type and type disagree", "Keep one of the two.")
     inner_theta = given.pop("rope_theta", None)
-    base = inner_theta if inner_theta is not None else theta
+    base, found_in = (theta, theta_key) if inner_theta is None else (inner_theta, "rope_theta")
     known = _KEYS.get(kind) if isinstance(kind, str) else None
     if known is None:
         raise refuse_value(source, {"rope_type": kind}, "HookedTransformer cannot compute this kind of rope scaling")
-    if base is not None and _number(source, "rope_theta", base) < 1:
-        raise refuse_value("rope_theta", base, "wavelengths would shrink from pair to pair; no network is trained so")
+    if base is not None and _number(source, found_in, base) < 1:
+        raise refuse_value(found_in, base, "wavelengths would shrink from pair to pair; no network is trained so")
     if unknown := set(given) - known:
         raise refuse_value(source, {name: given[name] for name in sorted(unknown)}, f"not a field of {kind} rope")
     for name, value in given.items():
@@ -136,7 +141,7 @@ def describe_rope(rope: Mapping[str, Any], n_ctx: int, attn_types: Sequence[str]
     original = int(rope.get("original_max_position_embeddings") or n_ctx)
     if kind == "linear":
         if "local" in attn_types and rope["factor"] != 1:
-            raise refuse_value("rope_parameters", dict(rope), "HookedTransformer scales no layer that has a window")
+            raise refuse_value("rope_parameters", dict(rope), f"HookedTransformer scales no layer with a window{_ALSO}")
         fields["rotary_scaling_factor"] = rope["factor"]
     elif kind == "llama3":
         if not (rope.get("low_freq_factor") and rope.get("high_freq_factor")):
@@ -179,11 +184,13 @@ def describe_layered_rope(
     scaling = {name: value for name, value in fields.items() if name != "rotary_base"}
     if rope[SLIDING]["rope_type"] in ("default", "linear"):  # linear is by 1 here
         if rope[FULL]["rope_type"] == "llama3":
-            raise refuse_value("rope_parameters", dict(rope), "HookedTransformer has llama3 rope in all layers or none")
+            why = f"HookedTransformer has llama3 rope in all layers or none{_ALSO}"
+            raise refuse_value("rope_parameters", dict(rope), why)
         if rope[FULL]["rope_type"] == "yarn":
             fields["yarn_global_attn_only"] = True
     elif sliding != scaling:
-        raise refuse_value("rope_parameters", dict(rope), "HookedTransformer cannot scale each layer type otherwise")
+        why = f"HookedTransformer cannot scale each layer type in its own way{_ALSO}"
+        raise refuse_value("rope_parameters", dict(rope), why)
     if sliding_theta != fields["rotary_base"]:
         fields["rotary_base_local"] = sliding_theta
     return fields
