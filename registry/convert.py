@@ -47,15 +47,16 @@ def guard_processing(architecture: Architecture, wanted: Processing) -> Processi
 
     Folding and centring assume that a norm's gain sits on a sublayer's input (not so in post-norm blocks); centring
     the unembedding assumes that adding a constant to the logits changes nothing (not so under a soft cap); folding
-    value biases assumes that attention patterns sum to 1 (not so with attention sinks); refactoring W_Q
-    and W_K assumes that nothing stands between them (not so with rotary embeddings).
+    value biases assumes that attention patterns sum to 1 (not so with attention sinks) and that values with their bias
+    are used as they are (not so if they are clipped); refactoring W_Q and W_K assumes that nothing stands between them
+    (not so with rotary embeddings).
     """
     allowed = wanted
     if architecture["block_variant"] in _POST_NORM_BLOCKS:
         allowed = replace(allowed, fold_ln=False, center_writing_weights=False)
     if architecture["output_logits_soft_cap"] > 0:
         allowed = replace(allowed, center_unembed=False)
-    if architecture["use_attention_sinks"]:
+    if architecture["use_attention_sinks"] or architecture["clip_qkv"] is not None:
         allowed = replace(allowed, fold_value_biases=False)
     if architecture["positional_embedding_type"] == "rotary":
         allowed = replace(allowed, refactor_factored_attn_matrices=False)
@@ -110,11 +111,15 @@ def convert_weights(
 
 
 def _drop_folded_norms(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Drop the norms' own weights after folding, which must have left them the identity."""
+    """Drop the norms' own weights after folding, which must have left them the identity.
+
+    Where a LayerNorm is before a gated MLP, folding also makes the biases `b_gate` of the norm's. HookedTransformer has
+    no such biases, and they are zero in the one family of the kind, OLMo, whose norms have no weights.
+    """
     kept = {}
     for name, tensor in tensors.items():
         norm, _, leaf = name.rpartition(".")
-        if not norm.endswith(("ln1", "ln2", "ln_final")):
+        if not norm.endswith(("ln1", "ln2", "ln_final")) and leaf != "b_gate":
             kept[name] = tensor
         elif not bool((tensor == (1.0 if leaf == "w" else 0.0)).all()):
             raise WeightsMismatch(

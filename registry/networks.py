@@ -69,7 +69,14 @@ def check_tensors(family: Family, values: Mapping[str, Any], found: Mapping[str,
     integers and 8-bit floats, which transformer-lens would read as if they were weights.
     """
     empty = make_empty_network(family, values, len(found))
-    expected = {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()}
+    architecture = family.describe(values)
+    if family.experts and architecture["n_layers"] * architecture["num_experts"] > len(found):
+        raise WeightsMismatch(
+            f"config.json describes {architecture['num_experts']:,} experts in each of {architecture['n_layers']:,} "
+            f"layers, and the files hold {len(found):,} tensors.",
+            hint=_WRONG_CONFIG,
+        )
+    expected = family.canonical_shapes({name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()})
     optional = {family.tied[1]} if values.get("tie_word_embeddings") else set()
     missing = sorted(set(expected) - set(found) - optional)
     left_over = sorted(set(found) - set(expected))
@@ -101,8 +108,14 @@ def build_source_network(
     tensors = map_weights(family, values, files)
     network_class = getattr(transformers, family.class_name)
     with quiet():
+        # transformers's default for experts, grouped_mm, cannot compute in float64; eager is its plainest
         network, info = network_class.from_pretrained(
-            None, config=make_config(family, values), state_dict=tensors, dtype=dtype, output_loading_info=True
+            None,
+            config=make_config(family, values),
+            state_dict=tensors,
+            dtype=dtype,
+            experts_implementation="eager",
+            output_loading_info=True,
         )
     wrong = {key: sorted(map(str, value)) for key, value in info.items() if value}
     if wrong:

@@ -99,11 +99,9 @@ def digest_staged_weights(
     headers: dict[str, TensorHeader] = {}
     for file in files:
         headers |= read_header(file)
-    names = family.canonical_names(headers)
-    counter = Counter(progress, "hashing", sum(headers[name].size_bytes for name in names))
-    by_name = digest_tensors((headers[name] for name in names), counter.advance)
-    digests = {names[name]: digest for name, digest in by_name.items()}
-    tensors = {canonical: headers[name] for name, canonical in names.items()}
+    tensors = family.canonical_headers(headers)
+    counter = Counter(progress, "hashing", sum(tensor.size_bytes for tensor in tensors.values()))
+    digests = digest_tensors(tensors.values(), counter.advance)
     embedding, head = family.tied
     if values.get("tie_word_embeddings") and digests.get(head) == digests.get(embedding):
         digests.pop(head, None)

@@ -14,7 +14,6 @@ import hashlib
 import math
 import random
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,12 +22,13 @@ from typing import Any
 import torch
 
 from registry.architecture import Architecture
-from registry.attention import Float64Attention, choose_second_attention
+from registry.attention import choose_second_attention
 from registry.convert import RAW, Processing, check_finite, convert_network, guard_processing
 from registry.errors import ParityFailure
 from registry.families.family import Family
 from registry.networks import build_source_network
 from registry.progress import Counter, Progress, no_progress
+from registry.routing import compute_hooked, compute_source, find_largest_difference
 
 MIN_PROBE_TOKENS = 512
 ROTARY_SEQUENCE = 128
@@ -119,19 +119,20 @@ def measure_parity(
     source = build_source_network(family, values, files, dtype)
     check_finite(source.state_dict())
     counter.advance()
-    reference = _source_log_probs(source, probe, "eager")
-    noise_floor = _largest_difference(reference, _source_log_probs(source, probe, choose_second_attention(source)))
+    reference = compute_source(source, family, probe, "eager")
+    second = compute_source(source, family, probe, choose_second_attention(source), like=reference)
+    noise_floor = find_largest_difference(reference, second)
+    del second
     if architecture["positional_embedding_type"] == "rotary":
-        shifted = _source_log_probs(source, probe, "eager", first_position=1)
-        noise_floor = max(noise_floor, _largest_difference(reference, shifted))
+        shifted = compute_source(source, family, probe, "eager", like=reference, first_position=1)
+        noise_floor = max(noise_floor, find_largest_difference(reference, shifted))
         del shifted
     counter.advance()
     processing = guard_processing(architecture, Processing())
     differences = []
     for one in (RAW, processing):
         network = convert_network(source, family, architecture, one, dtype=dtype)
-        with torch.inference_mode():
-            differences.append(_largest_difference(reference, network(probe).log_softmax(-1)))
+        differences.append(find_largest_difference(reference, compute_hooked(network, probe, reference)))
         del network
         counter.advance()
     counter.advance()
@@ -167,24 +168,3 @@ def refuse_disparity(parity: Parity, location: str) -> None:
             parity=parity,
             hint="Nothing was stored. This is a fault of the conversion, not of your checkpoint; please report it.",
         )
-
-
-def _source_log_probs(
-    network: Any, probe: torch.Tensor, attention: str | Float64Attention, first_position: int = 0
-) -> torch.Tensor:
-    exchanged: AbstractContextManager[Any] = nullcontext()
-    if isinstance(attention, Float64Attention):
-        exchanged = attention
-    elif network._can_set_attn_implementation():
-        network.set_attn_implementation(attention)
-    positions = torch.arange(first_position, first_position + probe.shape[1]).expand_as(probe)
-    places = {"position_ids": positions} if first_position else {}
-    with torch.inference_mode(), exchanged:
-        log_probs: torch.Tensor = network(probe, use_cache=False, **places).logits.log_softmax(-1)
-    return log_probs
-
-
-def _largest_difference(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Return the largest absolute difference; NaN counts as infinite."""
-    largest = float((one - other).abs().max())
-    return largest if largest == largest else float("inf")

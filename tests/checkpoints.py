@@ -96,12 +96,18 @@ APERTUS = LLAMA | {
         "original_max_position_embeddings": 32,
     },
 }
+MIXTRAL = LLAMA | {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 48}
+OLMO = LLAMA | {"num_key_value_heads": 4, "pad_token_id": 0}
+OLMO3 = LLAMA | {"pad_token_id": 0, "sliding_window": 12, "layer_types": ["sliding_attention", "full_attention"]}
+OLMOE = LLAMA | {"num_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 48, "pad_token_id": 0}
+GPT_OSS = MIXTRAL | {"head_dim": 24, "sliding_window": 12}
 CLASSES = {
     "bloom": ("BloomForCausalLM", "BloomConfig", BLOOM),
     "gpt2": ("GPT2LMHeadModel", "GPT2Config", GPT2),
     "gpt_neo": ("GPTNeoForCausalLM", "GPTNeoConfig", GPT_NEO),
     "gpt_neox": ("GPTNeoXForCausalLM", "GPTNeoXConfig", GPT_NEOX),
     "gptj": ("GPTJForCausalLM", "GPTJConfig", GPTJ),
+    "gpt_oss": ("GptOssForCausalLM", "GptOssConfig", GPT_OSS),
     "llama": ("LlamaForCausalLM", "LlamaConfig", LLAMA),
     "opt": ("OPTForCausalLM", "OPTConfig", OPT),
     "phi": ("PhiForCausalLM", "PhiConfig", GPT_NEOX),
@@ -113,8 +119,14 @@ CLASSES = {
     "gemma2": ("Gemma2ForCausalLM", "Gemma2Config", GEMMA2),
     "gemma3": ("Gemma3ForCausalLM", "Gemma3TextConfig", GEMMA3),
     "apertus": ("ApertusForCausalLM", "ApertusConfig", APERTUS),
+    "mixtral": ("MixtralForCausalLM", "MixtralConfig", MIXTRAL),
+    "olmo": ("OlmoForCausalLM", "OlmoConfig", OLMO),
+    "olmo2": ("Olmo2ForCausalLM", "Olmo2Config", OLMO),
+    "olmo3": ("Olmo3ForCausalLM", "Olmo3Config", OLMO3),
+    "olmoe": ("OlmoeForCausalLM", "OlmoeConfig", OLMOE),
 }
 _CONV1D = {"gpt2"}  # these keep their matrices as (fan_in, fan_out)
+_TRANSPOSED = {"gpt_oss"}  # and these those of their experts, as (n_experts, fan_in, fan_out)
 _NORMS_FROM_ONE = {"gemma", "gemma2", "gemma3"}  # these add 1 to the weights of their norms
 _TABLES = ("wte", "wpe", "embed_", "word_embeddings")
 
@@ -135,8 +147,9 @@ def randomise(network: PreTrainedModel, family: str, seed: int = 0) -> None:
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.ndim > 1:
-                fan_in = parameter.shape[0] if family in _CONV1D else parameter.shape[-1]
+            if parameter.ndim > 1 and not name.endswith("bias"):
+                transposed = family in _CONV1D or (family in _TRANSPOSED and ".experts." in name)
+                fan_in = parameter.shape[-2 if transposed else -1]
                 is_table = any(part in name for part in _TABLES)
                 parameter.copy_(noise * (0.5 if is_table else 1.3 / math.sqrt(fan_in)))
             else:

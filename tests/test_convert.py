@@ -19,11 +19,17 @@ from transformer_lens.pretrained.weight_conversions import (
     convert_bloom_weights,
     convert_gemma_weights,
     convert_gpt2_weights,
+    convert_gpt_oss_weights,
     convert_gptj_weights,
     convert_llama_weights,
     convert_mistral_weights,
+    convert_mixtral_weights,
     convert_neo_weights,
     convert_neox_weights,
+    convert_olmo2_weights,
+    convert_olmo3_weights,
+    convert_olmo_weights,
+    convert_olmoe_weights,
     convert_opt_weights,
     convert_phi3_weights,
     convert_phi_weights,
@@ -38,6 +44,7 @@ from registry.convert import RAW, Processing, check_finite, convert_network, con
 from registry.errors import UnusableWeights, WeightsMismatch
 from registry.families import FAMILIES
 from registry.networks import make_hooked_config, make_hooked_network
+from registry.routing import compute_hooked, compute_source, find_largest_difference
 from tests.contents import read_contents
 from tests.opened import Opened, read_checkpoint
 
@@ -122,6 +129,43 @@ BY_HAND |= {
         "NTK_by_parts_low_freq_factor": 1.0, "NTK_by_parts_high_freq_factor": 4.0, "NTK_original_ctx_len": 32,
     },
 }  # fmt: skip
+# what a gated RMSNorm decoder has beside Llama's, and what is other
+_ROPE = {
+    "positional_embedding_type": "rotary", "rotary_dim": 16, "rotary_adjacent_pairs": False, "gated_mlp": True,
+    "n_layers": 2, "d_model": 64, "n_heads": 4, "d_head": 16, "d_vocab": 211, "n_ctx": 96, "act_fn": "silu",
+}  # fmt: skip
+BY_HAND |= {
+    "mixtral": _ROPE | {
+        "d_mlp": 48, "eps": 1e-5, "normalization_type": "RMS", "original_architecture": "MixtralForCausalLM",
+        "n_key_value_heads": 2, "rotary_base": 1e6, "num_experts": 4, "experts_per_token": 2, "norm_topk_prob": True,
+    },
+    "olmo": _ROPE | {
+        "d_mlp": 112, "eps": 1e-5, "normalization_type": "LN", "original_architecture": "OlmoForCausalLM",
+        "rotary_base": 10000.0,
+    },
+    "olmo2": _ROPE | {
+        "d_mlp": 112, "eps": 1e-5, "normalization_type": "RMS", "original_architecture": "Olmo2ForCausalLM",
+        "rotary_base": 10000.0,
+    },
+    "olmo3": _ROPE | {
+        "d_mlp": 112, "eps": 1e-5, "normalization_type": "RMS", "original_architecture": "Olmo3ForCausalLM",
+        "n_key_value_heads": 2, "rotary_base": 500000.0, "use_local_attn": True, "window_size": 12,
+        "attn_types": ["local", "global"],
+    },
+    "olmoe": _ROPE | {
+        "d_mlp": 48, "eps": 1e-5, "normalization_type": "RMS", "original_architecture": "OlmoeForCausalLM",
+        "n_key_value_heads": 2, "rotary_base": 10000.0, "num_experts": 6, "experts_per_token": 2,
+        "norm_topk_prob": False,
+    },
+    "gpt_oss": _ROPE | {
+        "d_mlp": 48, "eps": 1e-5, "normalization_type": "RMS", "original_architecture": "GptOssForCausalLM",
+        "n_key_value_heads": 2, "d_head": 24, "rotary_dim": 24, "rotary_base": 150000.0, "use_attention_sinks": True,
+        "num_experts": 4, "experts_per_token": 2, "use_local_attn": True, "window_size": 12,
+        "attn_types": ["local", "global"], "use_yarn_rope": True, "yarn_factor": 32.0, "yarn_beta_fast": 32.0,
+        "yarn_attention_factor": 0.1 * math.log(32) + 1, "yarn_beta_slow": 1.0, "yarn_truncate": False,
+        "yarn_original_max_position_embeddings": 4096,
+    },
+}  # fmt: skip
 CONVERTERS = {
     "bloom": convert_bloom_weights,
     "gpt_neo": convert_neo_weights,
@@ -139,6 +183,12 @@ CONVERTERS = {
     "gemma2": convert_gemma_weights,
     "gemma3": convert_gemma_weights,
     "apertus": convert_apertus_weights,
+    "gpt_oss": convert_gpt_oss_weights,
+    "mixtral": convert_mixtral_weights,
+    "olmo": convert_olmo_weights,
+    "olmo2": convert_olmo2_weights,
+    "olmo3": convert_olmo3_weights,
+    "olmoe": convert_olmoe_weights,
 }
 # the table of positions of a network with ALiBi is never read, and transformer-lens leaves it uninitialised
 NEVER_READ = {"bloom": {"pos_embed.W_pos"}}
@@ -192,10 +242,12 @@ def test_conversion_is_bit_identical_to_the_recipe_of_transformer_lens(opened: O
 
 def test_every_activation_is_computed_after_processing_too(opened: Opened) -> None:
     """Processing must change weights, not what the network computes."""
-    raw, processed = convert(opened, RAW), convert(opened, guard_processing(opened.architecture, Processing()))
-    # a norm behind a sublayer (ln1_post) has nothing to be folded into
+    guarded = guard_processing(opened.architecture, Processing())
+    raw, processed = convert(opened, RAW), convert(opened, guarded)
+    # a norm behind a sublayer (ln1_post, or ln1 of OLMo 2) has nothing to be folded into
     norms_before = re.compile(r".*\b(ln1|ln2|ln_final)\..*")
-    assert not any(norms_before.fullmatch(name) for name, _ in processed.named_parameters())
+    has_norms = any(norms_before.fullmatch(name) for name, _ in processed.named_parameters())
+    assert has_norms is not guarded.fold_ln
     assert any(norms_before.fullmatch(name) for name, _ in raw.named_parameters())
     with torch.inference_mode():
         one, other = raw(TOKENS).log_softmax(-1), processed(TOKENS).log_softmax(-1)
@@ -245,6 +297,8 @@ EVERYTHING = Processing(refactor_factored_attn_matrices=True)
         ({"output_logits_soft_cap": 30.0}, {"center_unembed"}),
         ({"attn_scores_soft_cap": 50.0}, set()),
         ({"use_attention_sinks": True}, {"fold_value_biases"}),
+        ({"clip_qkv": 8.0}, {"fold_value_biases"}),
+        ({"clip_qkv": 0.0}, {"fold_value_biases"}),
         (
             {"positional_embedding_type": "rotary", "rotary_base": 1e4},
             {"refactor_factored_attn_matrices"},
@@ -261,6 +315,52 @@ def test_processing_that_would_change_the_function_is_turned_off(fields: dict[st
     assert set(EVERYTHING.active) - set(guarded.active) == turned_off
     assert guard_processing(architecture, RAW) == RAW
     assert guard_processing(architecture, guarded) == guarded
+
+
+# every architecture in which something stands between a weight and what it does
+GUARDED = [
+    ("gpt_oss", {}),
+    ("mixtral", {"sliding_window": 9}),
+    ("olmo", {"attention_bias": True, "clip_qkv": 0.5}),
+    ("olmo2", {"attention_bias": True}),
+    ("olmo3", {"attention_bias": True}),
+    ("olmoe", {"attention_bias": True, "clip_qkv": 0.5}),
+]
+
+
+@pytest.mark.parametrize(("name", "config"), GUARDED)
+def test_each_processing_that_is_left_on_keeps_the_function(
+    name: str, config: dict[str, Any], make_checkpoint: MakeCheckpoint
+) -> None:
+    opened = read_checkpoint(make_checkpoint(name, tokenizer=False, seed=5, **config))
+    source = opened.build(torch.float64)
+    reference = compute_source(source, opened.family, TOKENS, "eager")
+    guarded = guard_processing(opened.architecture, EVERYTHING)
+    assert len(guarded.active) >= 2
+    for flag in guarded.active:
+        alone = dataclasses.replace(RAW, **{flag: True})
+        network = convert_network(source, opened.family, opened.architecture, alone, dtype=torch.float64)
+        assert find_largest_difference(reference, compute_hooked(network, TOKENS, reference)) < 1e-4, flag
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "flag"),
+    [
+        ("gpt_oss", {}, "fold_value_biases"),
+        ("olmo", {"attention_bias": True, "clip_qkv": 0.5}, "fold_value_biases"),
+        ("olmoe", {"attention_bias": True, "clip_qkv": 0.5}, "fold_value_biases"),
+        ("olmo2", {}, "fold_ln"),
+        ("olmo3", {}, "fold_ln"),
+    ],
+)
+def test_processing_that_is_turned_off_would_have_changed_the_function(
+    name: str, config: dict[str, Any], flag: str, make_checkpoint: MakeCheckpoint
+) -> None:
+    opened = read_checkpoint(make_checkpoint(name, tokenizer=False, seed=5, **config))
+    assert flag not in guard_processing(opened.architecture, EVERYTHING).active
+    raw, changed = convert(opened, RAW), convert(opened, dataclasses.replace(RAW, **{flag: True}))
+    with torch.inference_mode():
+        assert float((raw(TOKENS).log_softmax(-1) - changed(TOKENS).log_softmax(-1)).abs().max()) > 0.5
 
 
 def test_refactoring_is_done_for_learned_positions_and_left_out_for_rotary_ones(
@@ -321,15 +421,17 @@ def test_a_hooked_tensor_of_another_shape_or_kind_is_refused(
 ) -> None:
     cfg, tensors = hooked
     with pytest.raises(WeightsMismatch) as refused:
-        make_hooked_network(cfg, {**tensors, "blocks.1.mlp.W_in": change(tensors["blocks.1.mlp.W_in"])})
-    assert refused.value.misshapen == ("blocks.1.mlp.W_in",)
+        make_hooked_network(cfg, {**tensors, "blocks.1.attn.W_O": change(tensors["blocks.1.attn.W_O"])})
+    assert refused.value.misshapen == ("blocks.1.attn.W_O",)
 
 
 def test_an_architecture_that_does_not_fit_the_tensors_is_refused(opened: Opened) -> None:
-    """Converted with other norms or another MLP than its own, it lacks tensors or has too many."""
+    """Converted with other norms or another MLP than its own, it lacks tensors, or has too many, or of other shapes."""
     source = opened.build()
     other_norm = "RMS" if opened.architecture["normalization_type"] == "LN" else "LN"
     changes: list[dict[str, Any]] = [{"gated_mlp": not opened.architecture["gated_mlp"]}]
+    if opened.architecture["num_experts"]:  # which have a gate either way
+        changes = [{"use_qk_norm": True}]
     if not opened.architecture["use_normalization_before_and_after"]:  # there is no such block with LayerNorm
         changes.append({"normalization_type": other_norm})
     for change in changes:
@@ -353,6 +455,9 @@ BAD_PLACES = [
     ("llama", "model.layers.1.self_attn.k_proj.weight", (31, 63)),
     ("llama", "model.layers.1.mlp.gate_proj.weight", (0, 0)),
     ("llama", "lm_head.weight", (210, 0)),
+    # of experts, refused under the name that transformers's network has
+    ("gpt_oss", "model.layers.0.self_attn.sinks", (3,)),
+    ("gpt_oss", "model.layers.1.mlp.experts.gate_up_proj", (3, 0, 0)),
 ]
 
 
@@ -389,7 +494,7 @@ def test_the_largest_finite_numbers_are_not_refused() -> None:
 # --- a loaded network is nobody else's
 
 
-@pytest.mark.filterwarnings("ignore:center_unembed would change what tied/gemma2@v1 computes:UserWarning")
+@pytest.mark.filterwarnings("ignore:.* would change what .* computes; it was left out:UserWarning")
 @pytest.mark.parametrize("processed", [True, False])
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 @pytest.mark.parametrize("name", NAMES)

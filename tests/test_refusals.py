@@ -366,7 +366,7 @@ def test_other_kinds_of_rope_are_refused(kind: object, make_checkpoint: MakeChec
 
 def other_value(value: object) -> object:
     """Give a value that a field may not have beside `value`."""
-    others: dict[str, object] = {"bool": not value, "NoneType": {"a": 1}, "int": 64, "dict": {"0": [1]}}
+    others: dict[str, object] = {"bool": not value, "NoneType": {"a": 1}, "int": 64, "float": 0.5, "dict": {"0": [1]}}
     return others[type(value).__name__]
 
 

@@ -9,14 +9,16 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from registry.architecture import Architecture
 from registry.errors import UnsupportedConfig, WeightsMismatch
+from registry.families.experts import ExpertNames, split_header
 from registry.families.fields import SHARED, Field, shorten
 from registry.refs import find_similar
+from registry.weights import TensorHeader
 
 if TYPE_CHECKING:
     import torch
@@ -54,6 +56,10 @@ class Family:
     """Names that other releases of transformers give a tensor, and the one that it has today."""
     ignored: re.Pattern[str] = re.compile(r"(?!)")
     """Buffers that older releases saved among the weights; they are no weights."""
+    experts: ExpertNames | None = None
+    """What files call the matrices of an expert, where transformers's network has them fused and files do not."""
+    router: str = ""
+    """Which module of a layer chooses the experts, in transformers's network."""
 
     def canonical_names(self, names: Iterable[str]) -> dict[str, str]:
         """Map the names of a checkpoint's tensors to those that transformers writes today, without ignored buffers.
@@ -65,17 +71,42 @@ class Family:
         times = Counter(kept.values())
         twice = sorted(name for name, one in kept.items() if times[one] > 1)
         if twice:
-            raise WeightsMismatch(
-                f"{twice[0]!r} and {twice[1]!r} are names of one tensor, and the files hold both.",
-                left_over=twice,
-                hint="Save the model again with save_pretrained, which writes each tensor once.",
-            )
+            raise _refuse_twice(twice)
         return kept
+
+    def canonical_headers(self, headers: Mapping[str, TensorHeader]) -> dict[str, TensorHeader]:
+        """Give the tensors of a checkpoint as transformers would write them today: renamed, and experts one by one.
+
+        Raises WeightsMismatch if the files hold a tensor under two names, or an expert by itself and fused.
+        """
+        canonical: dict[str, TensorHeader] = {}
+        for name, renamed in self.canonical_names(headers).items():
+            for part in split_header(self.experts, replace(headers[name], name=renamed)):
+                if part.name in canonical:
+                    raise _refuse_twice([part.name, renamed])
+                canonical[part.name] = part
+        return canonical
+
+    def canonical_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        """Give the shapes of a network's tensors by the names that transformers writes today."""
+        canonical: dict[str, tuple[int, ...]] = {}
+        for name, renamed in self.canonical_names(shapes).items():
+            canonical |= self.experts.split(renamed, shapes[name]) if self.experts else {renamed: shapes[name]}
+        return canonical
 
     def _canonical_name(self, name: str) -> str:
         name = self.renamed.get(name, name)
         head = self.tied[1].removesuffix("weight")  # some families have a bias there too
-        return name if name.startswith((self.base_prefix, head)) else self.base_prefix + name
+        full = name if name.startswith((self.base_prefix, head)) else self.base_prefix + name
+        return self.experts.rename(full) if self.experts else full
+
+
+def _refuse_twice(names: Sequence[str]) -> WeightsMismatch:
+    return WeightsMismatch(
+        f"{names[0]!r} and {names[1]!r} are names of one tensor, and the files hold both.",
+        left_over=names,
+        hint="Save the model again with save_pretrained, which writes each tensor once.",
+    )
 
 
 def check_config(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -99,7 +130,7 @@ def check_config(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
             raise UnsupportedConfig(
                 f"config.json has {name} = {shorten(value)}, only {rule.default!r} can be converted: {rule.reason}.",
                 field=name,
-                hint="transformer-lens's HookedTransformer cannot compute this network.",
+                hint=rule.hint,
                 value=repr(value)[:200],
             )
     return {

@@ -7,7 +7,7 @@ given. `only`: it is refused unless it is absent or has this one value.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from registry.errors import UnsupportedConfig
@@ -25,6 +25,7 @@ class Field:
     optional: bool = False
     reason: str = ""
     at_least: int = 1
+    hint: str = "transformer-lens's HookedTransformer cannot compute this network."
 
 
 def used(kind: Kind, default: Any, *, optional: bool = False, at_least: int = 1) -> Field:
@@ -40,9 +41,10 @@ def neutral(reason: str) -> Field:
     return Field("neutral", reason=reason)
 
 
-def only(value: Any, reason: str) -> Field:
-    """Declare a field that is refused unless it is absent or equal to `value`."""
-    return Field("only", default=value, reason=reason)
+def only(value: Any, reason: str, hint: str | None = None) -> Field:
+    """Declare a field that is refused unless it is absent or equal to `value`; `hint` says what to do instead."""
+    rule = Field("only", default=value, reason=reason)
+    return replace(rule, hint=hint) if hint else rule
 
 
 def _all_neutral(reason: str, names: str) -> dict[str, Field]:

@@ -38,7 +38,7 @@ IGNORED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 
 def describe_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
     """Map the sizes, the norms and the head to architecture fields, or raise UnsupportedConfig."""
-    d_model, n_heads, d_head = config["hidden_size"], config["num_attention_heads"], config["head_dim"]
+    d_model, n_heads, d_head = config["hidden_size"], config["num_attention_heads"], config.get("head_dim")
     n_key_value_heads = config["num_key_value_heads"] or n_heads
     if d_head is None and d_model % n_heads:
         raise refuse_value("num_attention_heads", n_heads, f"hidden_size = {d_model} is no multiple of it")
@@ -46,7 +46,8 @@ def describe_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
         raise refuse_value("num_key_value_heads", n_key_value_heads, f"num_attention_heads = {n_heads} is no multiple")
     d_head = d_head or d_model // n_heads
     if d_head % 2:
-        raise refuse_value("head_dim", d_head, "rotary embeddings turn pairs")
+        key = "head_dim" if "head_dim" in config else "num_attention_heads"
+        raise refuse_value(key, config[key], f"rotary embeddings turn pairs, and a head has {d_head} dimensions")
     return {
         "d_model": d_model,
         "n_layers": config["num_hidden_layers"],
@@ -75,7 +76,7 @@ def refuse_uneven_heads(config: Mapping[str, Any]) -> None:
 
 def make_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     """Give the config class its rotary fields in the one form of transformers 5, and no null that it may not know."""
-    left_out = {*rope.FIELDS, *({"head_dim"} if config["head_dim"] is None else ())}
+    left_out = {*rope.FIELDS, *({"head_dim"} if config.get("head_dim") is None else ())}
     return {
         **{name: value for name, value in config.items() if name not in left_out},
         "num_key_value_heads": config["num_key_value_heads"] or config["num_attention_heads"],
