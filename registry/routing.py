@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from transformer_lens import HookedTransformer
 from transformers import PreTrainedModel
 
+from registry.attention import Float64Attention
 from registry.families.family import Family
 
 
@@ -43,7 +45,7 @@ def compute_source(
     source: PreTrainedModel,
     family: Family,
     probe: torch.Tensor,
-    attention: str,
+    attention: str | Float64Attention,
     *,
     like: Computed | None = None,
     first_position: int = 0,
@@ -55,10 +57,14 @@ def compute_source(
     model: Any = source
     layers = model.model.layers if family.router else []
     routers = [layer.get_submodule(family.router) for layer in layers]
-    model.set_attn_implementation(attention)
+    exchanged: AbstractContextManager[Any] = contextlib.nullcontext()
+    if isinstance(attention, Float64Attention):
+        exchanged = attention
+    elif model._can_set_attn_implementation():
+        model.set_attn_implementation(attention)
     positions = torch.arange(first_position, first_position + probe.shape[1]).expand_as(probe)
     places = {"position_ids": positions} if first_position else {}
-    with torch.inference_mode(), _record(routers, like.routing if like else None) as routing:
+    with torch.inference_mode(), exchanged, _record(routers, like.routing if like else None) as routing:
         log_probs = model(probe, use_cache=False, **places).logits.log_softmax(-1)
     return Computed(log_probs, tuple(routing))
 

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from registry.architecture import Architecture
-from registry.attention import name_second_attention
+from registry.attention import choose_second_attention
 from registry.convert import RAW, Processing, check_finite, convert_network, guard_processing
 from registry.errors import ParityFailure
 from registry.families.family import Family
@@ -120,7 +120,7 @@ def measure_parity(
     check_finite(source.state_dict())
     counter.advance()
     reference = compute_source(source, family, probe, "eager")
-    second = compute_source(source, family, probe, name_second_attention(source), like=reference)
+    second = compute_source(source, family, probe, choose_second_attention(source), like=reference)
     noise_floor = find_largest_difference(reference, second)
     del second
     if architecture["positional_embedding_type"] == "rotary":
