@@ -178,7 +178,9 @@ def test_what_the_converters_drop_is_never_neutral() -> None:
         for key in dropped & set(rules):
             assert rules[key].role in ("only", "used"), key
             # what the converter drops, and the family puts back, has its parity measured
-            configs = [{**config, **config.get("rope_parameters", {})} for name, config in GRID if name == family.name]
+            configs = [
+                {**config, **(config.get("rope_parameters") or {})} for name, config in GRID if name == family.name
+            ]
             measured = [config[key] != rules[key].default for config in configs if key in config]
             assert rules[key].role == "only" or any(measured), (family.name, key)
     assert dropped <= {*SHARED, *(key for family in FAMILIES.values() for key in family.fields)}
