@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +57,7 @@ def compute_source(
     model: Any = source
     layers = model.model.layers if family.router else []
     routers = [layer.get_submodule(family.router) for layer in layers]
-    exchanged: AbstractContextManager[Any] = nullcontext()
+    exchanged: AbstractContextManager[Any] = contextlib.nullcontext()
     if isinstance(attention, Float64Attention):
         exchanged = attention
     elif model._can_set_attn_implementation():

@@ -104,10 +104,10 @@ GPT_OSS = MIXTRAL | {"head_dim": 24, "sliding_window": 12}
 CLASSES = {
     "bloom": ("BloomForCausalLM", "BloomConfig", BLOOM),
     "gpt2": ("GPT2LMHeadModel", "GPT2Config", GPT2),
+    "gpt_oss": ("GptOssForCausalLM", "GptOssConfig", GPT_OSS),
     "gpt_neo": ("GPTNeoForCausalLM", "GPTNeoConfig", GPT_NEO),
     "gpt_neox": ("GPTNeoXForCausalLM", "GPTNeoXConfig", GPT_NEOX),
     "gptj": ("GPTJForCausalLM", "GPTJConfig", GPTJ),
-    "gpt_oss": ("GptOssForCausalLM", "GptOssConfig", GPT_OSS),
     "llama": ("LlamaForCausalLM", "LlamaConfig", LLAMA),
     "opt": ("OPTForCausalLM", "OPTConfig", OPT),
     "phi": ("PhiForCausalLM", "PhiConfig", GPT_NEOX),

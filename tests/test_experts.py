@@ -250,3 +250,28 @@ def test_not_a_number_counts_as_infinite() -> None:
     bad = Computed(torch.zeros(1, 2, 3), ((torch.full((2, 4), torch.nan),),))
     assert find_largest_difference(good, good) == 0
     assert find_largest_difference(good, bad) == find_largest_difference(bad, good) == float("inf")
+
+
+# --- loaded by name
+
+
+@pytest.mark.filterwarnings("ignore:.* would change what .* computes; it was left out:UserWarning")
+@pytest.mark.parametrize("processed", [True, False])
+@pytest.mark.parametrize("name", ["gpt_oss", "mixtral", "olmo", "olmo2", "olmo3", "olmoe"])
+def test_what_is_loaded_by_name_computes_what_was_registered(
+    name: str, processed: bool, registry: Registry, make_checkpoint: MakeCheckpoint
+) -> None:
+    folder = make_checkpoint(name, seed=9)
+    opened = read_checkpoint(folder)
+    if opened.family.experts:
+        fuse(folder)
+    registry.register("it", folder)
+    tokens = torch.arange(90).reshape(2, 45) * 7 % 211
+    source = opened.build(torch.float64)
+    reference = compute_source(source, opened.family, tokens, "eager")
+    for dtype in (torch.float64, torch.float32):
+        network = registry.load("it", processed=processed, dtype=dtype)
+        assert {parameter.dtype for parameter in network.parameters()} == {dtype}
+        computed = compute_hooked(network, tokens, reference)
+        given = Computed(computed.log_probs.double(), tuple((one.double(),) for (one,) in computed.routing))
+        assert find_largest_difference(reference, given) < 1e-4

@@ -178,7 +178,9 @@ def test_what_the_converters_drop_is_never_neutral() -> None:
         for key in dropped & set(rules):
             assert rules[key].role in ("only", "used"), key
             # what the converter drops, and the family puts back, has its parity measured
-            configs = [{**config, **config.get("rope_parameters", {})} for name, config in GRID if name == family.name]
+            configs = [
+                {**config, **(config.get("rope_parameters") or {})} for name, config in GRID if name == family.name
+            ]
             measured = [config[key] != rules[key].default for config in configs if key in config]
             assert rules[key].role == "only" or any(measured), (family.name, key)
     assert dropped <= {*SHARED, *(key for family in FAMILIES.values() for key in family.fields)}
@@ -186,8 +188,6 @@ def test_what_the_converters_drop_is_never_neutral() -> None:
 
 # --- one function, one architecture
 
-LAYERS = {"attention_types": None, "attention_layers": ["global", "local"]}
-NO_ROPE = {"rope_parameters": None}
 LINEAR = {"rope_type": "linear", "rope_theta": 5e5, "factor": 2.0}
 YARN_FACTORS = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
 YARN_128 = {**YARN_FACTORS, "rope_theta": 5e5}
@@ -199,7 +199,8 @@ LLAMA3_128 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 128,
 }
-
+LAYERS = {"attention_types": None, "attention_layers": ["global", "local"]}
+NO_ROPE = {"rope_parameters": None}
 SAME = [
     ("bloom", {}, {"n_embed": 64, "hidden_size": None}),
     ("bloom", {}, {"n_head": None, "num_attention_heads": 4}),

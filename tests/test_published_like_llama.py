@@ -1,4 +1,4 @@
-"""config.json as it was published with Mistral, Qwen, Gemma and Apertus: every key is known, and read as it was meant.
+"""config.json as it was published with the families like Llama: every key is known, and read as it was meant.
 
 The keys are those of the file named beside each; the sizes are those of the tiny networks of tests/checkpoints.py.
 """
@@ -145,6 +145,81 @@ PUBLISHED: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
         },
         {"act_fn": "xielu", "rotary_base": 12e6, "NTK_by_parts_factor": 8.0, "use_qk_norm": True, "gated_mlp": False},
     ),
+    (
+        "mixtral",
+        "mistralai/Mixtral-8x7B-v0.1",
+        {
+            "hidden_act": "silu", "num_experts_per_tok": 2, "num_local_experts": 8, "output_router_logits": False,
+            "rope_theta": 1000000.0, "router_aux_loss_coef": 0.02, "sliding_window": None,
+            "tie_word_embeddings": False,
+        },
+        {"num_experts": 8, "experts_per_token": 2, "norm_topk_prob": True, "rotary_base": 1e6, "use_local_attn": False},
+    ),
+    (
+        "olmo",
+        "allenai/OLMo-7B-0424-hf",
+        {
+            "attention_bias": False, "clip_qkv": 8.0, "hidden_act": "silu", "num_key_value_heads": 4, "pad_token_id": 1,
+            "rope_scaling": None, "rope_theta": 10000.0, "tie_word_embeddings": False, "rms_norm_eps": ...,
+        },
+        {"normalization_type": "LN", "eps": 1e-5, "clip_qkv": 8.0, "rotary_base": 1e4, "n_key_value_heads": 4},
+    ),
+    (
+        "olmo2",
+        "allenai/OLMo-2-0325-32B",
+        {
+            "attention_bias": False, "hidden_act": "silu", "pad_token_id": 100, "rms_norm_eps": 1e-6,
+            "rope_scaling": None, "rope_theta": 500000, "tie_word_embeddings": False,
+        },
+        {"block_variant": "olmo2", "eps": 1e-6, "rotary_base": 5e5, "n_key_value_heads": 2},
+    ),
+    (
+        "olmo3",
+        "allenai/Olmo-3-1125-32B",
+        {
+            "attention_bias": False, "hidden_act": "silu", "pad_token_id": 100, "rms_norm_eps": 1e-6,
+            "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8, "rope_theta": 500000,
+            "rope_scaling": {
+                "attention_factor": 1.2079441541679836, "beta_fast": 32, "beta_slow": 1, "factor": 8.0,
+                "original_max_position_embeddings": 32, "rope_type": "yarn",
+            },
+            "tie_word_embeddings": False,
+        },
+        {
+            "block_variant": "olmo3", "attn_types": ["local", "global"], "window_size": 8, "rotary_base": 5e5,
+            "rotary_base_local": None, "use_yarn_rope": True, "yarn_global_attn_only": True, "yarn_factor": 8.0,
+        },
+    ),
+    (
+        "olmoe",
+        "allenai/OLMoE-1B-7B-0924",
+        {
+            "attention_bias": False, "clip_qkv": None, "hidden_act": "silu", "norm_topk_prob": False,
+            "num_experts": 16, "num_experts_per_tok": 8, "num_key_value_heads": 4, "output_router_logits": False,
+            "pad_token_id": 1, "rope_scaling": None, "rope_theta": 10000.0, "router_aux_loss_coef": 0.01,
+            "tie_word_embeddings": False,
+        },
+        {"block_variant": "olmoe", "num_experts": 16, "experts_per_token": 8, "norm_topk_prob": False},
+    ),
+    (
+        "gpt_oss",
+        "openai/gpt-oss-20b, dequantised",
+        {
+            "attention_bias": True, "experts_per_token": 4, "head_dim": 16, "hidden_act": "silu",
+            "initial_context_length": 32, "layer_types": ["sliding_attention", "full_attention"],
+            "num_experts_per_tok": 4, "num_local_experts": 8, "output_router_logits": False, "pad_token_id": 199,
+            "rope_scaling": {
+                "beta_fast": 32.0, "beta_slow": 1.0, "factor": 32.0, "original_max_position_embeddings": 32,
+                "rope_type": "yarn", "truncate": False,
+            },
+            "rope_theta": 150000, "router_aux_loss_coef": 0.9, "sliding_window": 8, "swiglu_limit": 7.0,
+            "tie_word_embeddings": False,
+        },
+        {
+            "block_variant": "gpt_oss", "use_attention_sinks": True, "experts_per_token": 4, "rotary_base": 150000.0,
+            "yarn_truncate": False, "yarn_global_attn_only": False, "attn_types": ["local", "global"],
+        },
+    ),
 ]  # fmt: skip
 
 
@@ -154,6 +229,7 @@ def test_a_published_config_is_read_as_what_it_is(
 ) -> None:
     class_name, config_name, _ = CLASSES[name]
     published = {**EVERY, **SIZES, **config, "architectures": [class_name]}
+    published = {key: value for key, value in published.items() if value is not ...}  # which OLMo's has not
     published["model_type"] = find_family({"architectures": [class_name]}).model_type
     network = getattr(transformers, class_name)(getattr(transformers, config_name).from_dict(dict(published)))
     randomise(network, name, seed=8)
@@ -167,6 +243,8 @@ def test_a_published_config_is_read_as_what_it_is(
     # Apertus builds the numbers of its activation in the dtype that config.json names
     for one in (network.eval().float(), ours):
         one.set_attn_implementation("eager")
+        if opened.family.router:
+            one.set_experts_implementation("eager")
     with torch.inference_mode():
         assert torch.equal(ours(tokens, use_cache=False).logits, network(tokens, use_cache=False).logits)
     refuse_disparity(opened.measure(), after)
