@@ -121,7 +121,7 @@ def measure_parity(
     counter.advance()
     reference = _source_log_probs(source, probe, "eager")
     noise_floor = _largest_difference(reference, _source_log_probs(source, probe, choose_second_attention(source)))
-    if architecture["positional_embedding_type"] == "rotary":
+    if architecture["positional_embedding_type"] == "rotary" and probe.shape[1] < architecture["n_ctx"]:
         shifted = _source_log_probs(source, probe, "eager", first_position=1)
         noise_floor = max(noise_floor, _largest_difference(reference, shifted))
         del shifted
