@@ -123,7 +123,7 @@ def measure_parity(
     second = compute_source(source, family, probe, choose_second_attention(source), like=reference)
     noise_floor = find_largest_difference(reference, second)
     del second
-    if architecture["positional_embedding_type"] == "rotary":
+    if architecture["positional_embedding_type"] == "rotary" and probe.shape[1] < architecture["n_ctx"]:
         shifted = compute_source(source, family, probe, "eager", like=reference, first_position=1)
         noise_floor = max(noise_floor, find_largest_difference(reference, shifted))
         del shifted

@@ -63,6 +63,7 @@ OPT = {
     "ffn_dim": 112,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
+    "pad_token_id": 0,
     "bos_token_id": 0,
     "eos_token_id": 0,
 }

@@ -77,11 +77,13 @@ MORE_VALUES: dict[str, list[Any]] = {
          "original_max_position_embeddings": 32},
     ],
     "rope_theta": [500.0, 777.5, 10000, 1e6],
+    "rotary_emb_base": [500, 777.5, 1e6],
     "rope_local_base_freq": [500.0, 777.5, 1e6],
     "partial_rotary_factor": [0.25, 0.5, 0.75, 1.0],
     "rotary_pct": [0.25, 0.5, 0.75, 1.0],
     "rotary_dim": [4, 6, 16, None],
     "layer_types": [["full_attention"], ["full_attention"] * 2, ["sliding_attention"] * 2, ["nonsense"] * 2],
+    "attention_layers": [["global"], ["global"] * 2, ["local", "global"], ["nonsense"] * 2],
     "attention_types": [[[["global"], 2]], [[["local"], 2]], [[["local", "global"], 1]], [[["nonsense"], 2]]],
     "sliding_window": [1, 4, 8, 31, 95, 4096, None],
     "window_size": [1, 4, 8, 31, 256],
@@ -105,7 +107,14 @@ LEGAL: dict[str, Any] = {
 NOT_JUDGED = {"return_dict", "use_return_dict", "dtype", "torch_dtype", "label2id", "architectures", "model_type"}
 
 
-_LEGACY_ROPE = {"rope_scaling", "rope_theta", "rope_local_base_freq", "partial_rotary_factor", "rotary_pct"}
+_LEGACY_ROPE = {
+    "rope_scaling",
+    "rope_theta",
+    "rope_local_base_freq",
+    "partial_rotary_factor",
+    "rotary_pct",
+    "rotary_emb_base",
+}
 
 
 @dataclass(frozen=True)
@@ -264,9 +273,9 @@ def _save(network: PreTrainedModel, folder: Path) -> None:
 
 
 def _differ_in_biases(one: PreTrainedModel, other: PreTrainedModel) -> bool:
-    """HookedTransformer has every bias always; one that transformers's network lacks is a weight of zero there."""
+    """HookedTransformer has every bias and gain always; what transformers's network lacks is zero, or one, there."""
     differing = set(_shapes(one)) ^ set(_shapes(other))
-    return bool(differing) and all(name.endswith(".bias") for name in differing)
+    return bool(differing) and all(name.endswith((".bias", "layer_norm.weight")) for name in differing)
 
 
 def _shapes(network: PreTrainedModel) -> dict[str, tuple[int, ...]]:

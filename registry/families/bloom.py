@@ -48,9 +48,10 @@ def describe(config: Mapping[str, Any]) -> Architecture:
 
     ALiBi has no longest text, but HookedTransformer has: `n_ctx` is seq_length, the length that BLOOM was trained on.
     """
-    d_model, n_heads = config["n_embed"] or config["hidden_size"], config["n_head"]
+    width = "n_embed" if config["n_embed"] else "hidden_size"
+    d_model, n_heads = config[width], config["n_head"]
     if d_model % n_heads:
-        raise refuse_value("n_head", n_heads, f"hidden_size = {d_model} is no multiple of it")
+        raise refuse_value("n_head", n_heads, f"{width} = {d_model} is no multiple of it")
     if n_heads & (n_heads - 1):  # transformers then takes every other slope of the next power of two
         raise refuse_value("n_head", n_heads, "HookedTransformer's ALiBi slopes are other ones unless it is 2, 4, 8 …")
     return describe_architecture(
