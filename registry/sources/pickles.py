@@ -108,6 +108,7 @@ def run_child(
         "seconds": _CPU_SECONDS + slow,
         "output_bytes": _OUTPUT_BYTES + 2 * n_bytes,
         "answer": str(answer.absolute()),
+        "name": name,
     }
     task_file.write_text(json.dumps({**task, **limits}))
     command = [sys.executable, "-I", "-W", "ignore", "-c", _START, str(task_file.absolute()), *_list_import_paths()]

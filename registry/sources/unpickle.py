@@ -43,11 +43,12 @@ def main(task_file: str) -> None:
         work = convert_pickles
     limit_process(task["memory_bytes"], task["seconds"], task["output_bytes"])
     try:
-        answer: dict[str, Any] = {"done": work(task)}
+        try:
+            answer: dict[str, Any] = {"done": work(task)}
+        except MemoryError as error:
+            raise explain(task["name"], error) from error
     except SourceError as error:
         answer = {"refused": [type(error).__name__, error.message, error.hint]}
-    except MemoryError:
-        answer = {"refused": [UnsafeArtifact.__name__, "It needs more memory than its size explains.", _RESAVE]}
     except OSError as error:  # the disk is full, say, which is not the file's fault
         answer = {"failed": [error.errno, error.strerror]}
     Path(task["answer"]).write_text(json.dumps(answer))
@@ -103,8 +104,6 @@ def _load(path: Path) -> object:
         mapped = file.read(len(ZIP)) == ZIP  # what torch wrote before 1.6 cannot be mapped
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except MemoryError:
-        raise
     except Exception as error:  # torch raises ten kinds of errors for damaged files
         raise explain(path.name, error) from error
 
@@ -118,7 +117,7 @@ def explain(file: str, error: Exception) -> SourceError:
             f"{file} holds more than tensors: it asks for {printable(wanted[1])!r}, and nothing of it was run.",
             hint=_RESAVE,
         )
-    if "allocate" in text or "memory" in text:
+    if isinstance(error, MemoryError) or "allocate" in text or "memory" in text:
         return UnsafeArtifact(f"{file} needs more memory than its size explains.", hint=_RESAVE)
     if type(error).__name__ == "UnpicklingError":
         reason = text.split("WeightsUnpickler error:")[-1].strip().split("\n")[0]

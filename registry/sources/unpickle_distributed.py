@@ -20,7 +20,7 @@ from torch.distributed.checkpoint import filesystem, metadata
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from registry.errors import MalformedArtifact, RegistryError, SourceError
+from registry.errors import MalformedArtifact, RegistryError
 from registry.sources.nests import find_weights
 from registry.sources.pickle_file import printable
 from registry.sources.unpickle import DTYPES, check_name, explain, write_tensors
@@ -116,8 +116,6 @@ def _read_metadata(folder: Path) -> metadata.Metadata:
     with (folder / _METADATA).open("rb") as file:
         try:
             found = _Unpickler(file).load()
-        except MemoryError:
-            raise
         except Exception as error:  # a damaged pickle leads to any error of the classes that are allowed
             raise explain(_METADATA, error) from error
     if not isinstance(found, metadata.Metadata) or not isinstance(found.state_dict_metadata, dict):
@@ -199,8 +197,6 @@ def _load(folder: Path, reader: _Reader, stored: _Stored) -> torch.Tensor:
     tensor = torch.empty(stored.shape, dtype=stored.dtype)
     try:
         load({stored.key: tensor}, storage_reader=reader, planner=DefaultLoadPlanner(), no_dist=True)
-    except (SourceError, MemoryError):
-        raise
     except Exception as error:  # torch wraps whatever a damaged piece leads to in an error of its own
         raise explain(f"{folder.name}: {printable(stored.key)}", error.__cause__ or error) from error  # type: ignore[arg-type]
     return tensor
