@@ -108,7 +108,7 @@ def _load(path: Path) -> object:
         raise explain(path.name, error) from error
 
 
-def explain(file: str, error: Exception) -> SourceError:
+def explain(file: str, error: BaseException) -> SourceError:
     """Turn what torch raises into what is wrong with the file."""
     text = str(error)
     wanted = _GLOBAL.search(text)

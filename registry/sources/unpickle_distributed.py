@@ -17,10 +17,11 @@ from typing import Any
 
 import torch
 from torch.distributed.checkpoint import filesystem, metadata
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from registry.errors import MalformedArtifact, RegistryError
+from registry.errors import MalformedArtifact, RegistryError, SourceError
 from registry.sources.nests import find_weights
 from registry.sources.pickle_file import printable
 from registry.sources.unpickle import DTYPES, check_name, explain, write_tensors
@@ -73,11 +74,11 @@ class _Reader(filesystem.FileSystemReader):
 
     def __init__(self, folder: Path, checked: metadata.Metadata) -> None:
         super().__init__(folder)
-        self._checked = checked
+        self.checked = checked
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> metadata.Metadata:
         """Return what was checked instead of unpickling it."""
-        return self._checked
+        return self.checked
 
 
 def convert_distributed(task: Mapping[str, Any]) -> dict[str, Any]:
@@ -196,10 +197,32 @@ def _overlap(boxes: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> bool:
 def _load(folder: Path, reader: _Reader, stored: _Stored) -> torch.Tensor:
     tensor = torch.empty(stored.shape, dtype=stored.dtype)
     try:
+        _check_pieces(folder, reader, stored)
         load({stored.key: tensor}, storage_reader=reader, planner=DefaultLoadPlanner(), no_dist=True)
-    except Exception as error:  # torch wraps whatever a damaged piece leads to in an error of its own
-        raise explain(f"{folder.name}: {printable(stored.key)}", error.__cause__ or error) from error  # type: ignore[arg-type]
+    except SourceError:
+        raise
+    except CheckpointException as error:  # torch's wrapper of what went wrong, which is no Exception
+        (failure, _), *_ = error.failures.values()
+        raise explain(f"{folder.name}: {printable(stored.key)}", failure) from error
+    except Exception as error:  # torch raises ten kinds of errors for damaged files
+        raise explain(f"{folder.name}: {printable(stored.key)}", error) from error
     return tensor
+
+
+def _check_pieces(folder: Path, reader: _Reader, stored: _Stored) -> None:
+    """Check that each piece holds the chunk that it should: torch would cut or cast another one to fit."""
+    for offsets, sizes in stored.chunks:
+        place = reader.checked.storage_data[metadata.MetadataIndex(stored.key, offsets)]
+        with (folder / place.relative_path).open("rb") as file:
+            chunk = torch.load(reader._slice_file(file, place), map_location="meta", weights_only=True)
+        if (
+            not isinstance(chunk, torch.Tensor)
+            or chunk.layout is not torch.strided
+            or (chunk.dtype, tuple(chunk.shape)) != (stored.dtype, sizes)
+        ):
+            raise _malformed(
+                folder, f"{place.relative_path} holds something else where {printable(stored.key)} should be"
+            )
 
 
 def _malformed(folder: Path, what: str) -> RegistryError:
