@@ -323,6 +323,19 @@ IN_THE_CHILD: dict[str, tuple[str, str, Make]] = {
         "damaged",
         lambda path, _: (write_pickle(path, _rebuilt(4096)), rewrite_zip(path, extra={"x/data/0": bytes(16)})),
     ),
+    "storage-into-the-next": (
+        "malformed-artifact",
+        "do not go together",
+        lambda path, _: (
+            write_pickle(path, _rebuilt(8)),
+            rewrite_zip(path, extra={"x/data/0": bytes(16), "x/data/1": bytes(64)}),
+        ),
+    ),
+    "storage-cut-off": (
+        "malformed-artifact",
+        "do not go together",
+        lambda path, _: (write_pickle(path, _rebuilt(2)), rewrite_zip(path, extra={"x/data/0": bytes(16)})),
+    ),
     "deep-nesting": ("unsupported-source", "no tensors", lambda path, _: write_pickle(path, _nest(300_000))),
     "endless-text": (
         "malformed-artifact",

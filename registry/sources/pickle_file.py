@@ -97,6 +97,18 @@ def _read_directory(path: Path) -> list[zipfile.ZipInfo]:
             ) from error
 
 
+def read_records(path: Path) -> dict[int, int]:
+    """Return where in a zip file of torch's the bytes of each storage start, and how many there are."""
+    records = {}
+    with path.open("rb") as file:
+        for entry in _read_directory(path):
+            if "/data/" in entry.filename:
+                file.seek(entry.header_offset + 26)  # the local header's lengths of name and extra field
+                lengths = struct.unpack("<HH", file.read(4).ljust(4, b"\0"))
+                records[entry.header_offset + 30 + sum(lengths)] = entry.file_size
+    return records
+
+
 def _unsafe(path: Path, what: str) -> RegistryError:
     return UnsafeArtifact(
         f"{path.name} is refused: {what}, which torch.save never writes.",

@@ -17,7 +17,7 @@ import torch
 
 from registry.errors import MalformedArtifact, SourceError, UnsafeArtifact, UnsupportedSource
 from registry.sources.nests import Weights, find_weights
-from registry.sources.pickle_file import ZIP, printable
+from registry.sources.pickle_file import ZIP, printable, read_records
 from registry.sources.wrappers import find_prefix
 from registry.weights import MAX_NAME_BYTES, make_header
 
@@ -92,16 +92,18 @@ def convert_pickles(task: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_weights(path: Path) -> Weights:
-    weights = find_weights(_load(path), lambda value: isinstance(value, torch.Tensor), path.name)
+    with path.open("rb") as file:
+        mapped = file.read(len(ZIP)) == ZIP  # what torch wrote before 1.6 cannot be mapped
+    weights = find_weights(_load(path, mapped=mapped), lambda value: isinstance(value, torch.Tensor), path.name)
     for name, tensor in weights.tensors.items():
         check_name(path.name, name)
         check_tensor(path.name, name, tensor)
+    if mapped:
+        _check_storages(path, weights.tensors)
     return weights
 
 
-def _load(path: Path) -> object:
-    with path.open("rb") as file:
-        mapped = file.read(len(ZIP)) == ZIP  # what torch wrote before 1.6 cannot be mapped
+def _load(path: Path, *, mapped: bool) -> object:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # torch raises ten kinds of errors for damaged files
@@ -160,6 +162,25 @@ def check_tensor(file: str, name: str, tensor: torch.Tensor) -> None:
             f"{file} is refused: {printable(name)} claims {tensor.nbytes:,} bytes and has "
             f"{tensor.untyped_storage().nbytes():,}.",
             hint="Save it again with every tensor made contiguous: tensor.contiguous().",
+        )
+
+
+def _check_storages(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Check that every storage is one record of the file, whole: mapped, torch takes what follows it for the rest."""
+    found = [tensor.untyped_storage() for tensor in tensors.values()]
+    storages = {storage.data_ptr(): storage.nbytes() for storage in found if storage.nbytes()}
+    if not storages:
+        return
+    records = read_records(path)
+    first, size = next(iter(storages.items()))
+    # where the file is mapped is not known; it is where all storages fall on records
+    if not any(
+        size == n_bytes and all(records.get(place - first + start) == n for place, n in storages.items())
+        for start, n_bytes in records.items()
+    ):
+        raise MalformedArtifact(
+            f"{path.name} cannot be read: it is damaged, its tensors and their bytes do not go together.",
+            hint="Copy or save the checkpoint again; the file may not have been written to its end.",
         )
 
 

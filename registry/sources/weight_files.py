@@ -69,7 +69,7 @@ def read_weights(folder: Path, scratch: Path, options: SourceOptions) -> FolderW
 
     Raises SourceNotFound, UnsupportedSource, MalformedArtifact or UnsafeArtifact.
     """
-    has_safetensors, has_bin = any(folder.glob("*.safetensors")), _is_in(folder, _BIN)
+    has_safetensors, has_bin = _is_in(folder, _SAFETENSORS), _is_in(folder, _BIN)
     if options.weights == "bin" or (has_bin and not has_safetensors and options.weights is None):
         return _read_bin(folder, scratch)
     weights = _read_safetensors(folder, scratch)
@@ -152,12 +152,12 @@ def _compare(folder: Path, weights: FolderWeights, scratch: Path) -> FolderWeigh
     except SourceError as error:
         raise _refuse_both(f"{both}, and they cannot be compared: {error.message}", folder) from error
     ours, theirs = digest_tensors(weights.tensors.values()), digest_tensors(other.tensors.values())
+    every, shared = {**theirs, **ours}, {ours[name] for name in ours if name in theirs}
     different = [
         name
         for name in sorted({*ours, *theirs})
         if _describe(name, weights, ours) != _describe(name, other, theirs)
-        and not (name not in ours and theirs[name] in {theirs[one] for one in ours if one in theirs})
-        and not (name not in theirs and ours[name] in {ours[one] for one in theirs if one in ours})
+        and not ((name not in ours or name not in theirs) and every[name] in shared)
     ]
     if different:
         raise _refuse_both(
