@@ -312,10 +312,10 @@ IN_THE_CHILD: dict[str, tuple[str, str, Make]] = {
         "holds no tensors",
         lambda path, _: save_zip(path, collections.Counter("abc")),
     ),
-    "storage-of-a-terabyte": (
+    "storage-of-gigabytes": (
         "unsafe-artifact",
         "more memory than its size explains",
-        lambda path, _: write_pickle(path, _storage_of(2**40)),
+        lambda path, _: write_pickle(path, _storage_of(2**33)),
     ),
     "storage-missing": ("malformed-artifact", "damaged", lambda path, _: write_pickle(path, _rebuilt(4))),
     "storage-too-short": (
