@@ -423,3 +423,12 @@ def test_no_weights_at_all(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> N
     (folder / WEIGHTS).rename(folder / "tf_model.h5")
     with pytest.raises(SourceNotFound):
         open_source(folder, tmp_path)
+
+
+def test_an_integer_buffer_that_no_network_has_is_left_over(
+    registry: Registry, make_checkpoint: MakeCheckpoint
+) -> None:
+    """It is not taken for a sign of quantisation."""
+    folder = make_checkpoint("gpt2")
+    edit_tensors(folder, lambda tensors: {**tensors, "transformer.position_ids": torch.arange(96)[None]})
+    refuse(registry, folder, WeightsMismatch, "1 left over, such as transformer.position_ids")
