@@ -77,6 +77,14 @@ def check_tensors(family: Family, values: Mapping[str, Any], found: Mapping[str,
             hint=_WRONG_CONFIG,
         )
     expected = family.canonical_shapes({name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()})
+    # before shapes, which packing changes too
+    packed = sorted(name for name in expected if name in found and found[name].dtype not in _FLOATS)
+    if packed:
+        raise UnusableWeights(
+            f"{len(packed)} tensors are not floating-point numbers, such as {packed[0]} ({found[packed[0]].dtype}).",
+            tensors=packed,
+            hint="The checkpoint seems quantised. Dequantise it first, and save it in float32 or bfloat16.",
+        )
     optional = {family.tied[1]} if values.get("tie_word_embeddings") else set()
     missing = sorted(set(expected) - set(found) - optional)
     left_over = sorted(set(found) - set(expected))
@@ -88,13 +96,6 @@ def check_tensors(family: Family, values: Mapping[str, Any], found: Mapping[str,
             left_over=left_over,
             misshapen=misshapen,
             hint=_WRONG_CONFIG,
-        )
-    packed = sorted(name for name, tensor in found.items() if tensor.dtype not in _FLOATS)
-    if packed:
-        raise UnusableWeights(
-            f"{len(packed)} tensors are not floating-point numbers, such as {packed[0]} ({found[packed[0]].dtype}).",
-            tensors=packed,
-            hint="The checkpoint seems quantised. Dequantise it first, and save it in float32 or bfloat16.",
         )
 
 

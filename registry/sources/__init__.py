@@ -21,7 +21,7 @@ def open_source(
 ) -> Source:
     """Open a Hugging Face folder or a GGUF file; `scratch` is an empty folder for what must be unpacked.
 
-    Raises SourceNotFound, UnsupportedSource or MalformedArtifact.
+    Raises a SourceError: SourceNotFound, UnsupportedSource, MalformedArtifact, UnsafeArtifact, UnusableWeights …
     """
     try:
         path = Path(location).expanduser()
@@ -31,7 +31,7 @@ def open_source(
             f"{str(location)[:200]!r} cannot be a path: {error}.", hint="Check how it is written.", path=str(location)
         ) from error
     if is_folder:
-        return read_folder(path.absolute(), str(location))
+        return read_folder(path.absolute(), str(location), scratch, options)
     if is_file and path.suffix == ".gguf":
         return read_gguf(path.absolute(), str(location), scratch)
     if is_file:
