@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
-from transformer_lens import HookedTransformer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from registry.errors import UnusableTokenizer
@@ -51,20 +51,26 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, d_vocab: int) -> str:
     return hashlib.sha256(json.dumps(vocabulary, ensure_ascii=True).encode()).hexdigest()
 
 
-def attach_tokenizer(network: HookedTransformer, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give `network` this very tokenizer, and tell its config whether the tokenizer prepends BOS by itself.
+def fit_tokenizer(cfg: Any, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Make tokenizer and config fit each other: the config says whether the tokenizer prepends BOS by itself.
 
     Missing special tokens are taken from those it has, as transformer-lens does (BOS and PAD from EOS), but never
-    made up; without any, nothing is prepended.
+    made up; without any, nothing is prepended. `cfg` is a HookedTransformer's or a bridge's.
     """
     if tokenizer.bos_token is None:
         tokenizer.bos_token = tokenizer.eos_token
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token
-    network.tokenizer = tokenizer
-    network.cfg.tokenizer_prepends_bos = _prepends_bos(tokenizer)
-    if tokenizer.bos_token is None:
-        network.cfg.default_prepend_bos = False
+    if tokenizer.pad_token is None:
+        tokenizer.padding_side = "right"  # transformer-lens looks for PAD in all that is padded left, to mask it
+    cfg.tokenizer_prepends_bos = _prepends_bos(tokenizer)
+    cfg.default_prepend_bos = tokenizer.bos_token is not None
+    return tokenizer
+
+
+def attach_tokenizer(network: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give a HookedTransformer this very tokenizer."""
+    network.tokenizer = fit_tokenizer(network.cfg, tokenizer)
 
 
 def _prepends_bos(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -118,6 +118,30 @@ def measure_parity(
     )
 
 
+@dataclass(frozen=True)
+class Reference:
+    """What a network must agree with: a source's log-probs on the probe, and by how much they may differ."""
+
+    probe: torch.Tensor
+    log_probs: torch.Tensor
+    bound: float
+
+    def measure(self, network: Any) -> float:
+        """Return the largest difference of log-probs of a network that gives logits for tokens."""
+        with torch.inference_mode():
+            return _largest_difference(self.log_probs, network(self.probe).log_softmax(-1))
+
+
+def measure_reference(source: Any, architecture: Architecture) -> Reference:
+    """Run the source network on the probe, in its own dtype and on its device, twice for the noise floor."""
+    probe = make_probe(architecture).to(source.device)
+    log_probs = _source_log_probs(source, probe, "eager")
+    noise_floor = _largest_difference(log_probs, _source_log_probs(source, probe, "sdpa"))
+    source.set_attn_implementation("eager")
+    bound = max(BOUND[source.dtype], 10 * min(noise_floor, MAX_NOISE[source.dtype]))
+    return Reference(probe, log_probs, bound)
+
+
 def refuse_disparity(parity: Parity, location: str) -> None:
     """Raise ParityFailure if the converted network computes something else, or if noise would hide that it does."""
     numbers = (

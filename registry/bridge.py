@@ -1,0 +1,142 @@
+"""TransformerBridges of registered versions: built from our own Hugging Face network, and checked against it.
+
+transformer-lens builds a bridge from a name or a path; here it gets the network that was made of checked files. What a
+bridge computes was not verified when the version was registered, so every bridge is compared with its own source before
+it is handed out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
+from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_config_from_hf
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from registry.architecture import Architecture
+from registry.convert import Processing, guard_processing
+from registry.errors import UnsupportedBridge
+from registry.families.family import Family
+from registry.quiet import quiet
+from registry.texts import ReadsTexts
+from registry.tokenizers import fit_tokenizer
+from registry.verify import measure_reference
+
+
+@dataclass(frozen=True)
+class WrongBridge:
+    """A case in which transformer-lens's bridge is wrong, why, and by how much."""
+
+    applies: Callable[[Architecture, Family], bool]
+    compatibility: bool
+    reason: str
+    measured: str
+
+
+# Cases that are known beforehand; whatever else is wrong is found by the comparison in build_bridge.
+WRONG: tuple[WrongBridge, ...] = (
+    WrongBridge(
+        applies=lambda architecture, _: bool(architecture["use_attention_sinks"]),
+        compatibility=True,
+        reason="it folds value biases as if attention patterns summed to 1, which they do not with attention sinks",
+        measured="log-probs 1.2 to 1.5 off in transformer-lens 3.9 and 4.3 (HAZARDS.md §6)",
+    ),
+    WrongBridge(
+        applies=lambda _, family: family.class_name == "BloomForCausalLM",
+        compatibility=True,
+        reason="it loses apply_residual_connection_post_layernorm",
+        measured="log-probs 12 off in transformer-lens 3.9 and 4.3 (HAZARDS.md §6)",
+    ),
+)
+
+
+class RegisteredBridge(ReadsTexts, TransformerBridge):  # type: ignore[misc]
+    """A TransformerBridge of a registered version."""
+
+
+def build_bridge(
+    source: PreTrainedModel,
+    family: Family,
+    architecture: Architecture,
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    name: str,
+    compatibility: bool,
+) -> TransformerBridge:
+    """Build the bridge of `source`, which becomes part of it: raw, or in compatibility mode, which processes weights.
+
+    Raises UnsupportedBridge if the bridge computes something else than `source` did, or cannot be built.
+    """
+    _refuse_wrong(family, architecture, name, compatibility)
+    source.set_attn_implementation("eager")  # the others do not show their patterns to hooks
+    reference = measure_reference(source, architecture)
+    with quiet():
+        try:
+            bridge = _wrap(source, family, tokenizer, architecture, name)
+            if compatibility:
+                processing = guard_processing(architecture, Processing())
+                bridge.enable_compatibility_mode(disable_warnings=True, **vars(processing))
+        except Exception as error:  # transformer-lens raises whatever an architecture that it does not expect leads to
+            reason = str(error).strip().split("\n")[0]
+            raise UnsupportedBridge(
+                f"transformer-lens cannot build a bridge of {name}: {reason}", hint=_hint(compatibility)
+            ) from error
+    difference = reference.measure(bridge)
+    if not difference <= reference.bound:
+        raise UnsupportedBridge(
+            f"The bridge of {name} computes something else: log-probs are {difference:.1e} off its own source network, "
+            f"bound {reference.bound:.1e}.",
+            hint=f"This is a fault of transformer-lens's, not of your checkpoint. {_hint(compatibility)}",
+        )
+    return bridge
+
+
+def cast_bridge(bridge: TransformerBridge, dtype: torch.dtype) -> TransformerBridge:
+    """Cast the weights of a bridge; its buffers, the frequencies of rotary positions, stay as they are.
+
+    `bridge.to(dtype)` would round those too, and forget the weights that compatibility mode keeps as plain attributes.
+    """
+    for parameter in bridge.parameters():
+        parameter.data = parameter.data.to(dtype)
+    for module in bridge.modules():
+        for name, value in list(vars(module).items()):
+            if name.startswith("_processed_") and isinstance(value, torch.Tensor):
+                setattr(module, name, value.to(dtype))
+    bridge.cfg.dtype = dtype
+    return bridge
+
+
+def _wrap(
+    source: PreTrainedModel,
+    family: Family,
+    tokenizer: PreTrainedTokenizerBase | None,
+    architecture: Architecture,
+    name: str,
+) -> TransformerBridge:
+    """Do what transformer-lens's build_bridge_from_module does, with the tokenizer as it is."""
+    config = build_bridge_config_from_hf(source.config, family.class_name, name, source.dtype)
+    adapter: Any = ArchitectureAdapterFactory.select_architecture_adapter(config)
+    adapter.cfg.device = str(source.device)
+    adapter.cfg.n_ctx = architecture["n_ctx"]
+    adapter.cfg.tokenizer_appends_eos = False  # else it would take EOS away again from what the tokenizer gives
+    adapter.prepare_model(source)
+    return RegisteredBridge(source, adapter, tokenizer and fit_tokenizer(adapter.cfg, tokenizer))
+
+
+def _refuse_wrong(family: Family, architecture: Architecture, name: str, compatibility: bool) -> None:
+    for case in WRONG:
+        if case.compatibility == compatibility and case.applies(architecture, family):
+            raise UnsupportedBridge(
+                f"transformer-lens's bridge of {name} would compute something else: {case.reason} ({case.measured}).",
+                hint=_hint(compatibility),
+            )
+
+
+def _hint(compatibility: bool) -> str:
+    if compatibility:
+        return "Take the bridge without compatibility mode, or Registry.load, which gives a HookedTransformer."
+    return "Take Registry.load, which gives a HookedTransformer, or Registry.load_hf."
