@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_config_from_hf
@@ -58,6 +57,32 @@ class RegisteredBridge(ReadsTexts, TransformerBridge):  # type: ignore[misc]
     """A TransformerBridge of a registered version."""
 
 
+def build_checked_bridge(
+    source: PreTrainedModel,
+    family: Family,
+    architecture: Architecture,
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    name: str,
+    compatibility: bool,
+) -> TransformerBridge:
+    """Build the bridge of `source`, in float32 or float64, and compare it with what `source` computed before.
+
+    Raises UnsupportedBridge if the bridge computes something else, or cannot be built.
+    """
+    source.set_attn_implementation("eager")
+    reference = measure_reference(source, architecture)
+    bridge = build_bridge(source, family, architecture, tokenizer, name=name, compatibility=compatibility)
+    difference = reference.measure(bridge)
+    if not difference <= reference.bound:
+        raise UnsupportedBridge(
+            f"The bridge of {name} computes something else: log-probs are {difference:.1e} off its own source network, "
+            f"bound {reference.bound:.1e}.",
+            hint=f"This is a fault of transformer-lens's, not of your checkpoint. {_hint(compatibility)}",
+        )
+    return bridge
+
+
 def build_bridge(
     source: PreTrainedModel,
     family: Family,
@@ -69,11 +94,10 @@ def build_bridge(
 ) -> TransformerBridge:
     """Build the bridge of `source`, which becomes part of it: raw, or in compatibility mode, which processes weights.
 
-    Raises UnsupportedBridge if the bridge computes something else than `source` did, or cannot be built.
+    Raises UnsupportedBridge if it is known to be wrong, or cannot be built.
     """
     _refuse_wrong(family, architecture, name, compatibility)
     source.set_attn_implementation("eager")  # the others do not show their patterns to hooks
-    reference = measure_reference(source, architecture)
     with quiet():
         try:
             bridge = _wrap(source, family, tokenizer, architecture, name)
@@ -85,28 +109,6 @@ def build_bridge(
             raise UnsupportedBridge(
                 f"transformer-lens cannot build a bridge of {name}: {reason}", hint=_hint(compatibility)
             ) from error
-    difference = reference.measure(bridge)
-    if not difference <= reference.bound:
-        raise UnsupportedBridge(
-            f"The bridge of {name} computes something else: log-probs are {difference:.1e} off its own source network, "
-            f"bound {reference.bound:.1e}.",
-            hint=f"This is a fault of transformer-lens's, not of your checkpoint. {_hint(compatibility)}",
-        )
-    return bridge
-
-
-def cast_bridge(bridge: TransformerBridge, dtype: torch.dtype) -> TransformerBridge:
-    """Cast the weights of a bridge; its buffers, the frequencies of rotary positions, stay as they are.
-
-    `bridge.to(dtype)` would round those too, and forget the weights that compatibility mode keeps as plain attributes.
-    """
-    for parameter in bridge.parameters():
-        parameter.data = parameter.data.to(dtype)
-    for module in bridge.modules():
-        for name, value in list(vars(module).items()):
-            if name.startswith("_processed_") and isinstance(value, torch.Tensor):
-                setattr(module, name, value.to(dtype))
-    bridge.cfg.dtype = dtype
     return bridge
 
 

@@ -6,7 +6,7 @@ It comes as a HookedTransformer, as a TransformerBridge, or as the Hugging Face 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -144,20 +144,19 @@ def load_bridge_network(
 
     Raises UnsupportedBridge if it computes something else, and UnsupportedLayout if there are no Hugging Face weights.
     """
-    from registry.bridge import build_bridge, cast_bridge
+    from registry.bridge import build_bridge, build_checked_bridge
 
     _refuse_hooked(version, "A TransformerBridge")
     opened = open_version(store, version, progress)
-    source = opened.build_source(_working_dtype(dtype)).requires_grad_(True).to(device)
-    bridge = build_bridge(
-        source,
-        opened.family,
-        opened.architecture,
-        opened.load_tokenizer(),
-        name=version.ref,
-        compatibility=compatibility,
-    )
-    return cast_bridge(bridge, dtype)
+
+    def build(how: Callable[..., TransformerBridge], dtype: torch.dtype) -> TransformerBridge:
+        source = opened.build_source(dtype).requires_grad_(True).to(device)
+        tokenizer = opened.load_tokenizer()
+        return how(source, opened.family, opened.architecture, tokenizer, name=version.ref, compatibility=compatibility)
+
+    bridge = build(build_checked_bridge, _working_dtype(dtype))
+    # not cast: bridge.to would round the frequencies of rotary positions, and forget weights that are no parameters
+    return bridge if dtype == _working_dtype(dtype) else build(build_bridge, dtype)
 
 
 def load_source_network(
