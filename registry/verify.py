@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from registry.architecture import Architecture
+from registry.attention import name_second_attention
 from registry.convert import RAW, Processing, check_finite, convert_network, guard_processing
 from registry.errors import ParityFailure
 from registry.families.family import Family
@@ -94,7 +95,7 @@ def measure_parity(
     check_finite(source.state_dict())
     counter.advance()
     reference = _source_log_probs(source, probe, "eager")
-    noise_floor = _largest_difference(reference, _source_log_probs(source, probe, "sdpa"))
+    noise_floor = _largest_difference(reference, _source_log_probs(source, probe, name_second_attention(source)))
     counter.advance()
     processing = guard_processing(architecture, Processing())
     differences = []
@@ -133,10 +134,13 @@ class Reference:
 
 
 def measure_reference(source: Any, architecture: Architecture) -> Reference:
-    """Run the source network on the probe, in its own dtype and on its device, twice for the noise floor."""
+    """Run the source network on the probe, in its own dtype and on its device, twice for the noise floor.
+
+    It is left with eager attention.
+    """
     probe = make_probe(architecture).to(source.device)
     log_probs = _source_log_probs(source, probe, "eager")
-    noise_floor = _largest_difference(log_probs, _source_log_probs(source, probe, "sdpa"))
+    noise_floor = _largest_difference(log_probs, _source_log_probs(source, probe, name_second_attention(source)))
     source.set_attn_implementation("eager")
     bound = max(BOUND[source.dtype], 10 * min(noise_floor, MAX_NOISE[source.dtype]))
     return Reference(probe, log_probs, bound)

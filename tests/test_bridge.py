@@ -21,6 +21,7 @@ from registry.convert import Processing, guard_processing
 from registry.errors import UnsupportedBridge, UnsupportedLayout
 from registry.families import FAMILIES
 from registry.load import UnverifiedVersion, load_bridge_network, load_source_network
+from registry.quiet import quiet
 from registry.verify import BOUND, make_probe, measure_reference
 from tests.checkpoints import CLASSES, make_network
 
@@ -46,7 +47,7 @@ def log_probs(network: Any, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def difference(one: torch.Tensor, other: torch.Tensor) -> float:
-    return float((one - other).abs().max())
+    return float((one - other).detach().abs().max())
 
 
 @pytest.mark.parametrize("compatibility", [False, True], ids=["raw", "compatibility"])
@@ -133,7 +134,7 @@ def test_compatibility_mode_changes_no_one_else_s_network(shared: Registry) -> N
             parameter.zero_()
     after = shared.load_hf("gpt2").state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert float(shared.load_bridge("gpt2")(torch.tensor([[1, 2]])).abs().max()) > 0
+    assert bool(shared.load_bridge("gpt2")(torch.tensor([[1, 2]])).any())
 
 
 def test_a_hugging_face_network_names_no_path_and_is_ready_to_be_read(
@@ -151,7 +152,8 @@ def test_a_hugging_face_network_names_no_path_and_is_ready_to_be_read(
     own = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float64)
     tokens = torch.tensor([[1, 2, 3, 4]])
     assert torch.equal(log_probs(network, tokens), log_probs(own, tokens))
-    assert torch.equal(network.generate(tokens, do_sample=False), own.generate(tokens, do_sample=False))
+    greedy: dict[str, Any] = {"do_sample": False, "max_new_tokens": 5}
+    assert torch.equal(network.generate(tokens, **greedy), own.generate(tokens, **greedy))
 
 
 def test_what_was_not_verified_says_so_in_every_form(registry: Registry, make_checkpoint: MakeCheckpoint) -> None:
@@ -225,17 +227,20 @@ def test_lora_layers_in_a_network_are_refused() -> None:
     """HAZARDS.md §6: the raw bridge of one computes neither the adapter nor the base, silently."""
     import peft
 
-    network = make_network("llama")
-    adapted = peft.get_peft_model(network, peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
-    family = FAMILIES["LlamaForCausalLM"]
-    architecture = replace_architecture("llama")
+    network = make_network("gpt2")
+    with quiet():
+        adapted = peft.get_peft_model(
+            network, peft.LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True, init_lora_weights=False)
+        )
+    family = FAMILIES["GPT2LMHeadModel"]
+    architecture = describe_tiny("gpt2")
     for compatibility in (False, True):
         with pytest.raises(UnsupportedBridge):
             source = copy.deepcopy(adapted.base_model.model)
             build_checked_bridge(source, family, architecture, None, name="m@v1", compatibility=compatibility)
 
 
-def replace_architecture(name: str) -> Any:
+def describe_tiny(name: str) -> Any:
     from registry.families.family import check_config
 
     class_name, config_name, fields = CLASSES[name]

@@ -111,10 +111,10 @@ def _check_value(name: str, rule: Field, value: Any) -> Any:
         return None
     kind = rule.kind
     legal = False
-    if kind is bool or kind is str or kind is dict:
+    if kind in (bool, str, dict, list):
         legal = type(value) is kind
     elif kind is int:
-        legal = type(value) is int and 1 <= value < 2**40
+        legal = type(value) is int and rule.at_least <= value < 2**40
     elif kind is float and type(value) in (int, float):
         value = float(value) if abs(value) < 1e300 else math.inf
         legal = math.isfinite(value) and value >= 0

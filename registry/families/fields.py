@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from registry.errors import UnsupportedConfig
 
-Kind = type[int] | type[float] | type[bool] | type[str] | type[dict[str, Any]]
+Kind = type[int] | type[float] | type[bool] | type[str] | type[dict[str, Any]] | type[list[Any]]
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,15 @@ class Field:
     default: Any = None
     optional: bool = False
     reason: str = ""
+    at_least: int = 1
 
 
-def used(kind: Kind, default: Any, *, optional: bool = False) -> Field:
-    """Declare a field that decides the function; `default` is the Hugging Face config class's."""
-    return Field("used", kind, default, optional)
+def used(kind: Kind, default: Any, *, optional: bool = False, at_least: int = 1) -> Field:
+    """Declare a field that decides the function; `default` is the Hugging Face config class's.
+
+    A whole number must be `at_least` that; `optional` admits null.
+    """
+    return Field("used", kind, default, optional, at_least=at_least)
 
 
 def neutral(reason: str) -> Field:
