@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from registry.errors import MalformedArtifact, SourceNotFound, UnsupportedSource
@@ -14,6 +15,8 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _SHARD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\.safetensors")
+# how peft names what it puts into a network
+_ADAPTER_LAYER = re.compile(r"\b(lora_\w+|ia3_l|base_layer|modules_to_save|token_adapter)\b")
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -40,6 +43,7 @@ def read_folder(folder: Path, location: str) -> Source:
             path=str(folder),
         )
     weights, tensors = _read_weights(folder)
+    refuse_adapter_layers(tensors)
     files = [SourceFile(CONFIG, folder / CONFIG, "config"), *weights]
     tokenizer = [name for name in TOKENIZER_FILES if (folder / name).is_file()]
     findings: tuple[Finding, ...] = ()
@@ -102,13 +106,7 @@ def _read_shards(folder: Path) -> tuple[list[SourceFile], dict[str, TensorHeader
 
 
 def _refuse_other_weights(folder: Path) -> None:
-    """Refuse what plain loaders swallow: adapters read as their base, and pickles beside safetensors."""
-    if (folder / "adapter_config.json").exists():
-        raise UnsupportedSource(
-            f"{folder} holds an adapter that is not merged; loading it as a model would give the base.",
-            hint="Merge it first: model.merge_and_unload().save_pretrained(folder).",
-            path=str(folder),
-        )
+    """Refuse what plain loaders swallow: pickles beside safetensors."""
     pickles = sorted(path.name for path in folder.glob("pytorch_model*.bin"))
     if pickles and any(folder.glob("*.safetensors")):
         raise UnsupportedSource(
@@ -121,6 +119,17 @@ def _refuse_other_weights(folder: Path) -> None:
             f"{folder} holds its weights as a pickle ({pickles[0]}), which is not read yet.",
             hint="Load it where you trust it and save it again with save_pretrained(…, safe_serialization=True).",
             path=str(folder),
+        )
+
+
+def refuse_adapter_layers(names: Iterable[str]) -> None:
+    """Refuse the tensors of a network with unmerged adapter layers in it: without them it would be its base."""
+    layers = sorted(name for name in names if _ADAPTER_LAYER.search(name))
+    if layers:
+        raise UnsupportedSource(
+            f"The weights are those of a network with adapter layers in it that are not merged, such as {layers[0]}.",
+            hint="Merge them where it was trained, model.merge_and_unload().save_pretrained(folder), or save the "
+            "adapter by itself, model.save_pretrained(folder), and register that folder with --parent.",
         )
 
 

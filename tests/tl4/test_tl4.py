@@ -1,4 +1,4 @@
-"""With transformer-lens 4, which has no HookedTransformer: versions that transformer-lens 3.9 registered load as bridges.
+"""With transformer-lens 4, which has no HookedTransformer: what transformer-lens 3.9 registered loads as a bridge.
 
 `make tl4` runs this in an environment of its own, after tests/tl4/write_reference.py has run in the main one.
 """
