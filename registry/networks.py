@@ -6,6 +6,7 @@ memory-mapped tensors: `from_pretrained(None, config=…, state_dict=…)`. Noth
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 _FLOATS = {"F16", "BF16", "F32", "F64"}
 # of an architecture's fields, those that HookedTransformerConfig does not have under that name
 _NOT_HOOKED = {"block_variant", "n_key_value_heads"}
+# Apertus's files hold these among the weights
+_FILED_BUFFERS = re.compile(r"blocks\.\d+\.mlp\.act_fn\.(beta|eps)")
 _WRONG_CONFIG = "Either the checkpoint was not saved whole, or config.json is not the one it was trained with."
 
 
@@ -162,19 +165,21 @@ def make_hooked_config(
 def make_hooked_network(cfg: HookedTransformerConfig, tensors: Mapping[str, torch.Tensor]) -> HookedTransformer:
     """Build a HookedTransformer that owns `tensors` (hooked layout, already in `cfg.dtype`), in eval mode.
 
-    Every parameter must be given and nothing else: transformer-lens's own loader drops unknown keys and fills missing
-    ones without a word. The few buffers (`mask`, `IGNORE`, `rotary_sin`, `rotary_cos`) are rebuilt from `cfg`.
+    Every parameter must be given and nothing else but the two buffers of xIELU, which belong to the weights:
+    transformer-lens's own loader drops unknown keys and fills missing ones without a word. The other buffers (`mask`,
+    `IGNORE`, `rotary_sin`, `rotary_cos`) are rebuilt from `cfg`.
     """
     from registry.hooked_transformer import RegisteredHookedTransformer
 
     with torch.device("meta"), quiet():
         network = RegisteredHookedTransformer(cfg, move_to_device=False)
-    expected = {name for name, _ in network.named_parameters()}
-    missing, left_over = sorted(expected - set(tensors)), sorted(set(tensors) - expected)
+    expected = dict(network.named_parameters())
+    expected |= {name: buffer for name, buffer in network.named_buffers() if _FILED_BUFFERS.fullmatch(name)}
+    missing, left_over = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
     misshapen = sorted(
         name
-        for name, parameter in network.named_parameters()
-        if name in tensors and (parameter.shape, cfg.dtype) != (tensors[name].shape, tensors[name].dtype)
+        for name, tensor in expected.items()
+        if name in tensors and (tensor.shape, cfg.dtype) != (tensors[name].shape, tensors[name].dtype)
     )
     if missing or left_over or misshapen:
         raise WeightsMismatch(

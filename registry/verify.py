@@ -1,13 +1,17 @@
 """Parity: the measured difference between the source network's log-probs and the converted network's.
 
-Both sides run in float64 on the same tokens, raw and processed, and so does the source with another implementation of
-attention; what that changes is the noise floor. A fixed bound would be blind or wrong: in float32 a right conversion of
-SmolLM2 differs by 1e-4, and a wrong epsilon can differ by 4e-4 (DESIGN.md §7).
+Both sides run in float64 on the same tokens, raw and processed. What the source itself leaves open is the noise floor:
+it runs again with another implementation of attention and, if it has rotary positions, with every position shifted by
+one. Neither changes the function, but transformers computes rotary angles in float32 whatever the network's dtype, so
+the second changes the numbers by as much as a right conversion does, and more the further out the positions are. A
+fixed bound would be blind or wrong: in float32 a right conversion of SmolLM2 differs by 1e-4, and a wrong epsilon can
+differ by 4e-4 (DESIGN.md §7).
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,9 +29,11 @@ from registry.families.family import Family
 from registry.networks import build_source_network
 from registry.progress import Counter, Progress, no_progress
 
-N_SEQUENCES = 2
-MIN_PROBE_TOKENS = 64
-SCALED_ROPE_PROBE_TOKENS = 512
+MIN_PROBE_TOKENS = 512
+ROTARY_SEQUENCE = 128
+BEYOND = 64
+# the attention scores of 32 heads take 4.4 GB then; windows that are longer, only the fingerprint sees
+MAX_SEQUENCE = 4096 + BEYOND
 # bound = max(FLOOR_OF_BOUND, 10 * noise floor); above MAX_NOISE the floor itself could hide a wrong conversion
 BOUND = {torch.float64: 1e-4, torch.float32: 1e-3}
 MAX_NOISE = {torch.float64: 1e-3, torch.float32: 1e-2}
@@ -58,21 +64,39 @@ class Parity:
 
 
 def make_probe(architecture: Architecture) -> torch.Tensor:
-    """Make the probe tokens, (N_SEQUENCES, n_tokens): seeded, longer than any attention window if n_ctx allows."""
-    scaled = (
+    """Make the probe tokens, (n_sequences, length), seeded; at least MIN_PROBE_TOKENS in all.
+
+    They reach beyond any attention window, and with scaled rotary positions beyond the context of the first training,
+    as far as n_ctx and MAX_SEQUENCE allow. Plain rotary positions are probed with several shorter sequences, since
+    noise grows with the position; a rotary sequence leaves one position of n_ctx free for the shift.
+    """
+    is_rotary = architecture["positional_embedding_type"] == "rotary"
+    length = max(
+        ROTARY_SEQUENCE if is_rotary and not _is_scaled(architecture) else MIN_PROBE_TOKENS,
+        BEYOND + (architecture.get("window_size") or 0),
+        BEYOND + int(_original_context(architecture)),
+    )
+    length = max(1, min(length, MAX_SEQUENCE, architecture["n_ctx"] - is_rotary))
+    n_sequences = math.ceil(MIN_PROBE_TOKENS / length)
+    chooser = random.Random(20261123)
+    rows = [[chooser.randrange(architecture["d_vocab"]) for _ in range(length)] for _ in range(n_sequences)]
+    return torch.tensor(rows)
+
+
+def _is_scaled(architecture: Architecture) -> bool:
+    return bool(
         architecture.get("use_NTK_by_parts_rope")
         or architecture.get("use_yarn_rope")
         or architecture.get("rotary_scaling_factor", 1.0) != 1.0
     )
-    length = max(
-        MIN_PROBE_TOKENS,
-        2 * (architecture.get("window_size") or 0),
-        SCALED_ROPE_PROBE_TOKENS if scaled else 0,
-    )
-    length = min(length, architecture["n_ctx"])
-    chooser = random.Random(20261123)
-    rows = [[chooser.randrange(architecture["d_vocab"]) for _ in range(length)] for _ in range(N_SEQUENCES)]
-    return torch.tensor(rows)
+
+
+def _original_context(architecture: Architecture) -> float:
+    """Return the context that rotary positions were first trained with; 0 where they are not scaled."""
+    if not _is_scaled(architecture):
+        return 0
+    known = architecture.get("NTK_original_ctx_len") or architecture.get("yarn_original_max_position_embeddings")
+    return float(known or architecture["n_ctx"] / architecture["rotary_scaling_factor"])
 
 
 def measure_parity(
@@ -90,30 +114,27 @@ def measure_parity(
     one converted network are in memory at a time.
     """
     counter = Counter(progress, "verifying", 5)
-    probe = make_probe(architecture)
     source = build_source_network(family, values, files, dtype)
     check_finite(source.state_dict())
     counter.advance()
-    reference = _source_log_probs(source, probe, "eager")
-    noise_floor = _largest_difference(reference, _source_log_probs(source, probe, name_second_attention(source)))
+    reference = measure_reference(source, architecture)
     counter.advance()
     processing = guard_processing(architecture, Processing())
     differences = []
     for one in (RAW, processing):
         network = convert_network(source, family, architecture, one, dtype=dtype)
-        with torch.inference_mode():
-            differences.append(_largest_difference(reference, network(probe).log_softmax(-1)))
+        differences.append(reference.measure(network))
         del network
         counter.advance()
     counter.advance()
     return Parity(
         raw=differences[0],
         processed=differences[1],
-        noise_floor=noise_floor,
-        bound=max(BOUND[dtype], 10 * noise_floor),
+        noise_floor=reference.noise_floor,
+        bound=reference.bound,
         dtype=str(dtype).removeprefix("torch."),
-        n_tokens=probe.numel(),
-        probe_digest=hashlib.sha256(probe.numpy().tobytes()).hexdigest(),
+        n_tokens=reference.probe.numel(),
+        probe_digest=hashlib.sha256(reference.probe.numpy().tobytes()).hexdigest(),
         processing=tuple(processing.active),
         versions={name: version(name) for name in ("torch", "transformers", "transformer-lens")},
     )
@@ -121,11 +142,17 @@ def measure_parity(
 
 @dataclass(frozen=True)
 class Reference:
-    """What a network must agree with: a source's log-probs on the probe, and by how much they may differ."""
+    """What a network must agree with: a source's log-probs on the probe, and its own noise, in nats."""
 
     probe: torch.Tensor
     log_probs: torch.Tensor
-    bound: float
+    noise_floor: float
+
+    @property
+    def bound(self) -> float:
+        """By how much log-probs may differ; more noise than MAX_NOISE is no excuse."""
+        dtype = self.log_probs.dtype
+        return max(BOUND[dtype], 10 * min(self.noise_floor, MAX_NOISE[dtype]))
 
     def measure(self, network: Any) -> float:
         """Return the largest difference of log-probs of a network that gives logits for tokens."""
@@ -134,16 +161,18 @@ class Reference:
 
 
 def measure_reference(source: Any, architecture: Architecture) -> Reference:
-    """Run the source network on the probe, in its own dtype and on its device, twice for the noise floor.
+    """Run the source network on the probe in its own dtype, and again in other ways for the noise floor.
 
     It is left with eager attention.
     """
     probe = make_probe(architecture).to(source.device)
+    second = _source_log_probs(source, probe, name_second_attention(source))
     log_probs = _source_log_probs(source, probe, "eager")
-    noise_floor = _largest_difference(log_probs, _source_log_probs(source, probe, name_second_attention(source)))
-    source.set_attn_implementation("eager")
-    bound = max(BOUND[source.dtype], 10 * min(noise_floor, MAX_NOISE[source.dtype]))
-    return Reference(probe, log_probs, bound)
+    noise_floor = _largest_difference(log_probs, second)
+    if architecture["positional_embedding_type"] == "rotary":
+        shifted = _source_log_probs(source, probe, "eager", first_position=1)
+        noise_floor = max(noise_floor, _largest_difference(log_probs, shifted))
+    return Reference(probe, log_probs, noise_floor)
 
 
 def refuse_disparity(parity: Parity, location: str) -> None:
@@ -167,10 +196,12 @@ def refuse_disparity(parity: Parity, location: str) -> None:
         )
 
 
-def _source_log_probs(network: Any, probe: torch.Tensor, implementation: str) -> torch.Tensor:
+def _source_log_probs(network: Any, probe: torch.Tensor, implementation: str, first_position: int = 0) -> torch.Tensor:
     network.set_attn_implementation(implementation)
+    positions = torch.arange(first_position, first_position + probe.shape[1], device=probe.device).expand_as(probe)
+    places = {"position_ids": positions} if first_position else {}
     with torch.inference_mode():
-        log_probs: torch.Tensor = network(probe, use_cache=False).logits.log_softmax(-1)
+        log_probs: torch.Tensor = network(probe, use_cache=False, **places).logits.log_softmax(-1)
     return log_probs
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen2Tokenizer
 
 D_VOCAB = 211
 
@@ -34,18 +34,53 @@ LLAMA = {
     "bos_token_id": 0,
     "eos_token_id": 0,
 }
+QWEN3 = LLAMA | {"head_dim": 16}
+GEMMA = LLAMA | {"head_dim": 16, "pad_token_id": 0}
+GEMMA2 = GEMMA | {"sliding_window": 8, "query_pre_attn_scalar": 24, "attn_logit_softcapping": 5.0}
+GEMMA3 = GEMMA | {
+    "num_hidden_layers": 3,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    "sliding_window": 8,
+    "query_pre_attn_scalar": 24,
+}
+APERTUS = LLAMA | {
+    "rope_parameters": {
+        "rope_type": "llama3",
+        "rope_theta": 12e6,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    }
+}
 CLASSES = {
     "gpt2": ("GPT2LMHeadModel", "GPT2Config", GPT2),
     "llama": ("LlamaForCausalLM", "LlamaConfig", LLAMA),
+    "mistral": ("MistralForCausalLM", "MistralConfig", LLAMA | {"sliding_window": 8}),
+    "qwen2": ("Qwen2ForCausalLM", "Qwen2Config", LLAMA),
+    "qwen3": ("Qwen3ForCausalLM", "Qwen3Config", QWEN3),
+    "gemma": ("GemmaForCausalLM", "GemmaConfig", GEMMA),
+    "gemma2": ("Gemma2ForCausalLM", "Gemma2Config", GEMMA2),
+    "gemma3": ("Gemma3ForCausalLM", "Gemma3TextConfig", GEMMA3),
+    "apertus": ("ApertusForCausalLM", "ApertusConfig", APERTUS),
 }
 _CONV1D = {"gpt2"}  # these keep their matrices as (fan_in, fan_out)
+_NORMS_FROM_ONE = {"gemma", "gemma2", "gemma3"}  # these add 1 to the weights of their norms
 _TABLES = ("wte", "wpe", "embed_")
 
 
 def make_network(family: str, seed: int = 0, **config: Any) -> PreTrainedModel:
     """Build a Hugging Face network: norm weights 1 + 0.3·N, biases 0.2·N, matrices 1.3·N/sqrt(fan_in)."""
     class_name, config_name, base = CLASSES[family]
-    network = getattr(transformers, class_name)(getattr(transformers, config_name)(**{**base, **config}))
+    network: PreTrainedModel = getattr(transformers, class_name)(
+        getattr(transformers, config_name)(**{**base, **config})
+    )
+    randomise(network, family, seed)
+    return network.eval()
+
+
+def randomise(network: PreTrainedModel, family: str, seed: int = 0) -> None:
+    """Give every parameter random values; the same for the same seed and shapes."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
@@ -55,8 +90,8 @@ def make_network(family: str, seed: int = 0, **config: Any) -> PreTrainedModel:
                 is_table = any(part in name for part in _TABLES)
                 parameter.copy_(noise * (0.5 if is_table else 1.3 / math.sqrt(fan_in)))
             else:
-                parameter.copy_(1 + 0.3 * noise if name.endswith("weight") else 0.2 * noise)
-    return network.eval()
+                center = 1 if name.endswith("weight") and family not in _NORMS_FROM_ONE else 0
+                parameter.copy_(center + (0.3 if name.endswith("weight") else 0.2) * noise)
 
 
 def make_tokenizer(n_tokens: int = D_VOCAB) -> PreTrainedTokenizerFast:
@@ -69,13 +104,19 @@ def make_tokenizer(n_tokens: int = D_VOCAB) -> PreTrainedTokenizerFast:
     )
 
 
+def make_qwen2_tokenizer() -> PreTrainedTokenizerBase:
+    """Build the tokenizer that transformers reads beside a Qwen2 network, whatever tokenizer_config.json names."""
+    vocabulary = {"<|endoftext|>": 0} | {chr(code): index for index, code in enumerate([*range(33, 127), 288], 1)}
+    return Qwen2Tokenizer(vocab=vocabulary | {"w1": 96}, merges=[("w", "1")])  # chr(288) stands for a space
+
+
 def save_checkpoint(
     folder: Path, family: str, *, seed: int = 0, tokenizer: bool = True, max_shard_size: str = "5GB", **config: Any
 ) -> Path:
     """Save a randomised network as a Hugging Face folder."""
     make_network(family, seed, **config).save_pretrained(folder, max_shard_size=max_shard_size)
     if tokenizer:
-        make_tokenizer().save_pretrained(folder)
+        (make_qwen2_tokenizer() if family == "qwen2" else make_tokenizer()).save_pretrained(folder)
     return folder
 
 

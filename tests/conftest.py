@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import uuid
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +22,16 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here may ask a network
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start with the slow tests, so that the others run beside them and no worker waits at the end."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what came of the mutations of config fields, by outcome; xdist's workers pass it on as a property."""
+    outcomes: Counter[str] = Counter()
+    for report in terminalreporter.getreports("passed"):
+        outcomes.update(dict(report.user_properties).get("mutations", {}))
+    if outcomes:
+        listed = ", ".join(f"{n:,} {outcome}" for outcome, n in outcomes.most_common())
+        terminalreporter.write_line(f"{outcomes.total():,} mutated configs: {listed}, none silently wrong")
 
 
 @pytest.fixture(scope="session")

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from transformers import GenerationConfig, LlamaConfig, PreTrainedConfig
+from transformers import ApertusConfig, Gemma3TextConfig, GenerationConfig, LlamaConfig, PreTrainedConfig
 
 from registry import Registry
 from registry.architecture import describe_architecture, find_differences
 from registry.errors import MalformedArtifact, ParityFailure, UnsupportedConfig, UnsupportedFamily
-from registry.families import FAMILIES, find_family, find_family_by_name
+from registry.families import FAMILIES, apertus, find_family, find_family_by_name, gemma3
 from registry.families.family import Family
 from registry.families.fields import SHARED
 from registry.families.rope import DEFAULT_THETA
@@ -71,8 +71,16 @@ def test_a_field_that_is_left_out_means_what_it_means_to_transformers(name: str)
     assert ours == {key: defaults[key] for key in ours}
     # what is no field of transformers any more, it takes among its keyword arguments
     rest = {key for key, rule in family.fields.items() if rule.role == "used"} - set(defaults)
-    assert rest <= {"rope_scaling", "rope_theta"}
+    assert rest <= {"rope_scaling", "rope_theta", "rope_local_base_freq", "sliding_window_pattern"} | {
+        # each family of these reads the other's name for its activation; a network may read what its config lacks
+        "hidden_act",
+        "hidden_activation",
+        "head_dim",
+    }
     assert LlamaConfig.default_theta == DEFAULT_THETA
+    assert ApertusConfig.default_theta == apertus.DEFAULT_THETA
+    assert Gemma3TextConfig.default_theta == {"global": gemma3.FULL_THETA, "local": gemma3.SLIDING_THETA}
+    assert Gemma3TextConfig()._sliding_window_pattern == gemma3.SLIDING_WINDOW_PATTERN
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -151,7 +159,11 @@ def test_what_the_converters_drop_is_never_neutral() -> None:
     dropped |= {"auto_map", "quantization_config", "pruned_heads", "per_layer_config", "is_encoder_decoder"}
     for family in FAMILIES.values():
         rules = {**SHARED, **family.fields}
-        assert {key for key in dropped & set(rules) if rules[key].role != "only"} == set()
+        for key in dropped & set(rules):
+            assert rules[key].role in ("only", "used"), key
+            # what the converter drops, and the family puts back, has its parity measured
+            measured = [config[key] for name, config in GRID if name == family.name and key in config]
+            assert rules[key].role == "only" or True in measured, (family.name, key)
     assert dropped <= {*SHARED, *(key for family in FAMILIES.values() for key in family.fields)}
 
 
@@ -195,7 +207,71 @@ SAME = [
             }
         },
     ),
+    ("mistral", {}, {"head_dim": 16, "layer_types": None}),
+    ("mistral", {"num_key_value_heads": 4}, {"num_key_value_heads": "null"}),
+    ("mistral", {"sliding_window": None}, {"attention_dropout": 0.1}),
+    ("qwen2", {}, {"sliding_window": 8, "max_window_layers": 0}),
+    ("qwen2", {}, {"use_sliding_window": True, "sliding_window": "null", "layer_types": None}),
+    ("qwen2", {}, {"use_sliding_window": True, "max_window_layers": 2, "sliding_window": 8, "layer_types": None}),
+    ("qwen2", {}, {"layer_types": ["full_attention"] * 2, "use_sliding_window": True, "sliding_window": 8}),
+    ("qwen2", {}, {"head_dim": 16, "use_mrope": False}),
+    (
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+        {"layer_types": ["attention", "sliding_attention"], "max_window_layers": 28},
+    ),
+    ("qwen3", {}, {"sliding_window": 8, "max_window_layers": 0, "attention_bias": None, "head_dim": 16}),
+    (
+        "qwen3",
+        {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0},
+        {"layer_types": None},
+    ),
+    ("gemma", {}, {"hidden_act": "gelu"}),
+    ("gemma", {}, {"hidden_act": "gelu", "hidden_activation": "gelu_pytorch_tanh"}),
+    ("gemma", {}, {"use_bidirectional_attention": False, "rope_parameters": None, "rope_theta": 10000}),
+    ("gemma2", {}, {"layer_types": None, "hidden_act": "gelu_pytorch_tanh", "cache_implementation": "hybrid"}),
+    ("gemma2", {"layer_types": ["full_attention"] * 2}, {"sliding_window": 9}),
+    ("gemma2", {"final_logit_softcapping": 30.0}, {"final_logit_softcapping": None}),
+    ("gemma3", {"layer_types": None}, {"sliding_window_pattern": 6, "_sliding_window_pattern": 3}),
+    ("gemma3", {"layer_types": None}, {"layer_types": None, "sliding_window_pattern": 4}),
+    (
+        "gemma3",
+        {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+        {"layer_types": None, "sliding_window_pattern": 2},
+    ),
+    ("gemma3", {}, {"rope_parameters": None}),
+    ("gemma3", {}, {"rope_parameters": None, "rope_theta": 1000000, "rope_local_base_freq": 10000}),
+    ("gemma3", {}, {"rope_parameters": {"full_attention": {"rope_type": "default"}, "sliding_attention": "null"}}),
+    (
+        "gemma3",
+        {
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 5e5},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+            }
+        },
+        {
+            "rope_parameters": None,
+            "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+            "rope_theta": 5e5,
+            "rope_local_base_freq": 500.0,
+        },
+    ),
+    ("gemma3", {"layer_types": ["full_attention"] * 3}, {"sliding_window": 9, "rope_local_base_freq": None}),
+    ("apertus", {}, {"head_dim": 16, "qk_norm": True, "post_norm": False, "mlp_bias": False, "hidden_dropout": 0.1}),
+    (
+        "apertus",
+        {"rope_parameters": {"rope_type": "linear", "factor": 2.0}},
+        {"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}, "rope_theta": 12000000},
+    ),
 ]
+
+
+def put_null(value: Any) -> Any:
+    """Stand in for null where `None` takes a field away."""
+    if isinstance(value, dict):
+        return {key: put_null(inner) for key, inner in value.items()}
+    return None if value == "null" else value
 
 
 @pytest.mark.parametrize(("name", "config", "changes"), SAME)
@@ -204,7 +280,9 @@ def test_what_computes_the_same_has_the_same_fingerprint(
 ) -> None:
     folder = make_checkpoint(name, tokenizer=False, **config)
     plain = read_checkpoint(folder).architecture
-    edited = read_checkpoint(edit_config(folder, **changes)).architecture
+    path = edit_config(folder, **changes) / "config.json"
+    path.write_text(json.dumps(put_null(json.loads(path.read_text()))))
+    edited = read_checkpoint(folder).architecture
     assert find_differences(plain, edited) == ()
     assert plain.fingerprint == edited.fingerprint
 
@@ -224,6 +302,8 @@ def test_what_computes_the_same_has_the_same_fingerprint(
         ({"architectures": ["GPT2LMHead"]}, UnsupportedFamily, "Did you mean GPT2LMHeadModel?"),
         ({"architectures": ["GPT2ForSequenceClassification"]}, UnsupportedFamily, "cannot be converted"),
         ({"architectures": ["LlamaModel"]}, UnsupportedFamily, "cannot be converted"),
+        ({"architectures": ["Gemma3ForConditionalGeneration"]}, UnsupportedFamily, "Gemma3ForConditionalGeneration"),
+        ({"architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3"}, MalformedArtifact, "model_type 'gemma3'"),
     ],
 )
 def test_the_family_is_what_config_json_says_and_nothing_else(
@@ -252,6 +332,73 @@ def test_a_family_that_this_release_does_not_know_is_refused() -> None:
         ("llama", {"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters"),
         ("llama", {"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "rope_parameters"),
         ("llama", {"rope_parameters": {"rope_type": "default", "factor": 8.0}}, "rope_parameters"),
+        ("mistral", {"num_attention_heads": 5}, "num_key_value_heads"),
+        ("mistral", {"num_attention_heads": 5, "head_dim": None}, "num_attention_heads"),
+        ("mistral", {"num_hidden_layers": 2**39}, "num_hidden_layers"),
+        ("mistral", {"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "rope_parameters"),
+        ("mistral", {"layer_types": ["sliding_attention", "full_attention"]}, "layer_types"),
+        ("qwen2", {"layer_types": ["sliding_attention"] * 2}, "sliding_window"),
+        ("qwen2", {"use_sliding_window": True, "layer_types": ["sliding_attention"]}, "layer_types"),
+        ("qwen2", {"use_sliding_window": True, "layer_types": ["chunked_attention"] * 2}, "layer_types"),
+        ("qwen2", {"use_mrope": True}, "use_mrope"),
+        (
+            "qwen2",
+            {
+                "use_sliding_window": True,
+                "sliding_window": 8,
+                "layer_types": ["full_attention", "sliding_attention"],
+                "rope_parameters": {"rope_type": "linear", "factor": 2.0},
+            },
+            "rope_parameters",
+        ),
+        ("qwen3", {"layer_types": ["sliding_attention"] * 2}, "sliding_window"),
+        ("qwen3", {"head_dim": 15}, "head_dim"),
+        ("gemma", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("gemma", {"hidden_activation": "gelu"}, "hidden_activation"),
+        ("gemma", {"hidden_act": "relu", "hidden_activation": "gelu_pytorch_tanh"}, "hidden_activation"),
+        ("gemma", {"hidden_act": "quick_gelu"}, "hidden_act"),
+        ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("gemma2", {"hidden_act": "relu"}, "hidden_act"),
+        ("gemma2", {"num_attention_heads": 5, "num_key_value_heads": 1}, "num_attention_heads"),
+        ("gemma2", {"attn_logit_softcapping": 0.0}, "attn_logit_softcapping"),
+        ("gemma2", {"final_logit_softcapping": 0}, "final_logit_softcapping"),
+        ("gemma2", {"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "rope_parameters"),
+        ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("gemma3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
+        ("gemma3", {"sliding_window_pattern": 3}, "sliding_window_pattern"),
+        ("gemma3", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, "rope_parameters"),
+        ("gemma3", {"rope_parameters": {"full_attention": 3}}, "rope_parameters"),
+        ("gemma3", {"rope_theta": 5.0}, "rope_theta"),
+        ("gemma3", {"rope_local_base_freq": 5.0}, "rope_local_base_freq"),
+        ("gemma3", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_scaling"),
+        (
+            "gemma3",
+            {"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}},
+            "rope_parameters",
+        ),
+        (
+            "gemma3",
+            {"rope_parameters": {"sliding_attention": {"rope_type": "yarn", "factor": 2.0}}},
+            "rope_parameters",
+        ),
+        (
+            "gemma3",
+            {
+                "rope_parameters": {
+                    "full_attention": {
+                        "rope_type": "llama3",
+                        "factor": 2.0,
+                        "low_freq_factor": 1.0,
+                        "high_freq_factor": 4.0,
+                    }
+                }
+            },
+            "rope_parameters",
+        ),
+        ("apertus", {"rope_parameters": None}, "rope_parameters"),
+        ("apertus", {"rope_parameters": None, "rope_theta": 1e4}, "rope_parameters"),
+        ("apertus", {"qk_norm": False}, "qk_norm"),
+        ("apertus", {"hidden_act": "quick_gelu"}, "hidden_act"),
     ],
 )
 def test_numbers_that_no_network_has_are_refused(
@@ -270,6 +417,24 @@ LONG = {"max_position_embeddings": 1024}
 def scaled(kind: str, theta: float = 1e4, **factors: float) -> dict[str, Any]:
     return LONG | {"rope_parameters": {"rope_type": kind, "rope_theta": theta, **factors}}
 
+
+def layered(full: dict[str, Any] | None = None, sliding: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Gemma 3's rotation, one for each type of layers."""
+    return LONG | {
+        "rope_parameters": {
+            "full_attention": {"rope_type": "default", "rope_theta": 5e5, **(full or {})},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 500.0, **(sliding or {})},
+        }
+    }
+
+
+SMOOTH_LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 128,
+}
 
 GRID = [
     ("gpt2", {}),
@@ -325,6 +490,65 @@ GRID = [
         "llama",
         scaled("yarn", factor=8.0, original_max_position_embeddings=128, mscale=1.3, mscale_all_dim=0.7),
     ),
+    *((name, {"attention_bias": True}) for name in ("llama", "qwen3", "gemma", "gemma2", "gemma3", "apertus")),
+    *(
+        (name, {"num_key_value_heads": n, "tie_word_embeddings": n == 1})
+        for name in ("mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "apertus")
+        for n in (1, 2, 4)
+    ),
+    *(
+        (name, {"head_dim": 24, "rms_norm_eps": 0.3, "max_position_embeddings": 40})
+        for name in ("mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "apertus")
+    ),
+    ("llama", {"attention_bias": True, "num_key_value_heads": 4}),
+    ("mistral", {"head_dim": 16, "num_attention_heads": 6}),
+    *(("mistral", {"sliding_window": window}) for window in (None, 1, 40, 95, 96, 97, 1000)),
+    ("mistral", scaled("yarn", factor=4.0, original_max_position_embeddings=128)),
+    ("mistral", scaled("linear", factor=4.0) | {"sliding_window": None}),
+    ("qwen2", {"rope_parameters": {"rope_type": "default", "rope_theta": 777.5}}),
+    ("qwen2", scaled("yarn", factor=4.0, original_max_position_embeddings=128)),
+    ("qwen2", scaled("linear", factor=4.0)),
+    *(
+        (name, {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": n})
+        for name in ("qwen2", "qwen3")
+        for n in (0, 1, 2)
+    ),
+    (
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"]},
+    ),
+    ("qwen3", {"attention_bias": True, "num_key_value_heads": 4}),
+    ("qwen3", scaled("yarn", factor=4.0, original_max_position_embeddings=128)),
+    *(("gemma", {"hidden_act": name}) for name in ("gelu", "gelu_new", "silu", "relu")),
+    ("gemma", scaled("linear", factor=4.0)),
+    *(("gemma2", {"hidden_activation": name}) for name in ("gelu", "gelu_new", "silu")),
+    *(("gemma2", {"attn_logit_softcapping": cap}) for cap in (None, 0.5, 50.0)),
+    *(("gemma2", {"final_logit_softcapping": cap}) for cap in (None, 0.5, 50.0)),
+    ("gemma2", {"query_pre_attn_scalar": 256}),
+    ("gemma2", {"layer_types": ["full_attention", "sliding_attention"]}),
+    ("gemma2", {"layer_types": ["full_attention"] * 2, "attention_bias": True}),
+    ("gemma2", scaled("yarn", factor=4.0, original_max_position_embeddings=128)),
+    ("gemma3", {"final_logit_softcapping": 5.0, "query_pre_attn_scalar": 5}),
+    ("gemma3", {"layer_types": None, "num_hidden_layers": 7}),
+    ("gemma3", {"layer_types": ["sliding_attention"] * 3}),
+    ("gemma3", {"layer_types": ["full_attention"] * 3, "use_bidirectional_attention": True}),
+    ("gemma3", layered()),
+    ("gemma3", layered(full={"rope_theta": 1e4}, sliding={"rope_theta": 1e4})),
+    ("gemma3", layered(full={"rope_type": "linear", "factor": 8.0})),
+    ("gemma3", layered(full={"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 128})),
+    (
+        "gemma3",
+        layered(
+            full={"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 128},
+            sliding={"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 128},
+        ),
+    ),
+    ("gemma3", layered(full=SMOOTH_LLAMA3, sliding=SMOOTH_LLAMA3)),
+    ("gemma3", layered(full=SMOOTH_LLAMA3) | {"layer_types": ["full_attention"] * 3}),
+    ("gemma3", layered(sliding=SMOOTH_LLAMA3) | {"layer_types": ["sliding_attention"] * 3}),
+    *(("apertus", {"hidden_act": name}) for name in ("xielu", "relu", "gelu", "silu")),
+    ("apertus", {"rope_parameters": {"rope_type": "default", "rope_theta": 777.5}}),
+    ("apertus", scaled("yarn", factor=4.0, original_max_position_embeddings=128)),
 ]
 
 
@@ -337,12 +561,14 @@ def test_a_right_conversion_is_within_the_bound_raw_and_processed(
     refuse_disparity(parity, "here")
     assert parity.passed
     assert parity.dtype == "float64"
-    assert parity.bound == max(1e-4, 10 * parity.noise_floor) == 1e-4
-    assert 0 < parity.noise_floor < 1e-4
-    assert 0 < parity.raw < 1e-4 and 0 < parity.processed < 1e-4
-    n_ctx = opened.architecture["n_ctx"]
-    is_scaled = config.get("rope_parameters", {}).get("rope_type", "default") != "default"
-    assert parity.n_tokens == 2 * min(n_ctx, 512 if is_scaled else 64)
+    assert parity.bound == max(1e-4, 10 * parity.noise_floor)
+    # sequences are long where rope is scaled, and what the source leaves open there is measured, not guessed
+    usual = 3 * parity.noise_floor if parity.n_tokens > 600 else 1e-4
+    assert parity.noise_floor < 2e-4
+    # where a token attends to itself alone, its weight is exactly 1 whatever the implementation and the positions
+    assert parity.noise_floor > 0 or opened.architecture.get("window_size") == 1
+    assert 0 < parity.raw < usual and 0 < parity.processed < usual
+    assert parity.n_tokens >= 512
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -384,18 +610,54 @@ def test_the_probe_is_always_the_same_and_within_the_vocabulary(make_checkpoint:
     architecture = read_checkpoint(make_checkpoint("gpt2", tokenizer=False)).architecture
     probe = make_probe(architecture)
     assert torch.equal(probe, make_probe(architecture))
-    assert probe.shape == (2, 64)
+    assert probe.shape == (6, 96)
     assert int(probe.min()) >= 0 and int(probe.max()) < architecture["d_vocab"]
     assert len(set(probe.flatten().tolist())) > 50
 
 
-def test_the_probe_is_longer_than_a_window_but_not_than_the_context() -> None:
+LEARNED = {"positional_embedding_type": "standard"}
+ROTARY = {"positional_embedding_type": "rotary", "rotary_base": 1e4}
+LINEAR_ROTARY = {**ROTARY, "rotary_scaling_factor": 4.0}
+
+
+def local_attention(window: int) -> dict[str, Any]:
+    return {"use_local_attn": True, "attn_types": ["local"], "window_size": window}
+
+
+@pytest.mark.parametrize(
+    ("fields", "shape"),
+    [
+        ({**LEARNED, "n_ctx": 1024}, (1, 512)),
+        ({**LEARNED, "n_ctx": 150}, (4, 150)),
+        ({**LEARNED, "n_ctx": 1}, (512, 1)),
+        ({**LEARNED, "n_ctx": 1024, **local_attention(100)}, (1, 512)),
+        ({**LEARNED, "n_ctx": 1024, **local_attention(600)}, (1, 664)),
+        ({**LEARNED, "n_ctx": 1024, **local_attention(1000)}, (1, 1024)),
+        ({**LEARNED, "n_ctx": 10**6, **local_attention(10**5)}, (1, 4160)),
+        # plain rotary positions in shorter sequences; one position is left for the shift
+        ({**ROTARY, "n_ctx": 1024}, (4, 128)),
+        ({**ROTARY, "n_ctx": 96}, (6, 95)),
+        ({**ROTARY, "n_ctx": 1024, **local_attention(200)}, (2, 264)),
+        # beyond the context of the first training
+        ({**LINEAR_ROTARY, "n_ctx": 1024}, (1, 512)),
+        ({**LINEAR_ROTARY, "n_ctx": 4096}, (1, 1088)),
+        ({**LINEAR_ROTARY, "n_ctx": 2**20}, (1, 4160)),
+    ],
+)
+def test_the_probe_is_longer_than_a_window_and_than_the_first_context(
+    fields: dict[str, Any], shape: tuple[int, int]
+) -> None:
     plain = {"d_model": 8, "n_layers": 1, "n_heads": 1, "d_head": 8, "d_mlp": 8, "d_vocab": 9, "act_fn": "relu"}
     plain |= {"normalization_type": "LN", "eps": 1e-5, "tie_word_embeddings": False}
-    local = {"use_local_attn": True, "attn_types": ["local"], "window_size": 100}
-    for n_ctx, length in [(1024, 200), (150, 150)]:
-        architecture = describe_architecture(**plain, **local, n_ctx=n_ctx, positional_embedding_type="standard")
-        assert make_probe(architecture).shape == (2, length)
+    assert make_probe(describe_architecture(**plain, **fields)).shape == shape
+
+
+def test_rotary_noise_is_part_of_the_floor(make_checkpoint: MakeCheckpoint) -> None:
+    """Transformers computes angles in float32; far out, that is all a right conversion differs by."""
+    far = scaled("yarn", factor=8.0, original_max_position_embeddings=900) | {"num_hidden_layers": 6}
+    parity = read_checkpoint(make_checkpoint("llama", tokenizer=False, seed=3, **far)).measure()
+    assert parity.passed and parity.n_tokens == 964
+    assert parity.raw < 3 * parity.noise_floor
 
 
 # --- a wrong conversion is caught
@@ -403,6 +665,7 @@ def test_the_probe_is_longer_than_a_window_but_not_than_the_context() -> None:
 YARN = scaled("yarn", factor=4.0, original_max_position_embeddings=128)
 SMOOTH_YARN = scaled("yarn", factor=4.0, original_max_position_embeddings=1000, truncate=False)
 LLAMA3 = scaled("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=128)
+WINDOW = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
 WRONG = [
     # as far off as a wrong conversion may be to be seen: HAZARDS.md §2.7 measured these as the smallest
     ("gpt2", {}, {"act_fn": "gelu"}, 1e-3),
@@ -433,6 +696,26 @@ WRONG = [
     ("llama", LLAMA3, {"use_NTK_by_parts_rope": False}, 0.1),
     ("llama", LLAMA3, {"NTK_by_parts_factor": 7.0}, 1e-3),
     ("llama", LLAMA3, {"NTK_original_ctx_len": 256}, 1e-2),
+    ("mistral", {}, {"use_local_attn": False}, 0.1),
+    ("mistral", {}, {"window_size": 7}, 0.01),
+    ("mistral", {}, {"window_size": 9}, 0.01),
+    ("mistral", {}, {"attn_types": ["local", "global"]}, 0.01),
+    ("qwen2", WINDOW, {"attn_types": ["local", "global"]}, 0.01),
+    ("qwen2", WINDOW, {"use_local_attn": False}, 0.01),
+    ("qwen2", {"rope_parameters": {"rope_type": "default", "rope_theta": 777.5}}, {"rotary_base": 777.0}, 1e-3),
+    ("qwen3", WINDOW, {"use_local_attn": False}, 0.01),
+    ("gemma", {}, {"act_fn": "gelu"}, 1e-4),
+    ("gemma2", {}, {"attn_scores_soft_cap": -1.0}, 0.01),
+    ("gemma2", {}, {"output_logits_soft_cap": -1.0}, 0.01),
+    ("gemma2", {}, {"output_logits_soft_cap": 31.0}, 1e-3),
+    ("gemma2", {}, {"attn_scale": 4.0}, 0.01),
+    ("gemma2", {}, {"attn_types": ["global", "local"]}, 0.01),
+    ("gemma3", {}, {"rotary_base_local": None}, 0.01),
+    ("gemma3", {}, {"rotary_base": 1e4}, 0.01),
+    ("gemma3", layered(full={"rope_type": "linear", "factor": 8.0}), {"rotary_scaling_factor": 1.0}, 0.01),
+    ("gemma3", {}, {"attn_types": ["global"] * 3}, 0.01),
+    ("apertus", {}, {"use_NTK_by_parts_rope": False}, 0.01),
+    ("apertus", {}, {"eps": 1e-6}, 1e-4),
 ]
 
 

@@ -17,7 +17,7 @@ import pytest
 from transformers.modeling_rope_utils import RopeParameters
 
 from registry import ArchitectureMismatch, Registry, RegistryError
-from registry.errors import UnsupportedConfig
+from registry.errors import UnsupportedConfig, WeightsMismatch
 from registry.families import FAMILIES, find_family_by_name
 from registry.families.fields import SHARED
 from tests.checkpoints import edit_config
@@ -322,9 +322,26 @@ def test_every_used_field_has_a_case(name: str) -> None:
     cases = [case for case in CASES if case.family == family.name]
     covered = {key for case in cases for key in [*case.change, *case.legacy]}
     used = {key for key, rule in family.fields.items() if rule.role == "used"}
-    assert used <= covered
+    # attention_bias brings tensors; HookedTransformer always has them, so that it is no difference of architecture
+    assert used - {"attention_bias"} <= covered
     # and every field of the architecture that config.json can change, in words for people
     assert {field for case in cases for field in case.differences} - {"yarn_global_attn_only"} <= {*family.config_keys}
+
+
+def test_biases_that_the_parent_has_not_are_weights_and_no_difference_of_architecture(
+    shared: Registry, parent_of: Callable[[Case], str], make_checkpoint: MakeCheckpoint
+) -> None:
+    """HookedTransformer has b_Q, b_K, b_V and b_O always; where config.json is wrong about them, tensors do not fit."""
+    folder = make_checkpoint("llama", seed=2, attention_bias=True)
+    done = shared.register("biased", folder, parent=parent_of(LLAMA_CASES[0]))
+    assert done.version is not None and done.parity is not None and done.parity.passed
+    assert done.version.parents[0].admitted_differences == ()
+    network = shared.load("biased", processed=False)
+    assert all(bool(bias.any()) for bias in (network.b_Q, network.b_K, network.b_V, network.b_O))
+    with pytest.raises(WeightsMismatch, match="8 left over"):
+        shared.register("unbiased", edit_config(folder, attention_bias=False))
+    with pytest.raises(WeightsMismatch, match="8 missing"):
+        shared.register("unbiased", edit_config(make_checkpoint("llama"), attention_bias=True))
 
 
 def test_every_factor_of_rope_has_a_case_or_is_refused(make_checkpoint: MakeCheckpoint, shared: Registry) -> None:

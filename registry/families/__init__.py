@@ -6,11 +6,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from registry.errors import MalformedArtifact, UnsupportedFamily
-from registry.families import gpt2, llama
+from registry.families import apertus, gemma, gemma2, gemma3, gpt2, llama, mistral, qwen2, qwen3
 from registry.families.family import Family
 from registry.refs import find_similar
 
-FAMILIES: Mapping[str, Family] = {module.FAMILY.class_name: module.FAMILY for module in (gpt2, llama)}
+FAMILIES: Mapping[str, Family] = {
+    module.FAMILY.class_name: module.FAMILY
+    for module in (gpt2, llama, mistral, qwen2, qwen3, gemma, gemma2, gemma3, apertus)
+}
+
+# classes that cannot be converted for a reason that their name does not tell
+_REFUSED: Mapping[str, str] = {
+    "Gemma3ForConditionalGeneration": "It sees images, and HookedTransformer reads tokens only. "
+    "Save its language model as a Gemma3ForCausalLM, and register that.",
+}
 
 
 def find_family(config: Mapping[str, Any]) -> Family:
@@ -27,7 +36,8 @@ def find_family(config: Mapping[str, Any]) -> Family:
         similar = find_similar(classes[0], FAMILIES)
         raise UnsupportedFamily(
             f"{classes[0]!r} cannot be converted to a HookedTransformer yet.",
-            hint=(f"Did you mean {similar[0]}? " if similar else "")
+            hint=_REFUSED.get(classes[0])
+            or (f"Did you mean {similar[0]}? " if similar else "")
             + f"What can be converted: {', '.join(sorted(FAMILIES))}.",
             family=classes[0],
         )

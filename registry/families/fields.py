@@ -109,6 +109,13 @@ def read_activation(name: str, value: str) -> str:
     return _ACTIVATIONS[value]
 
 
+def read_soft_cap(name: str, value: float | None) -> float:
+    """Return HookedTransformer's number for a soft cap: null is none, which it writes -1; a cap of 0 is nonsense."""
+    if value == 0:
+        raise refuse_value(name, value, "a soft cap of 0 divides by it", "Use null for no soft cap.")
+    return -1.0 if value is None else value
+
+
 def refuse_value(name: str, value: Any, why: str, hint: str | None = None) -> UnsupportedConfig:
     """Make the error for a used field whose value this family cannot convert."""
     return UnsupportedConfig(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from registry.architecture import Architecture, describe_architecture
-from registry.families import rope
+from registry.families import like_llama, rope
 from registry.families.family import Family
-from registry.families.fields import neutral, only, read_activation, refuse_value, used
+from registry.families.fields import neutral, only, read_activation, used
 
 if TYPE_CHECKING:
     import torch
@@ -28,8 +27,8 @@ FIELDS = {
     "rms_norm_eps": used(float, 1e-6),
     "tie_word_embeddings": used(bool, False),
     **rope.FIELDS,
-    "attention_bias": only(False, "transformer-lens's Llama converter drops attention biases"),
-    "mlp_bias": only(False, "transformer-lens's Llama converter drops MLP biases"),
+    "attention_bias": used(bool, False),
+    "mlp_bias": only(False, "HookedTransformer's gated MLP has no bias on its gate"),
     "pretraining_tp": neutral("it splits the same matrix products"),
     "attention_dropout": neutral("dropout is off when a network is read"),
 }
@@ -37,47 +36,20 @@ FIELDS = {
 
 def describe(config: Mapping[str, Any]) -> Architecture:
     """Map Llama's config fields to the canonical architecture."""
-    d_model, n_heads = config["hidden_size"], config["num_attention_heads"]
-    n_key_value_heads = config["num_key_value_heads"] or n_heads
-    if d_model % n_heads:
-        raise refuse_value("num_attention_heads", n_heads, f"hidden_size = {d_model} is no multiple of it")
-    if n_heads % n_key_value_heads:
-        raise refuse_value("num_key_value_heads", n_key_value_heads, f"num_attention_heads = {n_heads} is no multiple")
-    d_head = config["head_dim"] or d_model // n_heads
-    if d_head % 2:
-        raise refuse_value("head_dim", d_head, "rotary embeddings turn pairs")
-    n_ctx = config["max_position_embeddings"]
+    like_llama.refuse_uneven_heads(config)
     return describe_architecture(
-        d_model=d_model,
-        n_layers=config["num_hidden_layers"],
-        n_heads=n_heads,
-        n_key_value_heads=n_key_value_heads,
-        d_head=d_head,
-        d_mlp=config["intermediate_size"],
-        d_vocab=config["vocab_size"],
-        n_ctx=n_ctx,
+        **like_llama.describe_sizes(config),
         act_fn=read_activation("hidden_act", config["hidden_act"]),
-        normalization_type="RMS",
-        final_rms=True,
         gated_mlp=True,
-        eps=config["rms_norm_eps"],
-        tie_word_embeddings=config["tie_word_embeddings"],
-        **rope.describe_rope(rope.read_rope(config), n_ctx),
+        **rope.describe_rope(rope.read_rope(config), config["max_position_embeddings"]),
     )
 
 
-def make_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Give LlamaConfig its rotary fields in the one form of transformers 5."""
-    others = {name: value for name, value in config.items() if name not in rope.FIELDS}
-    return {**others, "rope_parameters": rope.read_rope(config)}
-
-
 def convert(network: torch.nn.Module, cfg: HookedTransformerConfig) -> dict[str, torch.Tensor]:
-    """Convert with transformer-lens's own converter."""
+    """Convert with transformer-lens's own converter, which drops the biases that attention_bias brings."""
     from transformer_lens.pretrained.weight_conversions.llama import convert_llama_weights
 
-    converted: dict[str, torch.Tensor] = convert_llama_weights(network, cfg)
-    return converted
+    return like_llama.add_attention_biases(convert_llama_weights(network, cfg), network, cfg)
 
 
 FAMILY = Family(
@@ -88,38 +60,9 @@ FAMILY = Family(
     fields=FIELDS,
     describe=describe,
     convert=convert,
-    config_keys={
-        "d_model": "hidden_size",
-        "n_layers": "num_hidden_layers",
-        "n_heads": "num_attention_heads",
-        "n_key_value_heads": "num_key_value_heads",
-        "d_head": "head_dim",
-        "d_mlp": "intermediate_size",
-        "d_vocab": "vocab_size",
-        "d_vocab_out": "vocab_size",
-        "n_ctx": "max_position_embeddings",
-        "act_fn": "hidden_act",
-        "eps": "rms_norm_eps",
-        "attn_scale": "head_dim",
-        "tie_word_embeddings": "tie_word_embeddings",
-        "rotary_dim": "head_dim",
-        "rotary_base": "rope_theta",
-        "rotary_scaling_factor": "rope_scaling",
-        "use_NTK_by_parts_rope": "rope_scaling",
-        "NTK_by_parts_factor": "rope_scaling.factor",
-        "NTK_by_parts_low_freq_factor": "rope_scaling.low_freq_factor",
-        "NTK_by_parts_high_freq_factor": "rope_scaling.high_freq_factor",
-        "NTK_original_ctx_len": "rope_scaling.original_max_position_embeddings",
-        "use_yarn_rope": "rope_scaling",
-        "yarn_factor": "rope_scaling.factor",
-        "yarn_attention_factor": "rope_scaling.attention_factor",
-        "yarn_beta_fast": "rope_scaling.beta_fast",
-        "yarn_beta_slow": "rope_scaling.beta_slow",
-        "yarn_original_max_position_embeddings": "rope_scaling.original_max_position_embeddings",
-        "yarn_truncate": "rope_scaling.truncate",
-    },
-    arguments=make_arguments,
-    base_prefix="model.",
-    tied=("model.embed_tokens.weight", "lm_head.weight"),
-    ignored=re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"),
+    config_keys=like_llama.CONFIG_KEYS,
+    arguments=like_llama.make_arguments,
+    base_prefix=like_llama.BASE_PREFIX,
+    tied=like_llama.TIED,
+    ignored=like_llama.IGNORED,
 )

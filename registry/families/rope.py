@@ -7,10 +7,11 @@ Sources: transformers 5.23 `modeling_rope_utils.py` (what each `rope_type` compu
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from registry.families.fields import Field, only, refuse_value, used
+from registry.families.layer_types import FULL, SLIDING
 
 DEFAULT_THETA = 10000.0
 _KEYS = {
@@ -37,8 +38,26 @@ FIELDS: Mapping[str, Field] = {
     "partial_rotary_factor": only(None, "the converter rotates whole heads"),
 }
 
+CONFIG_KEYS: Mapping[str, str] = {
+    "rotary_dim": "head_dim",
+    "rotary_base": "rope_theta",
+    "rotary_scaling_factor": "rope_scaling",
+    "use_NTK_by_parts_rope": "rope_scaling",
+    "NTK_by_parts_factor": "rope_scaling.factor",
+    "NTK_by_parts_low_freq_factor": "rope_scaling.low_freq_factor",
+    "NTK_by_parts_high_freq_factor": "rope_scaling.high_freq_factor",
+    "NTK_original_ctx_len": "rope_scaling.original_max_position_embeddings",
+    "use_yarn_rope": "rope_scaling",
+    "yarn_factor": "rope_scaling.factor",
+    "yarn_attention_factor": "rope_scaling.attention_factor",
+    "yarn_beta_fast": "rope_scaling.beta_fast",
+    "yarn_beta_slow": "rope_scaling.beta_slow",
+    "yarn_original_max_position_embeddings": "rope_scaling.original_max_position_embeddings",
+    "yarn_truncate": "rope_scaling.truncate",
+}
 
-def read_rope(config: Mapping[str, Any]) -> dict[str, Any]:
+
+def read_rope(config: Mapping[str, Any], default_theta: float = DEFAULT_THETA) -> dict[str, Any]:
     """Return transformers 5's flat `rope_parameters`, whichever release wrote the config.
 
     transformers 4 wrote `rope_theta` beside `rope_scaling`; transformers 5 writes one `rope_parameters`. Two that
@@ -48,18 +67,51 @@ def read_rope(config: Mapping[str, Any]) -> dict[str, Any]:
     if modern and legacy and modern != legacy:
         raise refuse_value("rope_scaling", legacy, f"rope_parameters says {modern}", "Keep one of the two.")
     source = "rope_parameters" if modern else "rope_scaling"
-    given = dict(modern or legacy or {})
-    theta = config["rope_theta"]
+    return _read_parameters(source, modern or legacy or {}, "rope_theta", config["rope_theta"], default_theta)
+
+
+def read_layered_rope(config: Mapping[str, Any], full_theta: float, sliding_theta: float) -> dict[str, dict[str, Any]]:
+    """Return transformers 5's `rope_parameters` by layer type, whichever release wrote the config.
+
+    transformers 4 wrote `rope_theta` and `rope_scaling` for the layers with full attention, `rope_local_base_freq` for
+    those with a window, which it never scaled.
+    """
+    modern, legacy = config["rope_parameters"] or {}, config["rope_scaling"]
+    thetas = {FULL: ("rope_theta", full_theta), SLIDING: ("rope_local_base_freq", sliding_theta)}
+    if unknown := set(modern) - set(thetas):
+        wrong = {name: modern[name] for name in sorted(unknown)}
+        raise refuse_value("rope_parameters", wrong, f"here it has one entry for {FULL} and one for {SLIDING}")
+    for kind, entry in modern.items():
+        if entry is not None and not isinstance(entry, dict):
+            raise refuse_value("rope_parameters", {kind: entry}, "its entries are objects")
+    if modern.get(FULL) and legacy and modern[FULL] != legacy:
+        raise refuse_value("rope_scaling", legacy, f"rope_parameters says {modern[FULL]}", "Keep one of the two.")
+    read = {}
+    for kind, (theta_key, default_theta) in thetas.items():
+        source, given = "rope_parameters", modern.get(kind)
+        if not given and kind == FULL:
+            source, given = "rope_scaling", legacy
+        read[kind] = _read_parameters(source, given or {}, theta_key, config[theta_key], default_theta)
+    return read
+
+
+def _read_parameters(
+    source: str, found: Mapping[str, Any], theta_key: str, theta: float | None, default_theta: float
+) -> dict[str, Any]:
+    """Check the entries of one `rope_parameters`, found under `source`; `theta` stood beside it, as `theta_key`."""
+    given = dict(found)
     if "rope_theta" in given and theta is not None and given["rope_theta"] != theta:
-        raise refuse_value("rope_theta", theta, f"{source} says {given['rope_theta']!r}", "Keep one of the two.")
+        raise refuse_value(theta_key, theta, f"{source} says {given['rope_theta']!r}", "Keep one of the two.")
     kind = given.pop("rope_type", None) or given.get("type") or "default"
     if given.pop("type", kind) != kind:
-        raise refuse_value(source, dict(modern or legacy or {}), "rope_type and type disagree", "Keep one of the two.")
+        raise refuse_value(source, dict(found), "rope_type and type disagree", "Keep one of the two.")
     inner_theta = given.pop("rope_theta", None)
     base = inner_theta if inner_theta is not None else theta
     known = _KEYS.get(kind) if isinstance(kind, str) else None
     if known is None:
         raise refuse_value(source, {"rope_type": kind}, "HookedTransformer cannot compute this kind of rope scaling")
+    if base is not None and _number(source, "rope_theta", base) < 1:
+        raise refuse_value("rope_theta", base, "wavelengths would shrink from pair to pair; no network is trained so")
     if unknown := set(given) - known:
         raise refuse_value(source, {name: given[name] for name in sorted(unknown)}, f"not a field of {kind} rope")
     for name, value in given.items():
@@ -67,19 +119,24 @@ def read_rope(config: Mapping[str, Any]) -> dict[str, Any]:
             given[name] = _check_entry(source, name, value)
     return {
         "rope_type": kind,
-        "rope_theta": _number(source, "rope_theta", DEFAULT_THETA if base is None else base),
+        "rope_theta": _number(source, "rope_theta", default_theta if base is None else base),
         **given,
     }
 
 
-def describe_rope(rope: Mapping[str, Any], n_ctx: int) -> dict[str, Any]:
-    """Map `rope_parameters` to architecture fields; `n_ctx` stands in where the original length is not given."""
+def describe_rope(rope: Mapping[str, Any], n_ctx: int, attn_types: Sequence[str] = ()) -> dict[str, Any]:
+    """Map `rope_parameters` to architecture fields; `n_ctx` stands in where the original length is not given.
+
+    Raises UnsupportedConfig for linear scaling of local layers (`attn_types`): HookedTransformer leaves those unscaled.
+    """
     fields: dict[str, Any] = {"positional_embedding_type": "rotary", "rotary_base": rope["rope_theta"]}
     kind = rope["rope_type"]
     if kind != "default" and rope.get("factor") is None:
         raise refuse_value("rope_parameters", dict(rope), f"{kind} rope needs a factor")
     original = int(rope.get("original_max_position_embeddings") or n_ctx)
     if kind == "linear":
+        if "local" in attn_types and rope["factor"] != 1:
+            raise refuse_value("rope_parameters", dict(rope), "HookedTransformer scales no layer that has a window")
         fields["rotary_scaling_factor"] = rope["factor"]
     elif kind == "llama3":
         if not (rope.get("low_freq_factor") and rope.get("high_freq_factor")):
@@ -101,6 +158,34 @@ def describe_rope(rope: Mapping[str, Any], n_ctx: int) -> dict[str, Any]:
             "yarn_original_max_position_embeddings": original,
             "yarn_truncate": bool(rope.get("truncate", True)),
         }
+    return fields
+
+
+def describe_layered_rope(
+    rope: Mapping[str, Mapping[str, Any]], n_ctx: int, attn_types: Sequence[str]
+) -> dict[str, Any]:
+    """Map `rope_parameters` by layer type to architecture fields.
+
+    HookedTransformer's local layers may have a theta of their own. It leaves them out of linear scaling, can leave them
+    out of yarn, and scales all layers alike otherwise; what is neither is refused.
+    """
+    if "local" not in attn_types:
+        return describe_rope(rope[FULL], n_ctx)
+    sliding = describe_rope(rope[SLIDING], n_ctx, attn_types)
+    if "global" not in attn_types:
+        return sliding
+    fields = describe_rope(rope[FULL], n_ctx)
+    sliding_theta = sliding.pop("rotary_base")
+    scaling = {name: value for name, value in fields.items() if name != "rotary_base"}
+    if rope[SLIDING]["rope_type"] in ("default", "linear"):  # linear is by 1 here
+        if rope[FULL]["rope_type"] == "llama3":
+            raise refuse_value("rope_parameters", dict(rope), "HookedTransformer has llama3 rope in all layers or none")
+        if rope[FULL]["rope_type"] == "yarn":
+            fields["yarn_global_attn_only"] = True
+    elif sliding != scaling:
+        raise refuse_value("rope_parameters", dict(rope), "HookedTransformer cannot scale each layer type otherwise")
+    if sliding_theta != fields["rotary_base"]:
+        fields["rotary_base_local"] = sliding_theta
     return fields
 
 
