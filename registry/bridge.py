@@ -47,7 +47,10 @@ def build_checked_bridge(
     source.set_attn_implementation("eager")
     reference = measure_reference(source, architecture)
     bridge = build_bridge(source, family, architecture, tokenizer, name=name, compatibility=compatibility)
-    difference = reference.measure(bridge)
+    try:
+        difference = reference.measure(bridge)
+    except RuntimeError as error:
+        raise UnsupportedBridge(f"The bridge of {name} cannot be run: {error}", hint=_hint(compatibility)) from error
     if not difference <= reference.bound:
         raise UnsupportedBridge(
             f"The bridge of {name} computes something else: log-probs are {difference:.1e} off its own source network, "
@@ -77,6 +80,8 @@ def build_bridge(
             if compatibility:
                 processing = guard_processing(architecture, Processing())
                 bridge.enable_compatibility_mode(disable_warnings=True, **vars(processing))
+                for parameter in bridge.parameters():  # it adds biases that folding makes in float32, as in Qwen 2
+                    parameter.data = parameter.data.to(source.dtype)
         except Exception as error:  # transformer-lens raises whatever an architecture that it does not expect leads to
             reason = str(error).strip().split("\n")[0]
             raise UnsupportedBridge(

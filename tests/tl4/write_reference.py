@@ -6,6 +6,7 @@ python -m tests.tl4.write_reference FOLDER
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 
 import torch
@@ -24,9 +25,12 @@ def write_reference(folder: Path) -> None:
     for family in FAMILIES.values():
         registry.register(family.name, save_checkpoint(folder / "sources" / family.name, family.name))
         tokens = make_probe(Architecture(registry.version(family.name).architecture))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of processing that was left out
+            network = registry.load(family.name)
         with torch.inference_mode():
-            log_probs = registry.load(family.name)(tokens).log_softmax(-1)
-        expected[family.name] = {"tokens": tokens, "log_probs": log_probs}
+            log_probs = network(tokens).log_softmax(-1)
+        expected[family.name] = {"tokens": tokens, "log_probs": log_probs, "text": network.to_tokens("w1 w2")}
     torch.save(expected, folder / "expected.pt")
     registry.close()
 
