@@ -38,7 +38,7 @@ class ReadsTexts:
         `prepend_bos` and `padding_side` are the config's and the tokenizer's own unless they are given. A text that is
         longer than the context is cut, with a TextCut warning; `truncate=False` leaves it whole.
 
-        Raises UnusableTokenizer without a tokenizer, and for texts of different lengths if it has no PAD token.
+        Raises UnusableTokenizer without a tokenizer, and for want of a BOS or PAD token where one is needed.
         """
         if self.tokenizer is None:
             raise UnusableTokenizer(
@@ -48,6 +48,8 @@ class ReadsTexts:
         texts = [input] if isinstance(input, str) else list(input)
         # transformer-lens marks "as the config says" by an object of its own
         wanted = prepend_bos if isinstance(prepend_bos, bool) else self.cfg.default_prepend_bos
+        if wanted and self.tokenizer.bos_token_id is None:
+            raise UnusableTokenizer("BOS was asked for, and the tokenizer has none.", hint="Leave out prepend_bos.")
         to_add = [self.tokenizer.bos_token_id] if wanted and not self.cfg.tokenizer_prepends_bos else []
         n_to_remove = 1 if self.cfg.tokenizer_prepends_bos and not wanted else 0
         length = self.cfg.n_ctx - len(to_add) + n_to_remove if truncate else None
