@@ -87,7 +87,9 @@ class Registry:
         dry_run: bool = False,
         progress: Progress = no_progress,
     ) -> Registration:
-        """Register a Hugging Face folder or a GGUF file as the next version of the model `name`.
+        """Register a Hugging Face folder, a PEFT adapter's or a GGUF file as the next version of the model `name`.
+
+        An adapter is merged into its one parent, and the merged network is what is registered.
 
         Args:
             name: one or two segments, `name` or `org/name`.

@@ -45,7 +45,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         own = Tokenizer.from_file(str(folder / "tokenizer.json"))
         if getattr(own.model, "dropout", None):
             raise UnusableTokenizer(
-                f"The tokenizer leaves out merges at random (dropout {own.model.dropout}), and reads no text as before.",
+                f"The tokenizer drops merges at random (dropout {own.model.dropout}) and reads no text twice alike.",
                 hint='Set "dropout" in tokenizer.json to null: it is for training.',
             )
         own.no_truncation()
