@@ -102,7 +102,6 @@ def _wrap(
     adapter: Any = ArchitectureAdapterFactory.select_architecture_adapter(config)
     adapter.cfg.device = str(source.device)
     adapter.cfg.n_ctx = architecture["n_ctx"]
-    adapter.cfg.tokenizer_appends_eos = False  # else it would take EOS away again from what the tokenizer gives
     adapter.prepare_model(source)
     return RegisteredBridge(source, adapter, tokenizer and fit_tokenizer(adapter.cfg, tokenizer))
 

@@ -306,8 +306,8 @@ DAMAGES = [
     gpt2(
         "tensor-left-over",
         WeightsMismatch,
-        "1 left over, such as transformer.h.0.attn.lora_A",
-        lambda f: edit_tensors(f, lambda t: {**t, "transformer.h.0.attn.lora_A": torch.ones(2)}),
+        "1 left over, such as transformer.h.0.attn.extra",
+        lambda f: edit_tensors(f, lambda t: {**t, "transformer.h.0.attn.extra": torch.ones(2)}),
     ),
     gpt2(
         "all-prefixed",
