@@ -44,7 +44,6 @@ def build_checked_bridge(
 
     Raises UnsupportedBridge if the bridge computes something else, or cannot be built.
     """
-    source.set_attn_implementation("eager")
     reference = measure_reference(source, architecture)
     bridge = build_bridge(source, family, architecture, tokenizer, name=name, compatibility=compatibility)
     try:
@@ -73,7 +72,8 @@ def build_bridge(
 
     Raises UnsupportedBridge if it cannot be built.
     """
-    source.set_attn_implementation("eager")  # the others do not show their patterns to hooks
+    if source._can_set_attn_implementation():
+        source.set_attn_implementation("eager")  # the others do not show their patterns to hooks
     with quiet():
         try:
             bridge = _wrap(source, family, tokenizer, architecture, name)

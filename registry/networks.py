@@ -38,7 +38,8 @@ def make_config(family: Family, values: Mapping[str, Any]) -> PreTrainedConfig:
     """Rebuild the Hugging Face config object from checked values only."""
     config_class = getattr(transformers, family.config_class_name)
     try:
-        config: PreTrainedConfig = config_class(**family.arguments(values))
+        # which token pads matters in training only; a default beyond a small vocabulary could not be built
+        config: PreTrainedConfig = config_class(**{"pad_token_id": None, **family.arguments(values)})
     except Exception as error:  # huggingface_hub's strict dataclasses raise a type of their own for each rule
         raise _refuse_config("refuses this config.json", error) from error
     return config

@@ -14,6 +14,7 @@ import hashlib
 import math
 import random
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any
 import torch
 
 from registry.architecture import Architecture
-from registry.attention import name_second_attention
+from registry.attention import Float64Attention, choose_second_attention
 from registry.convert import RAW, Processing, check_finite, convert_network, guard_processing
 from registry.errors import ParityFailure
 from registry.families.family import Family
@@ -166,7 +167,7 @@ def measure_reference(source: Any, architecture: Architecture) -> Reference:
     It is left with eager attention.
     """
     probe = make_probe(architecture).to(source.device)
-    second = _source_log_probs(source, probe, name_second_attention(source))
+    second = _source_log_probs(source, probe, choose_second_attention(source))
     log_probs = _source_log_probs(source, probe, "eager")
     noise_floor = _largest_difference(log_probs, second)
     if architecture["positional_embedding_type"] == "rotary":
@@ -196,11 +197,17 @@ def refuse_disparity(parity: Parity, location: str) -> None:
         )
 
 
-def _source_log_probs(network: Any, probe: torch.Tensor, implementation: str, first_position: int = 0) -> torch.Tensor:
-    network.set_attn_implementation(implementation)
+def _source_log_probs(
+    network: Any, probe: torch.Tensor, attention: str | Float64Attention, first_position: int = 0
+) -> torch.Tensor:
+    exchanged: AbstractContextManager[Any] = nullcontext()
+    if isinstance(attention, Float64Attention):
+        exchanged = attention
+    elif network._can_set_attn_implementation():
+        network.set_attn_implementation(attention)
     positions = torch.arange(first_position, first_position + probe.shape[1], device=probe.device).expand_as(probe)
     places = {"position_ids": positions} if first_position else {}
-    with torch.inference_mode():
+    with torch.inference_mode(), exchanged:
         log_probs: torch.Tensor = network(probe, use_cache=False, **places).logits.log_softmax(-1)
     return log_probs
 

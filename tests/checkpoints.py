@@ -34,6 +34,48 @@ LLAMA = {
     "bos_token_id": 0,
     "eos_token_id": 0,
 }
+GPT_NEOX = {
+    "vocab_size": D_VOCAB,
+    "max_position_embeddings": 96,
+    "hidden_size": 64,
+    "intermediate_size": 112,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+GPT_NEO = {
+    "vocab_size": D_VOCAB,
+    "max_position_embeddings": 96,
+    "hidden_size": 64,
+    "num_layers": 2,
+    "num_heads": 4,
+    "attention_types": [[["global", "local"], 1]],
+    "window_size": 11,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+GPTJ = {**GPT2, "rotary_dim": 8}
+OPT = {
+    "vocab_size": D_VOCAB,
+    "max_position_embeddings": 96,
+    "hidden_size": 64,
+    "ffn_dim": 112,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+BLOOM = {
+    "vocab_size": D_VOCAB,
+    "seq_length": 96,
+    "hidden_size": 64,
+    "n_layer": 2,
+    "n_head": 4,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+PHI3 = {**LLAMA, "sliding_window": 37, "pad_token_id": 0}
 QWEN3 = LLAMA | {"head_dim": 16}
 GEMMA = LLAMA | {"head_dim": 16, "pad_token_id": 0}
 GEMMA2 = GEMMA | {"sliding_window": 8, "query_pre_attn_scalar": 24, "attn_logit_softcapping": 5.0}
@@ -44,6 +86,7 @@ GEMMA3 = GEMMA | {
     "query_pre_attn_scalar": 24,
 }
 APERTUS = LLAMA | {
+    "pad_token_id": None,
     "rope_parameters": {
         "rope_type": "llama3",
         "rope_theta": 12e6,
@@ -51,11 +94,18 @@ APERTUS = LLAMA | {
         "low_freq_factor": 1.0,
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 32,
-    }
+    },
 }
 CLASSES = {
+    "bloom": ("BloomForCausalLM", "BloomConfig", BLOOM),
     "gpt2": ("GPT2LMHeadModel", "GPT2Config", GPT2),
+    "gpt_neo": ("GPTNeoForCausalLM", "GPTNeoConfig", GPT_NEO),
+    "gpt_neox": ("GPTNeoXForCausalLM", "GPTNeoXConfig", GPT_NEOX),
+    "gptj": ("GPTJForCausalLM", "GPTJConfig", GPTJ),
     "llama": ("LlamaForCausalLM", "LlamaConfig", LLAMA),
+    "opt": ("OPTForCausalLM", "OPTConfig", OPT),
+    "phi": ("PhiForCausalLM", "PhiConfig", GPT_NEOX),
+    "phi3": ("Phi3ForCausalLM", "Phi3Config", PHI3),
     "mistral": ("MistralForCausalLM", "MistralConfig", LLAMA | {"sliding_window": 8}),
     "qwen2": ("Qwen2ForCausalLM", "Qwen2Config", LLAMA),
     "qwen3": ("Qwen3ForCausalLM", "Qwen3Config", QWEN3),
@@ -66,7 +116,7 @@ CLASSES = {
 }
 _CONV1D = {"gpt2"}  # these keep their matrices as (fan_in, fan_out)
 _NORMS_FROM_ONE = {"gemma", "gemma2", "gemma3"}  # these add 1 to the weights of their norms
-_TABLES = ("wte", "wpe", "embed_")
+_TABLES = ("wte", "wpe", "embed_", "word_embeddings")
 
 
 def make_network(family: str, seed: int = 0, **config: Any) -> PreTrainedModel:

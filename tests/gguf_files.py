@@ -24,6 +24,8 @@ LLAMA_NAMES = {
     "gate_proj": "ffn_gate",
     "up_proj": "ffn_up",
     "down_proj": "ffn_down",
+    "q_norm": "attn_q_norm",
+    "k_norm": "attn_k_norm",
     "lm_head": "output",
 }
 GPT2_NAMES = {
@@ -54,9 +56,14 @@ def write_gguf(
     `packing` is for the matrices of the blocks; the rest stays in float32, as llama.cpp leaves it.
     """
     architecture = network.config.model_type
-    describe, collect = {"llama": (_describe_llama, _collect_llama), "gpt2": (_describe_gpt2, _collect_gpt2)}[
-        architecture
-    ]
+    if architecture == "mistral":  # llama.cpp knows it under this name
+        architecture = "llama"
+    describe, collect = {
+        "llama": (_describe_llama, _collect_llama),
+        "qwen2": (_describe_qwen, _collect_qwen),
+        "qwen3": (_describe_qwen, _collect_qwen),
+        "gpt2": (_describe_gpt2, _collect_gpt2),
+    }[architecture]
     writer = gguf.GGUFWriter(path, architecture)
     entries = {f"{architecture}.{key}": value for key, value in describe(network.config).items()}
     entries |= tokenizer if tokenizer is not None else TOKENIZERS[architecture](network.config.vocab_size)
@@ -92,6 +99,14 @@ def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
 
 def _describe_llama(config: Any) -> dict[str, Any]:
     return {
+        **_describe_sizes(config),
+        "rope.dimension_count": config.head_dim,
+        "vocab_size": config.vocab_size,
+    }
+
+
+def _describe_sizes(config: Any) -> dict[str, Any]:
+    return {
         "context_length": config.max_position_embeddings,
         "embedding_length": config.hidden_size,
         "block_count": config.num_hidden_layers,
@@ -99,10 +114,16 @@ def _describe_llama(config: Any) -> dict[str, Any]:
         "attention.head_count": config.num_attention_heads,
         "attention.head_count_kv": config.num_key_value_heads,
         "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
-        "rope.dimension_count": config.head_dim,
         "rope.freq_base": float(config.rope_parameters["rope_theta"]),
-        "vocab_size": config.vocab_size,
     }
+
+
+def _describe_qwen(config: Any) -> dict[str, Any]:
+    """Qwen2's width of a head follows from the others."""
+    described = _describe_sizes(config)
+    if config.model_type == "qwen3":
+        described |= {"attention.key_length": config.head_dim, "attention.value_length": config.head_dim}
+    return described
 
 
 def _describe_gpt2(config: Any) -> dict[str, Any]:
@@ -120,16 +141,22 @@ def _collect_llama(network: PreTrainedModel) -> dict[str, Array]:
     """Q and K go in with the rotated pairs side by side, as Meta had them."""
     config = network.config
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
+    collected = _collect_qwen(network)
+    for name, array in collected.items():
+        n_heads = heads.get(name.split(".")[-2])
+        if n_heads:
+            halves = array.reshape(n_heads, 2, array.shape[0] // n_heads // 2, -1)
+            collected[name] = halves.swapaxes(1, 2).reshape(array.shape)
+    return collected
+
+
+def _collect_qwen(network: PreTrainedModel) -> dict[str, Array]:
     collected: dict[str, Array] = {}
     for name, tensor in network.state_dict().items():
-        parts = name.split(".")
-        kind = LLAMA_NAMES[parts[-2]]
-        array = tensor.float().numpy()
-        if kind in heads:
-            halves = array.reshape(heads[kind], 2, array.shape[0] // heads[kind] // 2, -1)
-            array = halves.swapaxes(1, 2).reshape(array.shape)
-        collected[f"blk.{parts[2]}.{kind}.weight" if "layers" in parts else f"{kind}.weight"] = array
-    if config.tie_word_embeddings:
+        *path, module, leaf = name.split(".")
+        place = f"blk.{path[2]}." if "layers" in path else ""
+        collected[f"{place}{LLAMA_NAMES[module]}.{leaf}"] = tensor.float().numpy()
+    if network.config.tie_word_embeddings:
         del collected["output.weight"]
     return collected
 
@@ -166,6 +193,10 @@ def _llama_tokenizer(n_tokens: int) -> dict[str, Any]:
     }
 
 
+def _qwen_tokenizer(n_tokens: int) -> dict[str, Any]:
+    return {**_gpt2_tokenizer(n_tokens), "tokenizer.ggml.pre": "qwen2"}
+
+
 def _gpt2_tokenizer(n_tokens: int) -> dict[str, Any]:
     """A byte-level vocabulary of letters and a few pairs."""
     letters = [chr(code) for code in range(33, 127)]
@@ -183,4 +214,9 @@ def _gpt2_tokenizer(n_tokens: int) -> dict[str, Any]:
     }
 
 
-TOKENIZERS = {"llama": _llama_tokenizer, "gpt2": _gpt2_tokenizer}
+TOKENIZERS = {
+    "llama": _llama_tokenizer,
+    "qwen2": _qwen_tokenizer,
+    "qwen3": _qwen_tokenizer,
+    "gpt2": _gpt2_tokenizer,
+}

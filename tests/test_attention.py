@@ -9,7 +9,8 @@ import torch
 from transformers.models.gemma2 import modeling_gemma2
 from transformers.models.gpt_oss import modeling_gpt_oss
 
-from registry.attention import attend
+from registry.attention import Float64Attention, attend, choose_second_attention
+from tests.checkpoints import make_network
 
 
 class Attention(torch.nn.Module):
@@ -55,3 +56,53 @@ def test_it_is_the_eager_attention_of_gpt_oss(n_groups: int) -> None:
     ours = attend(module, *inputs, scaling=0.3, s_aux=module.sinks)[0]
     assert torch.allclose(ours, expected, atol=1e-12, rtol=0)
     assert not torch.allclose(attend(module, *inputs, scaling=0.3)[0], expected, atol=1e-3, rtol=0)
+
+
+class InFloat32(torch.nn.Module):
+    """Attention as GPT-Neo, GPT-J and BLOOM write it."""
+
+    def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Attend, computing scores and softmax in float32."""
+        scores = torch.matmul(query.to(torch.float32), key.to(torch.float32).transpose(-1, -2))
+        weights = torch.nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
+        return torch.matmul(weights, value)
+
+
+def test_in_float64_no_step_of_attention_is_in_float32() -> None:
+    query, key, value, _ = make_inputs(4, 4, 20)
+    exact = torch.softmax(query @ key.transpose(-1, -2), -1) @ value
+    with Float64Attention():
+        wide = InFloat32()(query, key, value)
+    assert wide.dtype == torch.float64
+    assert (
+        float((wide - exact).abs().max()) < 1e-14 < 1e-9 < float((InFloat32()(query, key, value) - exact).abs().max())
+    )
+
+
+def test_in_float32_the_products_are_exact_and_then_rounded() -> None:
+    query, key, value = (tensor.float() for tensor in make_inputs(4, 4, 20)[:3])
+    with Float64Attention():
+        scores = torch.matmul(query, key.transpose(-1, -2))
+        attended = InFloat32()(query, key, value)
+    assert scores.dtype == attended.dtype == torch.float32
+    assert torch.equal(scores, (query.double() @ key.double().transpose(-1, -2)).float())
+    assert not torch.equal(attended, InFloat32()(query, key, value))
+
+
+@pytest.mark.parametrize("name", ["bloom", "gpt_neo", "gptj"])
+def test_where_attention_cannot_be_exchanged_its_steps_are(name: str) -> None:
+    network = make_network(name)
+    assert isinstance(choose_second_attention(network), Float64Attention)
+    tokens = torch.arange(40)[None]
+    for dtype, least in ((torch.float64, 1e-8), (torch.float32, 1e-7)):
+        network.to(dtype)
+        with torch.inference_mode():
+            one = network(tokens).logits
+            with Float64Attention():
+                other = network(tokens).logits
+        assert one.dtype == other.dtype == dtype
+        assert least < float((one - other).abs().max()) < 1e-3
+
+
+def test_where_it_can_be_exchanged_it_is() -> None:
+    assert choose_second_attention(make_network("gpt_neox")) == "sdpa"

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
 from transformers import ApertusConfig, Gemma3TextConfig, GenerationConfig, LlamaConfig, PreTrainedConfig
 
 from registry import Registry
@@ -22,6 +23,7 @@ from registry.families import FAMILIES, apertus, find_family, find_family_by_nam
 from registry.families.family import Family
 from registry.families.fields import SHARED
 from registry.families.rope import DEFAULT_THETA
+from registry.families.unsupported import BRIDGED
 from registry.networks import make_config
 from registry.verify import make_probe, refuse_disparity
 from tests.checkpoints import edit_config, make_network
@@ -63,15 +65,29 @@ def test_every_key_that_transformers_writes_is_declared(name: str, tmp_path: Pat
     assert {*GenerationConfig._get_default_generation_params()} <= declared(family)
 
 
+KEYWORDS = {
+    "bloom": {"n_embed", "seq_length"},
+    "gpt_neo": {"attention_layers"},
+    "gpt_neox": {"partial_rotary_factor", "rotary_emb_base", "rotary_pct"},
+    "phi": {"partial_rotary_factor"},
+    "phi3": {"partial_rotary_factor"},
+}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_field_that_is_left_out_means_what_it_means_to_transformers(name: str) -> None:
     family = find_family_by_name(name)
     defaults = {field.name: field.default for field in dataclasses.fields(config_class(family))}
     ours = {key: rule.default for key, rule in family.fields.items() if rule.role == "used" and key in defaults}
     assert ours == {key: defaults[key] for key in ours}
-    # what is no field of transformers any more, it takes among its keyword arguments
+    # what is no field of transformers any more, it takes among its keyword arguments, or does not read at all
     rest = {key for key, rule in family.fields.items() if rule.role == "used"} - set(defaults)
-    assert rest <= {"rope_scaling", "rope_theta", "rope_local_base_freq", "sliding_window_pattern"} | {
+    assert rest <= KEYWORDS.get(name, set()) | {
+        "rope_scaling",
+        "rope_theta",
+        "rope_local_base_freq",
+        "sliding_window_pattern",
+    } | {
         # each family of these reads the other's name for its activation; a network may read what its config lacks
         "hidden_act",
         "hidden_activation",
@@ -162,14 +178,50 @@ def test_what_the_converters_drop_is_never_neutral() -> None:
         for key in dropped & set(rules):
             assert rules[key].role in ("only", "used"), key
             # what the converter drops, and the family puts back, has its parity measured
-            measured = [config[key] for name, config in GRID if name == family.name and key in config]
-            assert rules[key].role == "only" or True in measured, (family.name, key)
+            configs = [{**config, **config.get("rope_parameters", {})} for name, config in GRID if name == family.name]
+            measured = [config[key] != rules[key].default for config in configs if key in config]
+            assert rules[key].role == "only" or any(measured), (family.name, key)
     assert dropped <= {*SHARED, *(key for family in FAMILIES.values() for key in family.fields)}
 
 
 # --- one function, one architecture
 
+LAYERS = {"attention_types": None, "attention_layers": ["global", "local"]}
+NO_ROPE = {"rope_parameters": None}
 SAME = [
+    ("bloom", {}, {"n_embed": 64, "hidden_size": None}),
+    ("bloom", {}, {"n_head": None, "num_attention_heads": 4}),
+    ("bloom", {}, {"pretraining_tp": 4, "slow_but_exact": True, "n_inner": 17, "offset_alibi": 100}),
+    ("bloom", {"seq_length": 2048}, {"seq_length": None}),
+    ("gpt_neo", {}, {"intermediate_size": 256}),
+    ("gpt_neo", {}, {"num_heads": None, "num_attention_heads": 4}),
+    ("gpt_neo", {}, {"attention_layers": None}),
+    ("gpt_neo", {}, LAYERS),
+    ("gpt_neo", {}, {"attention_types": [[["global"], 1], [["local"], 1]]}),
+    ("gpt_neo", {}, {"attention_types": [[["global", "local"], 1], [["local"], 0]]}),
+    ("gpt_neo", {"attention_types": [[["global"], 2]]}, {"window_size": 5}),
+    ("gpt_neo", {"num_layers": 24, "attention_types": [[["global", "local"], 12]]}, dict.fromkeys(LAYERS)),
+    ("gpt_neox", {}, NO_ROPE),
+    ("gpt_neox", {}, NO_ROPE | {"rotary_pct": 0.25, "rotary_emb_base": 10000}),
+    ("gpt_neox", {}, NO_ROPE | {"rotary_pct": 0.3}),
+    ("gpt_neox", {}, {"rotary_pct": 0.25, "partial_rotary_factor": 0.25, "rotary_emb_base": 1e4, "rope_theta": 1e4}),
+    (
+        "gpt_neox",
+        {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0}, "rotary_pct": 0.5},
+        {"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2}}
+        | {"rotary_pct": 0.5, "rotary_emb_base": 500},
+    ),
+    ("gptj", {}, {"n_inner": 256, "rotary": True, "scale_attn_weights": True, "n_ctx": 5}),
+    ("gptj", {}, {"n_positions": None, "max_position_embeddings": 96}),
+    ("opt", {}, {"word_embed_proj_dim": None}),
+    ("opt", {}, {"dropout": 0.5, "layerdrop": 0.5, "init_std": 1.0, "pad_token_id": 7}),
+    ("phi", {}, NO_ROPE),
+    ("phi", {}, NO_ROPE | {"partial_rotary_factor": 0.5, "rope_theta": 10000.0, "rope_scaling": None}),
+    ("phi", {}, {"num_key_value_heads": None}),
+    ("phi3", {}, NO_ROPE),
+    ("phi3", {}, NO_ROPE | {"partial_rotary_factor": 1, "rope_theta": 10000.0, "rope_scaling": None}),
+    ("phi3", {}, {"original_max_position_embeddings": 12, "attention_bias": False, "head_dim": None}),
+    ("phi3", {"num_key_value_heads": 4}, {"num_key_value_heads": None}),
     ("gpt2", {}, {"n_inner": 256}),
     ("gpt2", {}, {"n_head": None, "num_attention_heads": 4}),
     ("gpt2", {}, {"n_positions": None, "max_position_embeddings": 96, "n_ctx": 77}),
@@ -208,7 +260,7 @@ SAME = [
         },
     ),
     ("mistral", {}, {"head_dim": 16, "layer_types": None}),
-    ("mistral", {"num_key_value_heads": 4}, {"num_key_value_heads": "null"}),
+    ("qwen3", {"num_key_value_heads": 4}, {"num_key_value_heads": "null"}),
     ("mistral", {"sliding_window": None}, {"attention_dropout": 0.1}),
     ("qwen2", {}, {"sliding_window": 8, "max_window_layers": 0}),
     ("qwen2", {}, {"use_sliding_window": True, "sliding_window": "null", "layer_types": None}),
@@ -267,11 +319,11 @@ SAME = [
 ]
 
 
-def put_null(value: Any) -> Any:
-    """Stand in for null where `None` takes a field away."""
-    if isinstance(value, dict):
-        return {key: put_null(inner) for key, inner in value.items()}
-    return None if value == "null" else value
+def write_nulls(folder: Path) -> Path:
+    """Write null for "null" in config.json, since edit_config takes a field away for None."""
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace('"null"', "null"))
+    return folder
 
 
 @pytest.mark.parametrize(("name", "config", "changes"), SAME)
@@ -280,9 +332,7 @@ def test_what_computes_the_same_has_the_same_fingerprint(
 ) -> None:
     folder = make_checkpoint(name, tokenizer=False, **config)
     plain = read_checkpoint(folder).architecture
-    path = edit_config(folder, **changes) / "config.json"
-    path.write_text(json.dumps(put_null(json.loads(path.read_text()))))
-    edited = read_checkpoint(folder).architecture
+    edited = read_checkpoint(write_nulls(edit_config(folder, **changes))).architecture
     assert find_differences(plain, edited) == ()
     assert plain.fingerprint == edited.fingerprint
 
@@ -314,19 +364,105 @@ def test_the_family_is_what_config_json_says_and_nothing_else(
     assert text in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("class_name", "why", "hint"),
+    [
+        ("StableLmForCausalLM", "no converter", "TransformerBridge can run it"),
+        ("FalconForCausalLM", "no converter", "TransformerBridge can run it"),
+        ("MambaForCausalLM", "recurrent", "TransformerBridge can run it"),
+        ("FalconMambaForCausalLM", "recurrent", "TransformerBridge can run it"),
+        ("T5ForConditionalGeneration", "encoder", "TransformerBridge can run it"),
+        ("T5EncoderModel", "encoder", ""),
+        ("BertForMaskedLM", "both directions", "TransformerBridge can run it"),
+        ("BertLMHeadModel", "both directions", "TransformerBridge can run it"),
+        ("RobertaForSequenceClassification", "another head", ""),
+        ("LlavaForConditionalGeneration", "pictures", "TransformerBridge can run it"),
+        ("GPT2Model", "without the head", "saved whole as GPT2LMHeadModel"),
+        ("LlamaModel", "without the head", "saved whole as LlamaForCausalLM"),
+        ("BloomModel", "without the head", "saved whole as BloomForCausalLM"),
+        ("GPT2DoubleHeadsModel", "another head", "saved whole as GPT2LMHeadModel"),
+        ("GPT2ForSequenceClassification", "another head", "saved whole as GPT2LMHeadModel"),
+        ("PhiForTokenClassification", "another head", "saved whole as PhiForCausalLM"),
+        ("GPTNeoForQuestionAnswering", "another head", "saved whole as GPTNeoForCausalLM"),
+        ("QWenLMHeadModel", "no converter", ""),
+        ("LlamaForCausalLm", "no converter", "Did you mean LlamaForCausalLM?"),
+    ],
+)
+def test_what_cannot_be_a_hooked_transformer_is_refused_with_the_reason(class_name: str, why: str, hint: str) -> None:
+    with pytest.raises(UnsupportedFamily) as refused:
+        find_family({"architectures": [class_name]})
+    assert refused.value.fields["family"] == class_name
+    assert why in refused.value.message and hint in str(refused.value.hint)
+    assert "GPT2LMHeadModel, " in str(refused.value.hint)
+    assert ("TransformerBridge" in str(refused.value.hint)) == (class_name in SUPPORTED_ARCHITECTURES)
+
+
+def test_what_a_bridge_can_run_is_what_transformer_lens_says() -> None:
+    assert {name for name in SUPPORTED_ARCHITECTURES if hasattr(transformers, name)} == BRIDGED
+
+
 def test_a_family_that_this_release_does_not_know_is_refused() -> None:
     with pytest.raises(UnsupportedFamily, match="Update lens-registry"):
         find_family_by_name("mamba9")
 
 
+LONGROPE = {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "field"),
     [
+        ("bloom", {"n_head": 5}, "n_head"),
+        ("bloom", {"n_head": 12, "hidden_size": 96}, "n_head"),
+        ("bloom", {"hidden_size": 66}, "n_head"),
+        ("gpt_neo", {"num_heads": 5}, "num_heads"),
+        ("gpt_neo", {"num_layers": 3}, "attention_types"),
+        ("gpt_neo", LAYERS | {"num_layers": 3}, "attention_layers"),
+        ("gpt_neo", {"attention_layers": ["local", "global"]}, "attention_layers"),
+        ("gpt_neo", {"attention_types": [[["global", "random"], 1]], "attention_layers": None}, "attention_types"),
+        ("gpt_neo", {"attention_types": [["global", "local"]], "attention_layers": None}, "attention_types"),
+        ("gpt_neo", {"attention_types": [[["global"], 2**39]], "attention_layers": None}, "attention_types"),
+        ("gpt_neo", {"attention_types": [], "attention_layers": None}, "attention_types"),
+        ("gpt_neo", LAYERS | {"attention_layers": [["global"], "local"]}, "attention_layers"),
+        ("gpt_neox", {"num_attention_heads": 5}, "num_attention_heads"),
+        ("gpt_neox", NO_ROPE | {"rotary_pct": 0.2}, "rotary_pct"),
+        ("gpt_neox", NO_ROPE | {"rotary_pct": 0.0}, "rotary_pct"),
+        ("gpt_neox", NO_ROPE | {"rotary_pct": 1.5}, "rotary_pct"),
+        ("gpt_neox", {"rotary_pct": 0.5}, "rotary_pct"),
+        ("gpt_neox", {"rotary_emb_base": 5e5}, "rotary_emb_base"),
+        ("gpt_neox", NO_ROPE | {"rotary_emb_base": 0.0}, "rotary_emb_base"),
+        ("gpt_neox", NO_ROPE | {"rope_theta": 5e5}, "rope_theta"),
+        ("gpt_neox", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ("gpt_neox", {"rope_parameters": {"partial_rotary_factor": 0.2}}, "rope_parameters"),
+        ("gpt_neox", {"rope_parameters": {"partial_rotary_factor": "half"}}, "rope_parameters"),
+        ("gpt_neox", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "rope_parameters"),
+        ("gptj", {"n_head": 5}, "n_head"),
+        ("gptj", {"rotary_dim": 7}, "rotary_dim"),
+        ("gptj", {"n_positions": 2**39}, "n_positions"),
+        ("bloom", {"seq_length": 2**39}, "seq_length"),
+        ("gptj", {"rotary_dim": 18}, "rotary_dim"),
+        ("gptj", {"activation_function": "quick_gelu"}, "activation_function"),
+        ("opt", {"num_attention_heads": 5}, "num_attention_heads"),
+        ("opt", {"word_embed_proj_dim": 32}, "word_embed_proj_dim"),
+        ("phi", {"num_attention_heads": 5}, "num_attention_heads"),
+        ("phi", {"num_key_value_heads": 3}, "num_key_value_heads"),
+        ("phi", NO_ROPE | {"partial_rotary_factor": 0.3125}, "partial_rotary_factor"),
+        ("phi", {"partial_rotary_factor": 0.4}, "partial_rotary_factor"),
+        ("phi3", {"num_key_value_heads": 3}, "num_key_value_heads"),
+        ("phi3", {"sliding_window": 0}, "sliding_window"),
+        ("phi3", NO_ROPE | {"rope_scaling": LONGROPE}, "rope_scaling"),
+        ("phi3", NO_ROPE | {"rope_scaling": LONGROPE | {"type": "su"}}, "rope_scaling"),
+        ("phi3", {"rope_parameters": LONGROPE | {"rope_type": "longrope"}}, "rope_parameters"),
+        ("phi3", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rope_parameters"),
+        ("phi3", {"rope_parameters": {"rope_type": "linear", "factor": 4.0}}, "rope_parameters"),
         ("gpt2", {"n_head": 5}, "n_head"),
         ("gpt2", {"activation_function": "quick_gelu"}, "activation_function"),
         ("llama", {"num_attention_heads": 5}, "num_attention_heads"),
         ("llama", {"num_key_value_heads": 3}, "num_key_value_heads"),
         ("llama", {"head_dim": 15}, "head_dim"),
+        ("llama", {"rope_parameters": None, "rope_theta": 0.0}, "rope_theta"),
+        ("llama", {"rope_parameters": None, "rope_theta": 0.5}, "rope_theta"),
+        ("llama", {"rope_parameters": {"rope_theta": 1e-3}}, "rope_parameters"),
         ("llama", {"hidden_act": "relu2"}, "hidden_act"),
         ("llama", {"rope_parameters": {"rope_type": "linear"}}, "rope_parameters"),
         ("llama", {"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters"),
@@ -337,7 +473,8 @@ def test_a_family_that_this_release_does_not_know_is_refused() -> None:
         ("mistral", {"num_hidden_layers": 2**39}, "num_hidden_layers"),
         ("mistral", {"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "rope_parameters"),
         ("mistral", {"layer_types": ["sliding_attention", "full_attention"]}, "layer_types"),
-        ("qwen2", {"layer_types": ["sliding_attention"] * 2}, "sliding_window"),
+        ("qwen2", {"layer_types": ["sliding_attention"] * 2}, "use_sliding_window"),
+        ("qwen2", {"layer_types": ["sliding_attention"] * 2, "use_sliding_window": True}, "sliding_window"),
         ("qwen2", {"use_sliding_window": True, "layer_types": ["sliding_attention"]}, "layer_types"),
         ("qwen2", {"use_sliding_window": True, "layer_types": ["chunked_attention"] * 2}, "layer_types"),
         ("qwen2", {"use_mrope": True}, "use_mrope"),
@@ -351,7 +488,8 @@ def test_a_family_that_this_release_does_not_know_is_refused() -> None:
             },
             "rope_parameters",
         ),
-        ("qwen3", {"layer_types": ["sliding_attention"] * 2}, "sliding_window"),
+        ("qwen3", {"layer_types": ["sliding_attention"] * 2}, "use_sliding_window"),
+        ("qwen3", {"layer_types": ["sliding_attention"] * 2, "use_sliding_window": True}, "sliding_window"),
         ("qwen3", {"head_dim": 15}, "head_dim"),
         ("gemma", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ("gemma", {"hidden_activation": "gelu"}, "hidden_activation"),
@@ -371,6 +509,9 @@ def test_a_family_that_this_release_does_not_know_is_refused() -> None:
         ("gemma3", {"rope_theta": 5.0}, "rope_theta"),
         ("gemma3", {"rope_local_base_freq": 5.0}, "rope_local_base_freq"),
         ("gemma3", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_scaling"),
+        ("gemma3", {"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling"),
+        ("gemma3", {"rope_parameters": None, "rope_local_base_freq": 0.5}, "rope_local_base_freq"),
+        ("mistral", {"num_key_value_heads": "null"}, "num_key_value_heads"),
         (
             "gemma3",
             {"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}},
@@ -404,8 +545,9 @@ def test_a_family_that_this_release_does_not_know_is_refused() -> None:
 def test_numbers_that_no_network_has_are_refused(
     name: str, changes: dict[str, Any], field: str, make_checkpoint: MakeCheckpoint
 ) -> None:
+    folder = write_nulls(edit_config(make_checkpoint(name, tokenizer=False), **changes))
     with pytest.raises(UnsupportedConfig) as refused:
-        read_checkpoint(edit_config(make_checkpoint(name, tokenizer=False), **changes))
+        read_checkpoint(folder)
     assert refused.value.field == field
 
 
@@ -416,6 +558,14 @@ LONG = {"max_position_embeddings": 1024}
 
 def scaled(kind: str, theta: float = 1e4, **factors: float) -> dict[str, Any]:
     return LONG | {"rope_parameters": {"rope_type": kind, "rope_theta": theta, **factors}}
+
+
+def partial(kind: str, part: float, **factors: float) -> dict[str, Any]:
+    return LONG | {"rope_parameters": {"rope_type": kind, "partial_rotary_factor": part, **factors}}
+
+
+LLAMA3_FACTORS = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+YARN_FACTORS = {"factor": 4.0, "original_max_position_embeddings": 128}
 
 
 def layered(full: dict[str, Any] | None = None, sliding: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -437,6 +587,74 @@ SMOOTH_LLAMA3 = {
 }
 
 GRID = [
+    ("bloom", {}),
+    *(("bloom", {"n_head": n_heads}) for n_heads in (1, 2, 8, 16)),
+    ("bloom", {"n_embed": 32, "n_layer": 3}),
+    ("bloom", {"tie_word_embeddings": False}),
+    ("bloom", {"layer_norm_epsilon": 0.3}),
+    ("bloom", {"layer_norm_epsilon": 1e-12}),
+    ("bloom", {"pretraining_tp": 4, "slow_but_exact": True}),
+    ("bloom", {"seq_length": 8}),
+    ("gpt_neo", {}),
+    *(("gpt_neo", {"window_size": window}) for window in (1, 2, 31, 32, 33, 95, 96, 97)),
+    ("gpt_neo", {"attention_types": [[["local"], 2]]}),
+    ("gpt_neo", {"attention_types": [[["global"], 2]]}),
+    ("gpt_neo", {"attention_types": [[["local"], 1], [["global", "local"], 1]], "num_layers": 3}),
+    ("gpt_neo", {"intermediate_size": 100}),
+    ("gpt_neo", {"num_heads": 8, "activation_function": "gelu"}),
+    ("gpt_neo", {"tie_word_embeddings": False}),
+    ("gpt_neo", {"layer_norm_epsilon": 0.3}),
+    ("gpt_neo", {"max_position_embeddings": 8}),
+    ("gpt_neox", {}),
+    ("gpt_neox", {"use_parallel_residual": False}),
+    ("gpt_neox", {"attention_bias": False}),
+    ("gpt_neox", {"attention_bias": False, "use_parallel_residual": False, "tie_word_embeddings": True}),
+    ("gpt_neox", {"tie_word_embeddings": True}),
+    ("gpt_neox", {"layer_norm_eps": 0.3}),
+    ("gpt_neox", {"num_attention_heads": 1, "hidden_act": "gelu_new"}),
+    ("gpt_neox", {"rotary_pct": 1.0, "rotary_emb_base": 500}),
+    ("gpt_neox", {"rotary_pct": 0.4}),
+    ("gpt_neox", {"rope_parameters": {"rope_theta": 777.5, "partial_rotary_factor": 0.5}}),
+    ("gpt_neox", partial("linear", 0.25, factor=4.0)),
+    ("gpt_neox", partial("linear", 1.0, factor=2.5, rope_theta=500.0)),
+    ("gpt_neox", partial("llama3", 0.5, original_max_position_embeddings=128, **LLAMA3_FACTORS)),
+    ("gpt_neox", partial("yarn", 0.5, **YARN_FACTORS)),
+    ("gpt_neox", partial("yarn", 1.0, truncate=False, **YARN_FACTORS)),
+    ("gptj", {}),
+    *(("gptj", {"rotary_dim": rotary_dim}) for rotary_dim in (2, 14, 16)),
+    ("gptj", {"n_inner": 100, "n_layer": 3}),
+    ("gptj", {"activation_function": "relu"}),
+    ("gptj", {"tie_word_embeddings": True}),
+    ("gptj", {"layer_norm_epsilon": 0.3}),
+    ("gptj", {"layer_norm_epsilon": 1e-12}),
+    ("opt", {}),
+    ("opt", {"enable_bias": False}),
+    ("opt", {"layer_norm_elementwise_affine": False}),
+    ("opt", {"enable_bias": False, "layer_norm_elementwise_affine": False}),
+    ("opt", {"tie_word_embeddings": False}),
+    ("opt", {"activation_function": "gelu"}),
+    ("opt", {"num_attention_heads": 8, "ffn_dim": 50, "num_hidden_layers": 3}),
+    ("opt", {"max_position_embeddings": 8}),
+    ("phi", {}),
+    ("phi", {"num_key_value_heads": 2}),
+    ("phi", {"num_key_value_heads": 1, "partial_rotary_factor": 0.4}),
+    ("phi", {"partial_rotary_factor": 1.0}),
+    ("phi", {"rope_parameters": {"rope_theta": 777.5, "partial_rotary_factor": 0.25}}),
+    ("phi", {"hidden_act": "relu"}),
+    ("phi", {"tie_word_embeddings": True}),
+    ("phi", {"layer_norm_eps": 0.3}),
+    ("phi", partial("linear", 0.5, factor=4.0)),
+    ("phi", partial("llama3", 1.0, original_max_position_embeddings=128, **LLAMA3_FACTORS)),
+    ("phi", partial("yarn", 0.5, **YARN_FACTORS)),
+    ("phi3", {}),
+    *(("phi3", {"sliding_window": window}) for window in (None, 2, 31, 32, 33, 95, 96, 97)),
+    ("phi3", {"num_key_value_heads": 4}),
+    ("phi3", {"num_key_value_heads": 1}),
+    ("phi3", {"rope_parameters": {"rope_theta": 777.5, "partial_rotary_factor": 0.75}}),
+    ("phi3", {"partial_rotary_factor": 0.4}),
+    ("phi3", {"hidden_act": "gelu"}),
+    ("phi3", {"tie_word_embeddings": True}),
+    ("phi3", {"rms_norm_eps": 0.3}),
     ("gpt2", {}),
     ("gpt2", {"n_inner": 100}),
     ("gpt2", {"n_head": 1, "n_embd": 48}),
@@ -562,13 +780,27 @@ def test_a_right_conversion_is_within_the_bound_raw_and_processed(
     assert parity.passed
     assert parity.dtype == "float64"
     assert parity.bound == max(1e-4, 10 * parity.noise_floor)
+    # GPT-Neo's scores are not scaled and computed in float32: there is more noise, and all of the difference is noise
+    in_float32 = name == "gpt_neo"
+    assert not in_float32 or parity.raw <= 1.1 * parity.noise_floor
     # sequences are long where rope is scaled, and what the source leaves open there is measured, not guessed
-    usual = 3 * parity.noise_floor if parity.n_tokens > 600 else 1e-4
+    usual = 3 * parity.noise_floor if parity.n_tokens > 600 or in_float32 else 1e-4
     assert parity.noise_floor < 2e-4
     # where a token attends to itself alone, its weight is exactly 1 whatever the implementation and the positions
     assert parity.noise_floor > 0 or opened.architecture.get("window_size") == 1
     assert 0 < parity.raw < usual and 0 < parity.processed < usual
     assert parity.n_tokens >= 512
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_differs_is_shown_with_the_key_it_was_read_from(name: str, make_checkpoint: MakeCheckpoint) -> None:
+    plain = read_checkpoint(make_checkpoint(name, tokenizer=False))
+    named = {*plain.family.config_keys, "yarn_global_attn_only"}  # the latter comes with yarn, and is False
+    for family, config in GRID:
+        if family == name:
+            other = read_checkpoint(make_checkpoint(name, tokenizer=False, **config)).architecture
+            differing = {one.field for one in find_differences(plain.architecture, other)}
+            assert differing <= named, config
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -589,7 +821,7 @@ def test_what_was_measured_is_recorded(name: str, registry: Registry, make_check
     }
     for row in recorded.parity.values():
         assert row.passed is True
-        assert (row.bound, row.unit, row.dtype) == (1e-4, "nats", "float64")
+        assert (row.bound, row.unit, row.dtype) == (parity.bound, "nats", "float64")
         assert (row.n_samples, row.dataset_digest) == (parity.n_tokens, parity.probe_digest)
         assert row.details["noise_floor"] == parity.noise_floor > 0
         assert row.details["processing"] == list(parity.processing) and "fold_ln" in parity.processing
@@ -665,8 +897,44 @@ def test_rotary_noise_is_part_of_the_floor(make_checkpoint: MakeCheckpoint) -> N
 YARN = scaled("yarn", factor=4.0, original_max_position_embeddings=128)
 SMOOTH_YARN = scaled("yarn", factor=4.0, original_max_position_embeddings=1000, truncate=False)
 LLAMA3 = scaled("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=128)
+PARTIAL_YARN = partial("yarn", 0.5, **YARN_FACTORS)
+ALL_LOCAL = {"use_local_attn": True, "attn_types": ["local", "local"]}
 WINDOW = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
 WRONG = [
+    ("bloom", {}, {"act_fn": "gelu"}, 1e-4),
+    ("bloom", {}, {"eps": 1e-6}, 1e-4),
+    ("bloom", {}, {"attn_scale": 1.0}, 0.1),
+    ("bloom", {}, {"parallel_attn_mlp": True}, 0.1),
+    ("gpt_neo", {}, {"attn_scale": 4.0}, 0.1),
+    ("gpt_neo", {}, {"window_size": 10}, 0.01),
+    ("gpt_neo", {}, {"window_size": 12}, 0.01),
+    ("gpt_neo", {}, {"attn_types": ["local", "global"]}, 0.1),
+    ("gpt_neo", {}, {"use_local_attn": False}, 0.1),
+    ("gpt_neox", {}, {"rotary_dim": 16}, 0.01),
+    ("gpt_neox", {}, {"rotary_base": 500.0}, 1e-3),
+    ("gpt_neox", {}, {"rotary_adjacent_pairs": True}, 0.01),
+    ("gpt_neox", {}, {"rotary_scaling_factor": 2.0}, 0.01),
+    ("gpt_neox", {}, {"parallel_attn_mlp": False}, 0.1),
+    ("gpt_neox", {}, {"eps": 1e-12}, 1e-4),
+    ("gpt_neox", {}, {"act_fn": "gelu_new"}, 1e-4),
+    ("gpt_neox", PARTIAL_YARN, {"rotary_dim": 16}, 0.01),
+    ("gpt_neox", PARTIAL_YARN, {"yarn_attention_factor": 1.0}, 0.01),
+    ("gptj", {}, {"eps": 1e-12}, 1e-4),
+    ("gptj", {}, {"rotary_adjacent_pairs": False}, 0.1),
+    ("gptj", {}, {"rotary_dim": 16}, 0.1),
+    ("gptj", {}, {"rotary_base": 10100.0}, 1e-4),
+    ("gptj", {}, {"parallel_attn_mlp": False}, 0.1),
+    ("opt", {}, {"eps": 1e-12}, 1e-4),
+    ("opt", {}, {"act_fn": "gelu"}, 0.1),
+    ("opt", {}, {"attn_scale": 1.0}, 0.1),
+    ("phi", {}, {"rotary_dim": 16}, 0.01),
+    ("phi", {}, {"parallel_attn_mlp": False}, 0.1),
+    ("phi", {}, {"act_fn": "gelu"}, 1e-4),
+    ("phi3", {}, {"window_size": 36}, 1e-3),
+    ("phi3", {}, {"window_size": 38}, 1e-3),
+    ("phi3", {}, {"use_local_attn": False}, 0.01),
+    ("phi3", {"sliding_window": None}, ALL_LOCAL | {"window_size": 60}, 1e-3),
+    ("phi3", {"partial_rotary_factor": 0.5}, {"rotary_dim": 16}, 0.1),
     # as far off as a wrong conversion may be to be seen: HAZARDS.md §2.7 measured these as the smallest
     ("gpt2", {}, {"act_fn": "gelu"}, 1e-3),
     ("gpt2", {}, {"eps": 1e-12}, 1e-4),

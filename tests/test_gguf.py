@@ -29,7 +29,7 @@ from tests.contents import read_contents
 from tests.gguf_files import TOKENIZERS, write_gguf
 
 TOKENS = torch.arange(40).reshape(2, 20) * 5 % 211
-TEXTS = {"llama": "w7 w42 w1", "gpt2": " abe! cat"}
+TEXTS = {"llama": "w7 w42 w1", "gpt2": " abe! cat", "qwen2": " abe! cat", "qwen3": " abe! cat"}
 NO_TOKENIZER: dict[str, Any] = {}
 
 NETWORKS = [
@@ -38,6 +38,12 @@ NETWORKS = [
     ("llama", {"num_key_value_heads": 4}),
     ("llama", {"head_dim": 8, "num_key_value_heads": 1, "rms_norm_eps": 1e-5}),
     ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}),
+    ("mistral", {"sliding_window": None}),
+    ("qwen2", {}),
+    ("qwen2", {"num_key_value_heads": 4, "tie_word_embeddings": True}),
+    ("qwen2", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}, "rms_norm_eps": 1e-5}),
+    ("qwen3", {}),
+    ("qwen3", {"head_dim": 24, "tie_word_embeddings": True, "num_key_value_heads": 1}),
     ("gpt2", {}),
     ("gpt2", {"tie_word_embeddings": False}),
     ("gpt2", {"n_inner": 100, "n_head": 2, "layer_norm_epsilon": 1e-3}),
@@ -95,6 +101,15 @@ def test_the_architecture_is_that_of_the_checkpoint_it_was_made_from(
     done = registry.register("gguf", file, parent="whole", relation="converted")
     assert done.architecture == whole.architecture
     assert done.weights_digest == whole.weights_digest
+
+
+@pytest.mark.parametrize("name", ["mistral", "Mistral 7B"])
+def test_what_a_file_calls_itself_changes_nothing(name: str, registry: Registry, tmp_path: Path) -> None:
+    """Transformers takes a llama file of the name "mistral" for another architecture."""
+    plain = registry.register("plain", write_gguf(tmp_path / "plain.gguf", make_network("llama")))
+    named = write_gguf(tmp_path / "named.gguf", make_network("llama"), metadata={"general.name": name})
+    done = registry.register("named", named)
+    assert (done.architecture, done.weights_digest) == (plain.architecture, plain.weights_digest)
 
 
 @pytest.mark.parametrize("packing", [gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.F16])
@@ -187,6 +202,9 @@ def test_what_transformers_leaves_unread_is_refused(key: str, value: Any, shared
         # without it, transformers leaves Q and K in llama.cpp's order: a wrong network, and no error
         ("llama", "attention.head_count_kv"),
         ("llama", "attention.layer_norm_rms_epsilon"),
+        ("qwen2", "attention.head_count_kv"),
+        ("qwen2", "attention.layer_norm_rms_epsilon"),
+        ("qwen3", "attention.head_count_kv"),
         ("gpt2", "context_length"),
         ("gpt2", "attention.head_count"),
         ("gpt2", "attention.layer_norm_epsilon"),
@@ -200,6 +218,31 @@ def test_what_is_left_out_is_not_guessed(family: str, key: str, shared: Registry
         shared.register("guessed", file)
     assert refused.value.field == f"{family}.{key}"
     assert read_contents(shared) == before
+
+
+@pytest.mark.parametrize(
+    ("family", "key", "value"),
+    [
+        ("qwen2", "attention.sliding_window", 8),
+        ("qwen2", "rope.scaling.type", "yarn"),
+        ("qwen2", "attention.key_length", 8),
+        ("qwen3", "attention.sliding_window", 8),
+        ("qwen3", "expert_count", 2),
+        ("qwen3", "attention.value_length", 8),
+    ],
+)
+def test_what_no_qwen_has_is_refused(family: str, key: str, value: Any, shared: Registry, tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "model.gguf", make_network(family), metadata={f"{family}.{key}": value})
+    with pytest.raises((UnsupportedConfig, WeightsMismatch)):
+        shared.register("qwen", file)
+
+
+def test_a_width_of_heads_that_differs_by_program_is_not_guessed(shared: Registry, tmp_path: Path) -> None:
+    """Left out, llama.cpp takes embedding_length / head_count, and Qwen3Config takes 128."""
+    gone = {f"qwen3.attention.{key}": None for key in ("key_length", "value_length")}
+    with pytest.raises(UnsupportedConfig) as refused:
+        shared.register("qwen", write_gguf(tmp_path / "model.gguf", make_network("qwen3"), metadata=gone))
+    assert refused.value.field == "qwen3.attention.key_length"
 
 
 @pytest.mark.parametrize("key", ["rope.dimension_count", "rope.freq_base", "vocab_size"])

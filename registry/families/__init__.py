@@ -6,20 +6,46 @@ from collections.abc import Mapping
 from typing import Any
 
 from registry.errors import MalformedArtifact, UnsupportedFamily
-from registry.families import apertus, gemma, gemma2, gemma3, gpt2, llama, mistral, qwen2, qwen3
+from registry.families import (
+    apertus,
+    bloom,
+    gemma,
+    gemma2,
+    gemma3,
+    gpt2,
+    gpt_neo,
+    gpt_neox,
+    gptj,
+    llama,
+    mistral,
+    opt,
+    phi,
+    phi3,
+    qwen2,
+    qwen3,
+)
 from registry.families.family import Family
-from registry.refs import find_similar
+from registry.families.unsupported import refuse_architecture
 
-FAMILIES: Mapping[str, Family] = {
-    module.FAMILY.class_name: module.FAMILY
-    for module in (gpt2, llama, mistral, qwen2, qwen3, gemma, gemma2, gemma3, apertus)
-}
-
-# classes that cannot be converted for a reason that their name does not tell
-_REFUSED: Mapping[str, str] = {
-    "Gemma3ForConditionalGeneration": "It sees images, and HookedTransformer reads tokens only. "
-    "Save its language model as a Gemma3ForCausalLM, and register that.",
-}
+_MODULES = (
+    apertus,
+    bloom,
+    gemma,
+    gemma2,
+    gemma3,
+    gpt2,
+    gpt_neo,
+    gpt_neox,
+    gptj,
+    llama,
+    mistral,
+    opt,
+    phi,
+    phi3,
+    qwen2,
+    qwen3,
+)
+FAMILIES: Mapping[str, Family] = {module.FAMILY.class_name: module.FAMILY for module in _MODULES}
 
 
 def find_family(config: Mapping[str, Any]) -> Family:
@@ -33,14 +59,7 @@ def find_family(config: Mapping[str, Any]) -> Family:
         )
     family = FAMILIES.get(classes[0])
     if family is None:
-        similar = find_similar(classes[0], FAMILIES)
-        raise UnsupportedFamily(
-            f"{classes[0]!r} cannot be converted to a HookedTransformer yet.",
-            hint=_REFUSED.get(classes[0])
-            or (f"Did you mean {similar[0]}? " if similar else "")
-            + f"What can be converted: {', '.join(sorted(FAMILIES))}.",
-            family=classes[0],
-        )
+        raise refuse_architecture(classes[0], FAMILIES)
     if config.get("model_type", family.model_type) != family.model_type:
         raise MalformedArtifact(
             f"config.json names {family.class_name} but has model_type {config['model_type']!r}.",

@@ -53,11 +53,11 @@ def describe(config: Mapping[str, Any]) -> Architecture:
 
 def _read_rope(config: Mapping[str, Any]) -> dict[str, Any]:
     """Read rotary fields, which must be there: transformers 4 took null for no scaling, 5 takes it for llama3."""
-    if config["rope_parameters"] is None and config["rope_scaling"] is None:
+    if not config["rope_parameters"] and not config["rope_scaling"]:
         raise refuse_value(
             "rope_parameters",
-            None,
-            "releases of transformers differ in what that means for Apertus",
+            config["rope_parameters"],
+            "without it, and without the rope_scaling of transformers 4, its releases differ in what they do",
             'Give them, as in "rope_parameters": {"rope_type": "default", "rope_theta": 12000000.0}.',
         )
     return rope.read_rope(config, DEFAULT_THETA)

@@ -50,6 +50,8 @@ class Family:
     """Hooked tensors that the converter leaves out because they are zero in this family."""
     spellings: Mapping[str, str] = field(default_factory=dict)
     """Other names under which config.json may give a field: transformers's `attribute_map`, turned round."""
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    """Names that other releases of transformers give a tensor, and the one that it has today."""
     ignored: re.Pattern[str] = re.compile(r"(?!)")
     """Buffers that older releases saved among the weights; they are no weights."""
 
@@ -71,8 +73,9 @@ class Family:
         return kept
 
     def _canonical_name(self, name: str) -> str:
-        head = self.tied[1]
-        return name if name.startswith(self.base_prefix) or name == head else self.base_prefix + name
+        name = self.renamed.get(name, name)
+        head = self.tied[1].removesuffix("weight")  # some families have a bias there too
+        return name if name.startswith((self.base_prefix, head)) else self.base_prefix + name
 
 
 def check_config(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:

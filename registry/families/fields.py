@@ -90,6 +90,17 @@ SHARED: Mapping[str, Field] = {
 }
 
 
+# Where no tensor says how long a text may be, but tables are made for it, a wrong number must not fill the memory.
+MAX_UNCHECKED_N_CTX = 2**17
+
+
+def check_n_ctx(name: str, value: int) -> int:
+    """Return `value` of the field `name`, refusing more than MAX_UNCHECKED_N_CTX."""
+    if value > MAX_UNCHECKED_N_CTX:
+        raise refuse_value(name, value, f"more than {MAX_UNCHECKED_N_CTX:,} positions are not provided for")
+    return value
+
+
 # transformers's activation -> HookedTransformer's that computes the same
 _ACTIVATIONS = {
     "gelu_new": "gelu_new",

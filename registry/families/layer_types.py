@@ -44,5 +44,5 @@ def describe_windows(attn_types: Sequence[str], window: int | None) -> dict[str,
     if "local" not in attn_types:
         return {}
     if window is None:
-        raise refuse_value("sliding_window", window, "layers of type sliding_attention need a window")
+        raise refuse_value("sliding_window", window, "layers of type sliding_attention (see layer_types) need a window")
     return {"use_local_attn": True, "attn_types": list(attn_types), "window_size": window}

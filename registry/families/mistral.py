@@ -21,7 +21,7 @@ FIELDS = {
     "intermediate_size": used(int, 14336),
     "num_hidden_layers": used(int, 32),
     "num_attention_heads": used(int, 32),
-    "num_key_value_heads": used(int, 8, optional=True),
+    "num_key_value_heads": used(int, 8),
     "head_dim": used(int, None, optional=True),
     "hidden_act": used(str, "silu"),
     "max_position_embeddings": used(int, 4096 * 32),

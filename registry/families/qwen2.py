@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from registry.architecture import Architecture, describe_architecture
 from registry.families import like_llama, rope
 from registry.families.family import Family
-from registry.families.fields import neutral, only, read_activation, used
+from registry.families.fields import neutral, only, read_activation, refuse_value, used
 from registry.families.layer_types import describe_windows, read_layer_types
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ def describe_window_layers(config: Mapping[str, Any]) -> dict[str, Any]:
     attn_types = read_layer_types(
         config["layer_types"], config["num_hidden_layers"], lambda layer: window is not None and layer >= first
     )
+    if "local" in attn_types and not config["use_sliding_window"]:
+        raise refuse_value("use_sliding_window", False, "layer_types has layers that need a window")
     return describe_windows(attn_types, window)
 
 

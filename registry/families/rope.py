@@ -38,6 +38,8 @@ FIELDS: Mapping[str, Field] = {
     "partial_rotary_factor": only(None, "the converter rotates whole heads"),
 }
 
+_ALSO = " (files of transformers 4 have it under rope_scaling)"
+
 CONFIG_KEYS: Mapping[str, str] = {
     "rotary_dim": "head_dim",
     "rotary_base": "rope_theta",
@@ -55,19 +57,23 @@ CONFIG_KEYS: Mapping[str, str] = {
     "yarn_original_max_position_embeddings": "rope_scaling.original_max_position_embeddings",
     "yarn_truncate": "rope_scaling.truncate",
 }
+# for families that may rotate a part of each head only; what they do when nothing is said is theirs to say
+PARTIAL_FIELDS: Mapping[str, Field] = {**FIELDS, "partial_rotary_factor": used(float, None, optional=True)}
 
 
-def read_rope(config: Mapping[str, Any], default_theta: float = DEFAULT_THETA) -> dict[str, Any]:
+def read_rope(
+    config: Mapping[str, Any], default_theta: float = DEFAULT_THETA, theta_key: str = "rope_theta"
+) -> dict[str, Any]:
     """Return transformers 5's flat `rope_parameters`, whichever release wrote the config.
 
-    transformers 4 wrote `rope_theta` beside `rope_scaling`; transformers 5 writes one `rope_parameters`. Two that
-    disagree are refused.
+    transformers 4 wrote `rope_theta` (a few families: `theta_key`) beside `rope_scaling`; transformers 5 writes one
+    `rope_parameters`. Two that disagree are refused.
     """
     modern, legacy = config["rope_parameters"], config["rope_scaling"]
     if modern and legacy and modern != legacy:
         raise refuse_value("rope_scaling", legacy, f"rope_parameters says {modern}", "Keep one of the two.")
     source = "rope_parameters" if modern else "rope_scaling"
-    return _read_parameters(source, modern or legacy or {}, "rope_theta", config["rope_theta"], default_theta)
+    return _read_parameters(source, modern or legacy or {}, theta_key, config[theta_key], default_theta)
 
 
 def read_layered_rope(config: Mapping[str, Any], full_theta: float, sliding_theta: float) -> dict[str, dict[str, Any]]:
@@ -86,6 +92,9 @@ def read_layered_rope(config: Mapping[str, Any], full_theta: float, sliding_thet
             raise refuse_value("rope_parameters", {kind: entry}, "its entries are objects")
     if modern.get(FULL) and legacy and modern[FULL] != legacy:
         raise refuse_value("rope_scaling", legacy, f"rope_parameters says {modern[FULL]}", "Keep one of the two.")
+    if legacy and "rope_type" not in legacy and legacy.get("type", "default") != "default":
+        why = "transformers 5 reads rope_type there and takes no notice of type"
+        raise refuse_value("rope_scaling", legacy, why, "Write rope_type for type, if the network was trained so.")
     read = {}
     for kind, (theta_key, default_theta) in thetas.items():
         source, given = "rope_parameters", modern.get(kind)
@@ -106,12 +115,14 @@ def _read_parameters(
     if given.pop("type", kind) != kind:
         raise refuse_value(source, dict(found), "rope_type and type disagree", "Keep one of the two.")
     inner_theta = given.pop("rope_theta", None)
-    base = inner_theta if inner_theta is not None else theta
+    base, found_in = (theta, theta_key) if inner_theta is None else (inner_theta, source)
     known = _KEYS.get(kind) if isinstance(kind, str) else None
     if known is None:
         raise refuse_value(source, {"rope_type": kind}, "HookedTransformer cannot compute this kind of rope scaling")
-    if base is not None and _number(source, "rope_theta", base) < 1:
-        raise refuse_value("rope_theta", base, "wavelengths would shrink from pair to pair; no network is trained so")
+    if base is not None and _number(found_in, "rope_theta", base) < 1:
+        raise refuse_value(
+            found_in, {"rope_theta": base}, "wavelengths would shrink from pair to pair; no network is trained so"
+        )
     if unknown := set(given) - known:
         raise refuse_value(source, {name: given[name] for name in sorted(unknown)}, f"not a field of {kind} rope")
     for name, value in given.items():
@@ -119,9 +130,47 @@ def _read_parameters(
             given[name] = _check_entry(source, name, value)
     return {
         "rope_type": kind,
-        "rope_theta": _number(source, "rope_theta", default_theta if base is None else base),
+        "rope_theta": _number(found_in, "rope_theta", default_theta if base is None else base),
         **given,
     }
+
+
+def read_partial_rope(
+    config: Mapping[str, Any], default: float, part_key: str = "partial_rotary_factor", theta_key: str = "rope_theta"
+) -> dict[str, Any]:
+    """Return `rope_parameters` with the `partial_rotary_factor` that transformers 5 keeps there; see read_rope.
+
+    transformers 4 wrote the factor beside `rope_scaling`; `default` stands where neither place has it.
+    """
+    inner = dict(config)
+    for source in ("rope_parameters", "rope_scaling"):
+        inner[source] = {key: value for key, value in (config[source] or {}).items() if key != "partial_rotary_factor"}
+    return {**read_rope(inner, theta_key=theta_key), "partial_rotary_factor": _read_part(config, default, part_key)[0]}
+
+
+def describe_rotary_dim(
+    config: Mapping[str, Any], d_head: int, default: float, part_key: str = "partial_rotary_factor"
+) -> int:
+    """Return how many dimensions of a head are rotated: transformers rounds down, and HookedTransformer takes pairs."""
+    part, found = _read_part(config, default, part_key)
+    rotary_dim = int(d_head * part)
+    if not 2 <= rotary_dim <= d_head or rotary_dim % 2:
+        shown = part if found == part_key else {"partial_rotary_factor": part}
+        raise refuse_value(found, shown, f"it rotates {rotary_dim} of a head's {d_head} dimensions, and not in pairs")
+    return rotary_dim
+
+
+def _read_part(config: Mapping[str, Any], default: float, part_key: str) -> tuple[float, str]:
+    """Return which part of a head is rotated, and the field that says so."""
+    part, found = config[part_key], part_key
+    for source in ("rope_parameters", "rope_scaling"):
+        nested = (config[source] or {}).get("partial_rotary_factor")
+        if nested is not None and part is not None and nested != part:
+            later, said, other = (found, part, source) if found == part_key else (source, nested, found)
+            raise refuse_value(later, said, f"{other} gives partial_rotary_factor otherwise", "Keep one of the two.")
+        if nested is not None:
+            part, found = _number(source, "partial_rotary_factor", nested), source
+    return (default if part is None else part), found
 
 
 def describe_rope(rope: Mapping[str, Any], n_ctx: int, attn_types: Sequence[str] = ()) -> dict[str, Any]:
@@ -136,7 +185,7 @@ def describe_rope(rope: Mapping[str, Any], n_ctx: int, attn_types: Sequence[str]
     original = int(rope.get("original_max_position_embeddings") or n_ctx)
     if kind == "linear":
         if "local" in attn_types and rope["factor"] != 1:
-            raise refuse_value("rope_parameters", dict(rope), "HookedTransformer scales no layer that has a window")
+            raise refuse_value("rope_parameters", dict(rope), f"HookedTransformer scales no layer with a window{_ALSO}")
         fields["rotary_scaling_factor"] = rope["factor"]
     elif kind == "llama3":
         if not (rope.get("low_freq_factor") and rope.get("high_freq_factor")):
@@ -179,11 +228,13 @@ def describe_layered_rope(
     scaling = {name: value for name, value in fields.items() if name != "rotary_base"}
     if rope[SLIDING]["rope_type"] in ("default", "linear"):  # linear is by 1 here
         if rope[FULL]["rope_type"] == "llama3":
-            raise refuse_value("rope_parameters", dict(rope), "HookedTransformer has llama3 rope in all layers or none")
+            why = f"HookedTransformer has llama3 rope in all layers or none{_ALSO}"
+            raise refuse_value("rope_parameters", dict(rope), why)
         if rope[FULL]["rope_type"] == "yarn":
             fields["yarn_global_attn_only"] = True
     elif sliding != scaling:
-        raise refuse_value("rope_parameters", dict(rope), "HookedTransformer cannot scale each layer type otherwise")
+        why = f"HookedTransformer cannot scale each layer type in its own way{_ALSO}"
+        raise refuse_value("rope_parameters", dict(rope), why)
     if sliding_theta != fields["rotary_base"]:
         fields["rotary_base_local"] = sliding_theta
     return fields

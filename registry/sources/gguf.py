@@ -23,7 +23,22 @@ from registry.sources.gguf_header import GgufHeader, read_gguf_header
 from registry.sources.huggingface import read_folder
 from registry.sources.source import Finding, Source, SourceFile
 
-# architecture -> key of GGUF -> field of config.json; keys of one field must agree
+_LIKE_LLAMA = {
+    "context_length": "max_position_embeddings",
+    "embedding_length": "hidden_size",
+    "block_count": "num_hidden_layers",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+    "attention.value_length": "head_dim",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "rope.dimension_count": "head_dim",
+    "rope.freq_base": "rope_theta",
+    "vocab_size": "vocab_size",
+}
+# architecture -> key of GGUF -> field of config.json; keys of one field must agree. Mistral's files are of the
+# architecture llama, without a window, which is how llama.cpp runs them.
 _CONFIG_FIELDS: Mapping[str, Mapping[str, str]] = {
     "gpt2": {
         "context_length": "n_positions",
@@ -33,24 +48,15 @@ _CONFIG_FIELDS: Mapping[str, Mapping[str, str]] = {
         "attention.head_count": "n_head",
         "attention.layer_norm_epsilon": "layer_norm_epsilon",
     },
-    "llama": {
-        "context_length": "max_position_embeddings",
-        "embedding_length": "hidden_size",
-        "block_count": "num_hidden_layers",
-        "feed_forward_length": "intermediate_size",
-        "attention.head_count": "num_attention_heads",
-        "attention.head_count_kv": "num_key_value_heads",
-        "attention.key_length": "head_dim",
-        "attention.value_length": "head_dim",
-        "attention.layer_norm_rms_epsilon": "rms_norm_eps",
-        "rope.dimension_count": "head_dim",
-        "rope.freq_base": "rope_theta",
-        "vocab_size": "vocab_size",
-    },
+    "llama": _LIKE_LLAMA,
+    "qwen2": _LIKE_LLAMA,
+    "qwen3": _LIKE_LLAMA,
 }
 # For these, llama.cpp and config.json have the same value when they are absent; no other may be absent. Least of all
 # num_key_value_heads, which has a default too: without it transformers leaves W_Q and W_K in llama.cpp's order.
 _HAVE_DEFAULTS = {"head_dim", "rope_theta", "vocab_size"}
+# as to a head's width, llama.cpp and config.json differ
+_HAVE_NONE = {"qwen3": {"head_dim"}}
 _NO_TOKENIZER = (None, "none", "no_vocab")
 _HINT = "Register the Hugging Face checkpoint that it was made from."
 
@@ -112,7 +118,8 @@ def _read_config(family: Family, header: GgufHeader) -> dict[str, Any]:
                 hint=_HINT,
             )
         config[fields[name]] = value
-    missing = sorted(key for key, name in fields.items() if name not in config and name not in _HAVE_DEFAULTS)
+    optional = _HAVE_DEFAULTS - _HAVE_NONE.get(family.model_type, set())
+    missing = sorted(key for key, name in fields.items() if name not in config and name not in optional)
     if missing:
         raise UnsupportedConfig(
             f"The GGUF file does not say {family.model_type}.{missing[0]}, and it is never guessed.",
