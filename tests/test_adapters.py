@@ -25,6 +25,7 @@ from registry.errors import (
     UnusableWeights,
     WeightsMismatch,
 )
+from registry.families import FAMILIES
 from registry.sources.adapter import read_adapter
 from registry.sources.adapter_config import KINDS, check_adapter_config
 from registry.sources.source import ParentVersion
@@ -525,3 +526,25 @@ def test_every_field_of_peft_s_config_is_declared(name: str, kind: type[peft.Pef
     used = check_adapter_config(saved)
     assert set(used) == KINDS[name].used
     assert not KINDS[name].used & KINDS[name].neutral and not KINDS[name].used & set(KINDS[name].only)
+
+
+# --- families
+
+
+@pytest.mark.parametrize("family", [family.name for family in FAMILIES.values()])
+@pytest.mark.filterwarnings("ignore:.* would change what .* computes; it was left out")
+def test_adapters_of_every_family(
+    family: str, registry: Registry, make_checkpoint: MakeCheckpoint, tmp_path: Path
+) -> None:
+    """Of every linear layer but the head, as most are."""
+    registry.register("base", make_checkpoint(family))
+    adapted = make_adapted(family, target_modules="all-linear", r=4)
+    expected = log_probs(adapted)
+    done = registry.register("m", save_adapter(tmp_path / "adapter", adapted), parent="base")
+    assert done.version is not None and "merge" in done.version.provenance
+    exact = log_probs(registry.load_hf("m", dtype="float64"))
+    assert difference(exact, log_probs(registry.load_hf("base", dtype="float64"))) > 0.01, "this adapter does nothing"
+    # the adapted network runs in float32 here, in which the merged one is as far from itself in float64
+    noise = difference(log_probs(registry.load_hf("m")), exact)
+    assert difference(exact, expected) <= max(BOUND, 10 * noise) <= 1e-3
+    assert difference(log_probs(registry.load("m", dtype="float64")), exact) <= BOUND
