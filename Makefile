@@ -3,8 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# a second environment, with the transformer-lens that has no HookedTransformer any more
+VENV_TL4 := .venv-tl4
+READY_TL4 := $(VENV_TL4)/.ready
+REFERENCE_TL4 := $(VENV_TL4)/reference
 
-.PHONY: demo test check format lint types imports tests docs bench clean
+.PHONY: demo test tl4 check format lint types imports tests docs bench clean
 .DEFAULT_GOAL := check
 
 $(READY): pyproject.toml constraints.txt
@@ -19,7 +23,23 @@ demo: $(READY)  ## a tour on a real model: register, fine-tune, load by name, re
 test: $(READY)  ## the quick tests
 	@$(BIN)/python -m pytest -m 'not slow'
 
-check: $(READY)  ## all that CI runs: format, lint, types, import rules, docs, and every test
+$(READY_TL4): tests/tl4/requirements.txt constraints.txt
+	@echo "Setting up $(VENV_TL4)"
+	@$(PYTHON) -m venv $(VENV_TL4)
+	@grep -v '^transformer-lens==' constraints.txt > $(VENV_TL4)/constraints.txt
+	@$(VENV_TL4)/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint $(VENV_TL4)/constraints.txt --requirement tests/tl4/requirements.txt
+	@$(VENV_TL4)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+tl4: $(READY) $(READY_TL4)  ## what is registered with transformer-lens 3.9 loads with 4.3
+	@rm -rf $(REFERENCE_TL4)
+	@mkdir $(REFERENCE_TL4)
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m tests.tl4.write_reference $(REFERENCE_TL4)
+	@HF_HUB_OFFLINE=1 LENSREG_TL4_FOLDER=$(REFERENCE_TL4) $(VENV_TL4)/bin/python -m pytest \
+		--config-file tests/tl4/pytest.ini --rootdir . tests/tl4
+
+check: $(READY) tl4  ## all that CI runs: format, lint, types, import rules, docs, and every test
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
@@ -37,4 +57,4 @@ format: $(READY)  ## put the code in order
 	@$(BIN)/ruff format .
 
 clean:  ## delete the environment and what the demo wrote
-	rm -rf $(VENV) .demo build dist
+	rm -rf $(VENV) $(VENV_TL4) .demo build dist

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
-from transformer_lens import HookedTransformer
-from transformer_lens.weight_processing import ProcessWeights
 from transformers import PreTrainedModel
 
 from registry.architecture import Architecture
@@ -19,6 +18,9 @@ from registry.errors import UnusableWeights, WeightsMismatch
 from registry.families.family import Family
 from registry.networks import make_hooked_config, make_hooked_network
 from registry.quiet import quiet
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
 
 _POST_NORM_BLOCKS = {"olmo2", "olmo3"}
 
@@ -99,6 +101,8 @@ def convert_weights(
     network: PreTrainedModel, family: Family, architecture: Architecture, processing: Processing
 ) -> dict[str, torch.Tensor]:
     """Return the state dict in hooked layout, processed, in the network's dtype; raw tensors are views of its own."""
+    from transformer_lens.weight_processing import ProcessWeights  # takes seconds, and only conversion needs it
+
     cfg = make_hooked_config(architecture, family, folded=False, dtype=network.dtype, device="cpu")
     tensors = {name: tensor.detach() for name, tensor in family.convert(network, cfg).items()}
     for name in family.absent:

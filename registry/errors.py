@@ -22,6 +22,10 @@ RegistryError
 │   └── SourceChanged           source-changed
 ├── ArchitectureMismatch        architecture-mismatch   .differences
 ├── ParityFailure               parity-failure          .parity
+├── LoadError                   what is registered cannot be had in the form that was asked for
+│   ├── HookedTransformerMissing  hooked-transformer-missing
+│   ├── UnsupportedBridge       unsupported-bridge
+│   └── UnsupportedLayout       unsupported-layout
 ├── Conflict
 │   ├── VersionInUse            version-in-use          .users
 │   └── LineageConflict         lineage-conflict
@@ -213,6 +217,28 @@ class ParityFailure(RegistryError):
     def __init__(self, message: str, *, parity: Parity, hint: str | None = None) -> None:
         super().__init__(message, hint=hint, parity=parity.as_dict())
         self.parity = parity
+
+
+class LoadError(RegistryError):
+    code = "load-error"
+
+
+class HookedTransformerMissing(LoadError):
+    """The transformer-lens that is installed is 4 or later, which has only the bridge."""
+
+    code = "hooked-transformer-missing"
+
+
+class UnsupportedBridge(LoadError):
+    """The TransformerBridge of this version would compute something else, or cannot be built."""
+
+    code = "unsupported-bridge"
+
+
+class UnsupportedLayout(LoadError):
+    """What was asked for needs Hugging Face weights, and the version has those of a HookedTransformer."""
+
+    code = "unsupported-layout"
 
 
 class Conflict(RegistryError):

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from registry.progress import Counter, Progress, no_progress
 from registry.store import LocalStore
 from registry.versions import Version
 
+_ROLES = ("weights", "config", "tokenizer", "generation")
 
-def open_files(store: LocalStore, version: Version, progress: Progress = no_progress) -> Path:
+
+def open_files(
+    store: LocalStore, version: Version, progress: Progress = no_progress, roles: Collection[str] = _ROLES
+) -> Path:
     """Check size and digest of every blob a network is made of; return the folder where they have their own names.
+
+    With fewer `roles` only the files that play them are checked, and only those may be read.
 
     Raises ArtifactMissing or ArtifactCorrupt.
     """
-    needed = [file for file in version.files if file.role != "original"]
+    needed = [file for file in version.files if file.role in roles]
     counter = Counter(progress, "checking", sum(file.size_bytes for file in needed))
     for file in needed:
         store.check(file.digest, file.size_bytes, advance=counter.advance)

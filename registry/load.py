@@ -1,19 +1,24 @@
-"""Load a version: check its blobs and its fingerprint, rebuild the network, attach the registered tokenizer."""
+"""Load a version: check its blobs and its fingerprint, rebuild the network, attach the registered tokenizer.
+
+It comes as a HookedTransformer, as a TransformerBridge, or as the Hugging Face network, all of the same bytes.
+"""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformer_lens import HookedTransformer
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from registry.architecture import Architecture, find_differences
 from registry.convert import RAW, Processing, convert_network, guard_processing
-from registry.errors import ArchitectureMismatch, InvalidInput
+from registry.errors import ArchitectureMismatch, InvalidInput, UnsupportedLayout
 from registry.families import find_family_by_name
-from registry.families.family import check_config
+from registry.families.family import Family, check_config
 from registry.files import open_files
 from registry.networks import build_source_network
 from registry.progress import Progress, no_progress
@@ -21,6 +26,10 @@ from registry.sources.json_file import read_json_object
 from registry.store import LocalStore
 from registry.tokenizers import attach_tokenizer, load_tokenizer
 from registry.versions import Version
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+    from transformer_lens.model_bridge import TransformerBridge
 
 
 class UnverifiedVersion(UserWarning):
@@ -48,11 +57,48 @@ def make_options(
     """Turn keywords into options: `flags` that are None take transformer-lens's defaults, or off if not `processed`."""
     chosen = {name: value for name, value in flags.items() if value is not None}
     base = Processing() if processed else RAW
+    kind, where = read_place(dtype, device)
+    return LoadOptions(Processing(**{**vars(base), **chosen}), kind, where, n_devices)
+
+
+def read_place(dtype: str | torch.dtype, device: str | torch.device | None) -> tuple[torch.dtype, str]:
+    """Return the dtype, which must be one of floating-point numbers, and the device: the first GPU if there is one."""
     kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
         raise InvalidInput(f"{dtype!r} is no floating-point dtype.", hint='Use "float32", "bfloat16" or "float16".')
-    where = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return LoadOptions(Processing(**{**vars(base), **chosen}), kind, where, n_devices)
+    return kind, str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+@dataclass(frozen=True)
+class OpenedVersion:
+    """A version whose blobs and fingerprint have been checked: what its networks are built from."""
+
+    version: Version
+    folder: Path
+    family: Family
+    values: Mapping[str, Any]
+    architecture: Architecture
+
+    def build_source(self, dtype: torch.dtype) -> PreTrainedModel:
+        """Build the Hugging Face network on the files of the store."""
+        files = [self.folder / file.name for file in self.version.with_role("weights")]
+        return build_source_network(self.family, self.values, files, dtype)
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """Load the registered tokenizer; None if none was registered."""
+        return load_tokenizer(self.folder) if self.version.with_role("tokenizer") else None
+
+
+def open_version(store: LocalStore, version: Version, progress: Progress = no_progress) -> OpenedVersion:
+    """Check every blob of a version, and that its config.json still describes the registered architecture."""
+    folder = open_files(store, version, progress)
+    family = find_family_by_name(version.family)
+    values = check_config(family, read_json_object(folder / "config.json"))
+    architecture = family.describe(values)
+    _check_fingerprint(version, architecture, family.config_keys)
+    if not version.is_verified:
+        warnings.warn(f"{version.ref} was registered without verification.", UnverifiedVersion, stacklevel=4)
+    return OpenedVersion(version, folder, family, values, architecture)
 
 
 def load_network(
@@ -61,35 +107,96 @@ def load_network(
     """Return the version's HookedTransformer, or raise ArtifactMissing, ArtifactCorrupt or ArchitectureMismatch.
 
     Every blob is hashed on the way. The architecture is derived again from the stored config.json and must be the
-    registered one.
+    registered one. Raises HookedTransformerMissing where transformer-lens has none.
     """
-    folder = open_files(store, version, progress)
-    family = find_family_by_name(version.family)
-    values = check_config(family, read_json_object(folder / "config.json"))
-    architecture = family.describe(values)
-    _check_fingerprint(version, architecture, family.config_keys)
-    if not version.is_verified:
-        warnings.warn(f"{version.ref} was registered without verification.", UnverifiedVersion, stacklevel=3)
-    processing = guard_processing(architecture, options.processing)
+    import registry.hooked_transformer  # noqa: F401 (before gigabytes are read)
+
+    opened = open_version(store, version, progress)
+    processing = guard_processing(opened.architecture, options.processing)
     for name in sorted(set(options.processing.active) - set(processing.active)):
         warnings.warn(f"{name} would change what {version.ref} computes; it was left out.", stacklevel=3)
-    files = [folder / file.name for file in version.with_role("weights")]
-    # what is stored in fewer bits loses nothing in float32, and folding in it loses less
-    working_dtype = torch.float64 if options.dtype == torch.float64 else torch.float32
-    source = build_source_network(family, values, files, working_dtype)
     network = convert_network(
-        source,
-        family,
-        architecture,
+        opened.build_source(_working_dtype(options.dtype)),
+        opened.family,
+        opened.architecture,
         processing,
         dtype=options.dtype,
         device=options.device,
         n_devices=options.n_devices,
     )
     network.cfg.model_name = version.ref
-    if version.with_role("tokenizer"):
-        attach_tokenizer(network, load_tokenizer(folder))
+    tokenizer = opened.load_tokenizer()
+    if tokenizer is not None:
+        attach_tokenizer(network, tokenizer)
     return network
+
+
+def load_bridge_network(
+    store: LocalStore,
+    version: Version,
+    *,
+    compatibility: bool,
+    dtype: torch.dtype,
+    device: str,
+    progress: Progress = no_progress,
+) -> TransformerBridge:
+    """Return the version's TransformerBridge, compared with its source network in float32 or float64.
+
+    Raises UnsupportedBridge if it computes something else, and UnsupportedLayout if there are no Hugging Face weights.
+    """
+    from registry.bridge import build_bridge, build_checked_bridge
+
+    _refuse_hooked(version, "A TransformerBridge")
+    opened = open_version(store, version, progress)
+
+    def build(how: Callable[..., TransformerBridge], dtype: torch.dtype) -> TransformerBridge:
+        source = opened.build_source(dtype).requires_grad_(True).to(device)
+        tokenizer = opened.load_tokenizer()
+        return how(source, opened.family, opened.architecture, tokenizer, name=version.ref, compatibility=compatibility)
+
+    bridge = build(build_checked_bridge, _working_dtype(dtype))
+    # not cast: bridge.to would round the frequencies of rotary positions, and forget weights that are no parameters
+    return bridge if dtype == _working_dtype(dtype) else build(build_bridge, dtype)
+
+
+def load_source_network(
+    store: LocalStore, version: Version, dtype: torch.dtype, device: str, progress: Progress = no_progress
+) -> PreTrainedModel:
+    """Return the version's Hugging Face network, in eval mode, with its registered generation config if it has one."""
+    _refuse_hooked(version, "A Hugging Face network")
+    opened = open_version(store, version, progress)
+    network = opened.build_source(dtype).requires_grad_(True).to(device)
+    config = read_json_object(opened.folder / "config.json")
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):  # they steer generation, not the network
+        setattr(network.config, name, config.get(name))
+    generation = [read_json_object(opened.folder / file.name) for file in version.with_role("generation")]
+    network.generation_config = (
+        GenerationConfig.from_dict(generation[0]) if generation else GenerationConfig.from_model_config(network.config)
+    )
+    return network
+
+
+def load_registered_tokenizer(
+    store: LocalStore, version: Version, progress: Progress = no_progress
+) -> PreTrainedTokenizerBase | None:
+    """Return the version's tokenizer as it was registered, or None if it was registered without one."""
+    if not version.with_role("tokenizer"):
+        return None
+    return load_tokenizer(open_files(store, version, progress, roles=("tokenizer", "config")))
+
+
+def _working_dtype(wanted: torch.dtype) -> torch.dtype:
+    """What is stored in fewer bits loses nothing in float32, and processing in it loses less."""
+    return torch.float64 if wanted == torch.float64 else torch.float32
+
+
+def _refuse_hooked(version: Version, what: str) -> None:
+    if version.layout != "huggingface":
+        raise UnsupportedLayout(
+            f"{what} cannot be made of {version.ref}: it was registered in TransformerLens's layout, and processed "
+            "weights cannot be turned back into Hugging Face's.",
+            hint="Registry.load gives its HookedTransformer.",
+        )
 
 
 def _check_fingerprint(version: Version, now: Architecture, config_keys: Mapping[str, str]) -> None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+import transformer_lens  # noqa: F401 (it teaches transformers's configs to take 10000 for 10000.0: always or never)
 import transformers
 from safetensors.torch import load_file
-from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from registry.architecture import Architecture
@@ -22,6 +22,9 @@ from registry.errors import UnsupportedConfig, UnusableWeights, WeightsMismatch
 from registry.families.family import Family
 from registry.quiet import quiet
 from registry.weights import TensorHeader
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 _FLOATS = {"F16", "BF16", "F32", "F64"}
 # of an architecture's fields, those that HookedTransformerConfig does not have under that name
@@ -153,7 +156,12 @@ def map_weights(family: Family, values: Mapping[str, Any], files: Sequence[Path]
 def make_hooked_config(
     architecture: Architecture, family: Family, *, folded: bool, dtype: torch.dtype, device: str, n_devices: int = 1
 ) -> HookedTransformerConfig:
-    """Build the HookedTransformerConfig from canonical fields; `folded`: the norms have no weights of their own."""
+    """Build the HookedTransformerConfig from canonical fields; `folded`: the norms have no weights of their own.
+
+    Raises HookedTransformerMissing where transformer-lens has none.
+    """
+    from registry.hooked_transformer import HookedTransformerConfig
+
     fields = {name: value for name, value in architecture.fields.items() if name not in _NOT_HOOKED}
     n_key_value_heads = architecture["n_key_value_heads"]
     if folded and architecture["normalization_type"] in ("LN", "RMS"):
@@ -176,8 +184,10 @@ def make_hooked_network(cfg: HookedTransformerConfig, tensors: Mapping[str, torc
     transformer-lens's own loader drops unknown keys and fills missing ones without a word. The other buffers (`mask`,
     `IGNORE`, `rotary_sin`, `rotary_cos`) are rebuilt from `cfg`.
     """
+    from registry.hooked_transformer import RegisteredHookedTransformer
+
     with torch.device("meta"), quiet():
-        network = HookedTransformer(cfg, move_to_device=False)
+        network = RegisteredHookedTransformer(cfg, move_to_device=False)
     expected = dict(network.named_parameters())
     expected |= {name: buffer for name, buffer in network.named_buffers() if _FILED_BUFFERS.fullmatch(name)}
     missing, left_over = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))

@@ -199,6 +199,8 @@ def _verify(
     from registry.tokenizers import check_tokenizer, load_tokenizer
     from registry.verify import measure_parity, refuse_disparity
 
+    if request.parity != "skip":
+        import registry.hooked_transformer  # noqa: F401 (raises HookedTransformerMissing)
     family, values = checkpoint.family, checkpoint.values
     check_tensors(family, values, weights.tensors)
     vocabulary_digest = None

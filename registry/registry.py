@@ -17,6 +17,8 @@ from registry.store import LocalStore
 if TYPE_CHECKING:
     import torch
     from transformer_lens import HookedTransformer
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from registry.audit import ChainFault, Event
     from registry.lineage import Lineage
@@ -85,7 +87,9 @@ class Registry:
         dry_run: bool = False,
         progress: Progress = no_progress,
     ) -> Registration:
-        """Register a Hugging Face folder or a GGUF file as the next version of the model `name`.
+        """Register a Hugging Face folder, a PEFT adapter's or a GGUF file as the next version of the model `name`.
+
+        An adapter is merged into its one parent, and the merged network is what is registered.
 
         Args:
             name: one or two segments, `name` or `org/name`.
@@ -156,10 +160,9 @@ class Registry:
             VersionRetired: the version was taken out of use.
             ArtifactMissing, ArtifactCorrupt: the store no longer holds what was registered.
             ArchitectureMismatch: the stored config.json no longer means the registered architecture.
+            HookedTransformerMissing: transformer-lens 4 is installed, which has none.
         """
         from registry.load import load_network, make_options
-        from registry.query import read_version
-        from registry.resolve import refuse_retired, resolve_ref
 
         options = make_options(
             processed=processed,
@@ -174,11 +177,67 @@ class Registry:
             device=device,
             n_devices=n_devices,
         )
+        return load_network(self.store, self._find(ref), options, progress)
+
+    def load_bridge(
+        self,
+        ref: str,
+        *,
+        compatibility: bool = False,
+        dtype: str | torch.dtype = "float32",
+        device: str | torch.device | None = None,
+        progress: Progress = no_progress,
+    ) -> TransformerBridge:
+        """Return a TransformerBridge of the same bytes: raw, or in compatibility mode, with weights processed.
+
+        It is compared with the network it is made of before it is handed out.
+
+        Raises:
+            UnsupportedBridge: transformer-lens's bridge would compute something else.
+            UnsupportedLayout: the version was registered as a HookedTransformer.
+            And what `load` raises.
+        """
+        from registry.load import load_bridge_network, read_place
+
+        kind, where = read_place(dtype, device)
+        return load_bridge_network(
+            self.store, self._find(ref), compatibility=compatibility, dtype=kind, device=where, progress=progress
+        )
+
+    def load_hf(
+        self,
+        ref: str,
+        *,
+        dtype: str | torch.dtype = "float32",
+        device: str | torch.device | None = None,
+        progress: Progress = no_progress,
+    ) -> PreTrainedModel:
+        """Return the Hugging Face network, in eval mode; its config names no path.
+
+        Raises:
+            UnsupportedLayout: the version was registered as a HookedTransformer.
+            And what `load` raises.
+        """
+        from registry.load import load_source_network, read_place
+
+        kind, where = read_place(dtype, device)
+        return load_source_network(self.store, self._find(ref), kind, where, progress)
+
+    def tokenizer(self, ref: str) -> PreTrainedTokenizerBase | None:
+        """Return the tokenizer that was registered with a version, or None if there was none."""
+        from registry.load import load_registered_tokenizer
+
+        return load_registered_tokenizer(self.store, self._find(ref))
+
+    def _find(self, ref: str) -> Version:
+        """Return the version that `ref` means, which must be in use."""
+        from registry.query import read_version
+        from registry.resolve import refuse_retired, resolve_ref
+
         with self.database.read() as connection:
             resolved = resolve_ref(connection, ref)
             refuse_retired(resolved)
-            version = read_version(connection, resolved.id)
-        return load_network(self.store, version, options, progress)
+            return read_version(connection, resolved.id)
 
     def resolve(self, ref: str) -> ResolvedRef:
         """Return which version `ref` means now."""

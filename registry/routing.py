@@ -11,14 +11,16 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformer_lens import HookedTransformer
 from transformers import PreTrainedModel
 
 from registry.attention import Float64Attention
 from registry.families.family import Family
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def compute_source(
         exchanged = attention
     elif model._can_set_attn_implementation():
         model.set_attn_implementation(attention)
-    positions = torch.arange(first_position, first_position + probe.shape[1]).expand_as(probe)
+    positions = torch.arange(first_position, first_position + probe.shape[1], device=probe.device).expand_as(probe)
     places = {"position_ids": positions} if first_position else {}
     with torch.inference_mode(), exchanged, _record(routers, like.routing if like else None) as routing:
         log_probs = model(probe, use_cache=False, **places).logits.log_softmax(-1)

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -28,7 +28,11 @@ from registry.errors import ParityFailure
 from registry.families.family import Family
 from registry.networks import build_source_network
 from registry.progress import Counter, Progress, no_progress
-from registry.routing import compute_hooked, compute_source, find_largest_difference
+from registry.routing import Computed, compute_hooked, compute_source, find_largest_difference
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+    from transformers import PreTrainedModel
 
 MIN_PROBE_TOKENS = 512
 ROTARY_SEQUENCE = 128
@@ -115,38 +119,73 @@ def measure_parity(
     one converted network are in memory at a time.
     """
     counter = Counter(progress, "verifying", 5)
-    probe = make_probe(architecture)
     source = build_source_network(family, values, files, dtype)
     check_finite(source.state_dict())
     counter.advance()
-    reference = compute_source(source, family, probe, "eager")
-    second = compute_source(source, family, probe, choose_second_attention(source), like=reference)
-    noise_floor = find_largest_difference(reference, second)
-    del second
-    if architecture["positional_embedding_type"] == "rotary" and probe.shape[1] < architecture["n_ctx"]:
-        shifted = compute_source(source, family, probe, "eager", like=reference, first_position=1)
-        noise_floor = max(noise_floor, find_largest_difference(reference, shifted))
-        del shifted
+    reference = measure_reference(source, family, architecture)
     counter.advance()
     processing = guard_processing(architecture, Processing())
     differences = []
     for one in (RAW, processing):
         network = convert_network(source, family, architecture, one, dtype=dtype)
-        differences.append(find_largest_difference(reference, compute_hooked(network, probe, reference)))
+        differences.append(reference.measure_hooked(network))
         del network
         counter.advance()
     counter.advance()
     return Parity(
         raw=differences[0],
         processed=differences[1],
-        noise_floor=noise_floor,
-        bound=max(BOUND[dtype], 10 * noise_floor),
+        noise_floor=reference.noise_floor,
+        bound=reference.bound,
         dtype=str(dtype).removeprefix("torch."),
-        n_tokens=probe.numel(),
-        probe_digest=hashlib.sha256(probe.numpy().tobytes()).hexdigest(),
+        n_tokens=reference.probe.numel(),
+        probe_digest=hashlib.sha256(reference.probe.numpy().tobytes()).hexdigest(),
         processing=tuple(processing.active),
         versions={name: version(name) for name in ("torch", "transformers", "transformer-lens")},
     )
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a network must agree with: what a source computes of the probe, and its own noise, in nats."""
+
+    probe: torch.Tensor
+    computed: Computed
+    noise_floor: float
+
+    @property
+    def bound(self) -> float:
+        """By how much log-probs may differ; more noise than MAX_NOISE is no excuse."""
+        dtype = self.computed.log_probs.dtype
+        return max(BOUND[dtype], 10 * min(self.noise_floor, MAX_NOISE[dtype]))
+
+    def measure(self, network: Any) -> float:
+        """Return the largest difference of log-probs of a network that gives logits for tokens."""
+        with torch.inference_mode():
+            log_probs = network(self.probe).log_softmax(-1)
+        return find_largest_difference(Computed(self.computed.log_probs), Computed(log_probs))
+
+    def measure_hooked(self, network: HookedTransformer) -> float:
+        """Return the largest difference of log-probs, of tokens and of experts, of a HookedTransformer."""
+        return find_largest_difference(self.computed, compute_hooked(network, self.probe, self.computed))
+
+
+def measure_reference(source: PreTrainedModel, family: Family, architecture: Architecture) -> Reference:
+    """Run the source network on the probe in its own dtype, and again in other ways for the noise floor.
+
+    It is left with eager attention.
+    """
+    probe = make_probe(architecture).to(source.device)
+    computed = compute_source(source, family, probe, "eager")
+    second = compute_source(source, family, probe, choose_second_attention(source), like=computed)
+    noise_floor = find_largest_difference(computed, second)
+    del second
+    if architecture["positional_embedding_type"] == "rotary" and probe.shape[1] < architecture["n_ctx"]:
+        shifted = compute_source(source, family, probe, "eager", like=computed, first_position=1)
+        noise_floor = max(noise_floor, find_largest_difference(computed, shifted))
+    if source._can_set_attn_implementation():
+        source.set_attn_implementation("eager")
+    return Reference(probe, computed, noise_floor)
 
 
 def refuse_disparity(parity: Parity, location: str) -> None:

@@ -163,19 +163,36 @@ DAMAGES = [
         lambda folder: (folder / "pytorch_model.bin").touch(),
     ),
     gpt2(
-        "adapter-only",
+        "adapter-beside",
         UnsupportedSource,
-        "adapter that is not merged",
-        lambda folder: (
-            (folder / WEIGHTS).rename(folder / "adapter_model.safetensors"),
-            (folder / "config.json").rename(folder / "adapter_config.json"),
+        "an adapter and a model",
+        lambda folder: (folder / "adapter_config.json").write_text("{}"),
+    ),
+    gpt2(
+        "adapter-tensors-beside",
+        UnsupportedSource,
+        "an adapter and a model",
+        lambda folder: (folder / "adapter_model.bin").write_bytes(b""),
+    ),
+    gpt2(
+        "adapter-layers-inside",
+        UnsupportedSource,
+        "adapter layers in it that are not merged",
+        lambda folder: edit_tensors(
+            folder,
+            lambda tensors: tensors | {"transformer.h.0.attn.c_attn.lora_A.default.weight": torch.ones(4, 64)},
         ),
     ),
     gpt2(
-        "adapter-beside",
+        "adapted-base-layers-inside",
         UnsupportedSource,
-        "adapter that is not merged",
-        lambda folder: (folder / "adapter_config.json").write_text("{}"),
+        "adapter layers in it that are not merged",
+        lambda folder: edit_tensors(
+            folder,
+            lambda tensors: {
+                name.replace("c_attn.weight", "c_attn.base_layer.weight"): tensor for name, tensor in tensors.items()
+            },
+        ),
     ),
     # --- config.json
     config_text("empty", "", "not JSON"),
@@ -289,8 +306,8 @@ DAMAGES = [
     gpt2(
         "tensor-left-over",
         WeightsMismatch,
-        "1 left over, such as transformer.h.0.attn.lora_A",
-        lambda f: edit_tensors(f, lambda t: {**t, "transformer.h.0.attn.lora_A": torch.ones(2)}),
+        "1 left over, such as transformer.h.0.attn.extra",
+        lambda f: edit_tensors(f, lambda t: {**t, "transformer.h.0.attn.extra": torch.ones(2)}),
     ),
     gpt2(
         "some-prefixed",

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,3 +45,13 @@ def run(folder: Path, *command: str | Path) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_the_environment_with_transformer_lens_4_has_what_the_package_requires() -> None:
+    """`make tl4` installs the package without its dependencies: one of them excludes the other environment's."""
+    required = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    lines = (ROOT / "tests" / "tl4" / "requirements.txt").read_text().splitlines()
+    installed = {line for line in lines if line and not line.startswith("#")}
+    expected = {"transformer-lens==4.3.*" if line.startswith("transformer-lens") else line for line in required}
+    assert expected <= installed
+    assert {line.partition(">")[0] for line in installed - expected} == {"pytest", "pytest-timeout"}

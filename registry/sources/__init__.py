@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from registry.errors import SourceNotFound, UnsupportedSource
+from registry.sources.adapter import is_adapter, read_adapter
 from registry.sources.gguf import read_gguf
 from registry.sources.huggingface import read_folder
 from registry.sources.source import Finding, ParentVersion, Source, SourceFile, SourceOptions
@@ -19,7 +20,7 @@ def open_source(
     parents: Sequence[ParentVersion] = (),
     options: SourceOptions = SourceOptions(),  # noqa: B008 (frozen)
 ) -> Source:
-    """Open a Hugging Face folder or a GGUF file; `scratch` is an empty folder for what must be unpacked.
+    """Open a Hugging Face folder, an adapter's or a GGUF file; `scratch` is an empty folder for what must be unpacked.
 
     Raises a SourceError: SourceNotFound, UnsupportedSource, MalformedArtifact, UnsafeArtifact, UnusableWeights …
     """
@@ -30,6 +31,8 @@ def open_source(
         raise SourceNotFound(
             f"{str(location)[:200]!r} cannot be a path: {error}.", hint="Check how it is written.", path=str(location)
         ) from error
+    if is_folder and is_adapter(path):
+        return read_adapter(path.absolute(), str(location), scratch, parents)
     if is_folder:
         return read_folder(path.absolute(), str(location), scratch, options)
     if is_file and path.suffix == ".gguf":

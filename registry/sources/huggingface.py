@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from registry.sources.weight_files import has_weights, read_weights
 
 CONFIG = "config.json"
 TRAINER_STATE = "trainer_state.json"
+# how peft names what it puts into a network
+_ADAPTER_LAYER = re.compile(r"\b(lora_\w+|ia3_l|base_layer|modules_to_save|token_adapter)\b")
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -41,7 +44,6 @@ def read_folder(
 
     What has to be written anew goes into `scratch`: pickles, prefixed names, what training left in pieces.
     """
-    _refuse_adapter(folder)
     pieces = find_distributed(folder, options)
     if not pieces and not has_weights(folder):
         refuse_partitioned(folder)
@@ -51,6 +53,7 @@ def read_folder(
     config = read_json_object(config_file)
     refuse_quantised_config(config)
     weights = read_distributed(pieces, scratch) if pieces else read_weights(folder, scratch, options)
+    refuse_adapter_layers(weights.tensors)
     refuse_packed_tensors(weights.tensors)
     files = [SourceFile(CONFIG, config_file, "config"), *weights.files]
     findings = list(weights.findings)
@@ -119,11 +122,12 @@ def _read_step(homes: Sequence[Path]) -> int | None:
     return None
 
 
-def _refuse_adapter(folder: Path) -> None:
-    """Refuse what plain loaders swallow: an adapter read as its base."""
-    if (folder / "adapter_config.json").exists():
+def refuse_adapter_layers(names: Iterable[str]) -> None:
+    """Refuse the tensors of a network with unmerged adapter layers in it: without them it would be its base."""
+    layers = sorted(name for name in names if _ADAPTER_LAYER.search(name))
+    if layers:
         raise UnsupportedSource(
-            f"{folder} holds an adapter that is not merged; loading it as a model would give the base.",
-            hint="Merge it first: model.merge_and_unload().save_pretrained(folder).",
-            path=str(folder),
+            f"The weights are those of a network with adapter layers in it that are not merged, such as {layers[0]}.",
+            hint="Merge them where it was trained, model.merge_and_unload().save_pretrained(folder), or save the "
+            "adapter by itself, model.save_pretrained(folder), and register that folder with --parent.",
         )

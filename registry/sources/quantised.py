@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from registry.errors import UnsupportedConfig, UnsupportedSource, UnusableWeights
+from registry.errors import UnsupportedConfig, UnusableWeights
 from registry.families.fields import shorten
 from registry.weights import TensorHeader
 
@@ -47,7 +47,6 @@ _TRACES = (
     (re.compile(r"\.(weight_scale|weight_scale_inv|input_scale|activation_scale)$"), "fp8 or int8", _HINTS["fp8"]),
     (re.compile(r"_(blocks|scales)$"), "MXFP4", _HINTS["mxfp4"]),
 )
-_ADAPTER = re.compile(r"\.(lora_(A|B|embedding_A|embedding_B|magnitude_vector)|base_layer|modules_to_save)\.")
 
 
 def refuse_quantised_config(config: Mapping[str, Any]) -> None:
@@ -82,12 +81,6 @@ def refuse_packed_tensors(tensors: Mapping[str, TensorHeader]) -> None:
                 tensors=packed,
                 hint=hint,
             )
-    adapter = sorted(name for name in tensors if _ADAPTER.search(name))
-    if adapter:
-        raise UnsupportedSource(
-            f"{len(adapter)} tensors are of an adapter that is not merged, such as {adapter[0]}.",
-            hint="Merge it first: model.merge_and_unload().save_pretrained(FOLDER).",
-        )
     empty = sorted(name for name, tensor in tensors.items() if tensor.n_parameters == 0)
     if empty:
         raise UnusableWeights(

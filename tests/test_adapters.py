@@ -1,0 +1,550 @@
+"""PEFT adapters: merged into the registered parent they compute what they did in it, or they are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from registry import Registry, RegistryError
+from registry.errors import (
+    ArchitectureMismatch,
+    InvalidInput,
+    MalformedArtifact,
+    UnsupportedConfig,
+    UnsupportedSource,
+    UnusableWeights,
+    WeightsMismatch,
+)
+from registry.families import FAMILIES
+from registry.sources.adapter import read_adapter
+from registry.sources.adapter_config import KINDS, check_adapter_config
+from registry.sources.source import ParentVersion
+from tests.adapters import CONFIG, WEIGHTS, edit_adapter, edit_tensors, make_adapted, save_adapter
+from tests.checkpoints import edit_config, make_tokenizer
+from tests.contents import read_contents
+
+MakeCheckpoint = Callable[..., Path]
+BOUND = 1e-4  # DESIGN.md §7, for float64
+PROBE = torch.randint(0, 211, (2, 64), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory, make_checkpoint: MakeCheckpoint) -> Iterator[Registry]:
+    """A registry that holds the bases of all adapters here."""
+    folder = tmp_path_factory.mktemp("adapters")
+    registry = Registry(str(folder / "registry.db"), folder / "store")
+    registry.register("gpt2", make_checkpoint("gpt2"))
+    registry.register("llama", make_checkpoint("llama"))
+    registry.register("untied", make_checkpoint("gpt2", tie_word_embeddings=False))
+    yield registry
+    registry.close()
+
+
+def log_probs(network: Any) -> torch.Tensor:
+    with torch.inference_mode():
+        output = network(PROBE)
+    return getattr(output, "logits", output).double().log_softmax(-1)
+
+
+def difference(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one - other).abs().max())
+
+
+LORA, IA3 = peft.LoraConfig, peft.IA3Config
+GOOD: dict[str, tuple[str, type[peft.PeftConfig], dict[str, Any]]] = {
+    "Conv1D": ("gpt2", LORA, {"target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True}),
+    "linear": ("llama", LORA, {"target_modules": "all-linear", "r": 4, "lora_alpha": 16}),
+    "pattern": ("llama", LORA, {"target_modules": r".*\.(q|v)_proj$"}),
+    "rsLoRA": ("llama", LORA, {"target_modules": ["q_proj"], "r": 4, "use_rslora": True}),
+    "DoRA of Conv1D": ("gpt2", LORA, {"target_modules": ["c_attn", "c_fc"], "use_dora": True}),
+    "DoRA": ("llama", LORA, {"target_modules": ["q_proj", "down_proj"], "use_dora": True}),
+    "biases of its layers": ("gpt2", LORA, {"target_modules": ["c_attn"], "bias": "lora_only"}),
+    "all biases": ("gpt2", LORA, {"target_modules": ["c_attn"], "bias": "all"}),
+    "bias of LoRA's own": ("gpt2", LORA, {"target_modules": ["c_attn"], "lora_bias": True}),
+    "rank and alpha by layer": (
+        "llama",
+        LORA,
+        {
+            "target_modules": ["q_proj", "v_proj"],
+            "rank_pattern": {"layers.0.self_attn.q_proj": 3},
+            "alpha_pattern": {"v_proj": 40},
+        },
+    ),
+    "some layers": ("llama", LORA, {"target_modules": ["q_proj"], "layers_to_transform": [1]}),
+    "but some modules": ("llama", LORA, {"target_modules": ["q_proj", "v_proj"], "exclude_modules": ["v_proj"]}),
+    "orthogonal": ("llama", LORA, {"target_modules": ["q_proj"], "init_lora_weights": "orthogonal"}),
+    "whole norm": ("gpt2", LORA, {"target_modules": ["c_attn"], "modules_to_save": ["ln_f"]}),
+    "whole embedding and head": (
+        "llama",
+        LORA,
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
+    ),
+    "embedding and head": ("llama", LORA, {"target_modules": ["embed_tokens", "lm_head", "q_proj"]}),
+    "tokens": ("llama", LORA, {"target_modules": ["q_proj"], "trainable_token_indices": [1, 5]}),
+    "tokens, head tied": ("gpt2", LORA, {"target_modules": ["c_attn"], "trainable_token_indices": [1, 5]}),
+    "IA3": ("llama", IA3, {"target_modules": ["k_proj", "down_proj"], "feedforward_modules": ["down_proj"]}),
+    "IA3 of Conv1D": (
+        "gpt2",
+        IA3,
+        {"target_modules": ["c_attn", "mlp.c_proj"], "feedforward_modules": ["mlp.c_proj"]},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_a_merged_adapter_computes_what_it_did_in_its_base(name: str, shared: Registry, tmp_path: Path) -> None:
+    family, kind, fields = GOOD[name]
+    adapted = make_adapted(family, kind, **fields)
+    expected = log_probs(adapted)
+    assert difference(expected, log_probs(shared.load_hf(family))) > 0.01, "this adapter does nothing"
+    folder = save_adapter(tmp_path / "adapter", adapted)
+    done = shared.register(f"good/{list(GOOD).index(name)}", folder, parent=family)
+    assert done.version is not None and done.parity is not None and done.parity.passed
+    assert difference(log_probs(shared.load(done.version.ref, dtype="float64")), expected) <= BOUND
+    merge = done.version.provenance["merge"]
+    assert 0 < merge["difference"] <= merge["bound"] and merge["dtype"] == "float64" and "peft" in merge["versions"]
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    """A plain adapter of Llama's."""
+    return save_adapter(tmp_path / "adapter", make_adapted("llama", target_modules=["q_proj", "v_proj"], r=4))
+
+
+def test_what_is_recorded_and_kept(registry: Registry, make_checkpoint: MakeCheckpoint, adapter: Path) -> None:
+    base = make_checkpoint("llama")
+    (base / "generation_config.json").write_text('{"eos_token_id": 3}')
+    registry.register("base", base)
+    edit_adapter(adapter, base_model_name_or_path="somewhere/base")
+    version = registry.register("m", adapter, parent="base", step=7).version
+    assert version is not None
+    assert (version.source_kind, version.layout, version.step, version.dtype) == ("peft", "huggingface", 7, "float32")
+    assert [(parent.ref, parent.relation) for parent in version.parents] == [("base@v1", "adapter-merged")]
+    assert version.provenance["adapter"] == {
+        "peft_type": "LORA",
+        "base_model_name_or_path": "somewhere/base",
+        "revision": None,
+    }
+    assert [finding["code"] for finding in version.findings] == []
+    names = {file.name: file.role for file in version.files}
+    assert names == {
+        "config.json": "config",
+        "generation_config.json": "generation",
+        "model.safetensors": "weights",
+        "original_adapter_config.json": "original",
+        "original_adapter_model.safetensors": "original",
+        "tokenizer.json": "tokenizer",
+        "tokenizer_config.json": "tokenizer",
+    }
+    folder = registry.path("m")
+    for kept, source in (("config.json", base), (f"original_{CONFIG}", adapter), (f"original_{WEIGHTS}", adapter)):
+        assert (folder / kept).read_bytes() == (source / kept.removeprefix("original_")).read_bytes()
+    assert (folder / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
+
+
+def test_registering_it_again_changes_nothing(shared: Registry, adapter: Path) -> None:
+    assert shared.register("again", adapter, parent="llama", dry_run=True).outcome == "would-register"
+    assert shared.register("again", adapter, parent="llama").outcome == "registered"
+    assert shared.register("again", adapter, parent="llama").outcome == "unchanged"
+
+
+def test_the_tokenizer_beside_the_adapter_comes_before_the_parent_s(shared: Registry, adapter: Path) -> None:
+    make_tokenizer(200).save_pretrained(adapter)
+    done = shared.register("own-tokenizer", adapter, parent="llama")
+    assert "other-vocabulary" in [finding.code for finding in done.findings]
+    tokenizer = shared.tokenizer("own-tokenizer")
+    assert tokenizer is not None and len(tokenizer) == 200
+
+
+def test_an_adapter_of_a_merged_adapter(shared: Registry, adapter: Path, tmp_path: Path) -> None:
+    shared.register("first", adapter, parent="llama")
+    second = save_adapter(tmp_path / "second", make_adapted("llama", target_modules=["down_proj"], seed=5))
+    shared.register("second", second, parent="first")
+    one, two = (
+        load_file(shared.path("first") / "model.safetensors"),
+        load_file(shared.path("second") / "model.safetensors"),
+    )
+    changed = {name.split(".")[-2] for name in one if not torch.equal(one[name], two[name])}
+    assert changed == {"down_proj"}
+    assert [node.version.ref for node in shared.lineage("second").ancestors()] == ["first@v1", "llama@v1"]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kept", "codes"), [("bfloat16", "float32", ["merged-dtype"]), ("float64", "float64", [])]
+)
+def test_a_merge_is_kept_in_float32_at_least(
+    dtype: str, kept: str, codes: list[str], registry: Registry, make_checkpoint: MakeCheckpoint, tmp_path: Path
+) -> None:
+    """In bfloat16 the adapter would be lost: the difference to what was trained is there a thousand times the bound."""
+    base = make_checkpoint("llama", tokenizer=False)
+    network = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype))
+    network.save_pretrained(base)
+    registry.register("base", base)
+    with torch.no_grad():
+        adapted = make_adapted("llama", target_modules="all-linear")
+        weights = {name: tensor.float() for name, tensor in network.state_dict().items()}
+        for name, parameter in adapted.base_model.model.named_parameters():
+            if "lora_" not in name:
+                parameter.copy_(weights[name.replace(".base_layer", "")])
+    expected = log_probs(adapted)
+    folder = edit_adapter(save_adapter(tmp_path / "adapter", adapted), base_model_name_or_path="base")
+    done = registry.register("m", folder, parent="base")
+    assert done.version is not None and done.version.dtype == kept
+    assert [finding.code for finding in done.findings if finding.code != "no-tokenizer"] == codes
+    assert difference(log_probs(registry.load("m", dtype="float64")), expected) <= BOUND
+    assert difference(log_probs(registry.load_hf("m").to(torch.bfloat16).float()), expected) > 100 * BOUND
+
+
+# --- hazards (HAZARDS.md §2.5): ways in which an adapter silently is its base
+
+
+def test_hazard_an_adapter_folder_is_not_loaded_as_its_base(shared: Registry, adapter: Path) -> None:
+    base = log_probs(shared.load_hf("llama"))
+    shared.register("not-base", adapter, parent="llama")
+    for network in (shared.load("not-base"), shared.load_bridge("not-base"), shared.load_hf("not-base")):
+        assert difference(log_probs(network), base) > 0.1
+
+
+def test_hazard_the_adapter_is_not_merged_twice_by_who_reads_the_version_s_folder(
+    shared: Registry, adapter: Path
+) -> None:
+    """Transformers would read an adapter_config.json beside the weights, and add the adapter once more."""
+    shared.register("folder", adapter, parent="llama")
+    network = AutoModelForCausalLM.from_pretrained(shared.path("folder"))
+    assert difference(log_probs(network), log_probs(shared.load_hf("folder"))) < BOUND
+
+
+def test_hazard_base_weights_and_adapter_in_one_folder(
+    shared: Registry, adapter: Path, make_checkpoint: MakeCheckpoint
+) -> None:
+    shutil.copytree(make_checkpoint("llama"), adapter, dirs_exist_ok=True)
+    before = read_contents(shared)
+    for parent in ((), "llama"):
+        with pytest.raises(UnsupportedSource, match=r"an adapter and a model \(model.safetensors\)"):
+            shared.register("both", adapter, parent=parent)
+    assert read_contents(shared) == before
+
+
+def test_hazard_adapter_layers_inside_a_model_s_weights(
+    shared: Registry, make_checkpoint: MakeCheckpoint, tmp_path: Path
+) -> None:
+    """As torch.save(model.state_dict()) of a PeftModel leaves them."""
+    folder = make_checkpoint("llama")
+    adapted = make_adapted("llama", target_modules=["q_proj"])
+    tensors = {name: tensor.contiguous() for name, tensor in adapted.base_model.model.state_dict().items()}
+    from safetensors.torch import save_file
+
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UnsupportedSource, match="adapter layers in it that are not merged") as refused:
+        shared.register("inside", folder)
+    assert "merge_and_unload" in str(refused.value.hint)
+
+
+def test_hazard_merged_by_hand_it_is_a_model_like_any_other(shared: Registry, tmp_path: Path) -> None:
+    adapted = make_adapted("llama", target_modules=["q_proj"])
+    expected = log_probs(adapted)
+    adapted.merge_and_unload().save_pretrained(tmp_path / "merged")
+    shared.register("by-hand", tmp_path / "merged", parent="llama")
+    assert difference(log_probs(shared.load("by-hand", dtype="float64")), expected) <= BOUND
+
+
+# --- what is refused, and what it is called
+
+Spoil = Callable[[Path], object]
+
+
+def drop(part: str) -> Spoil:
+    return lambda folder: edit_tensors(
+        folder, lambda tensors: {name: tensor for name, tensor in tensors.items() if part not in name}
+    )
+
+
+def add(name: str, tensor: torch.Tensor) -> Spoil:
+    return lambda folder: edit_tensors(folder, lambda tensors: tensors | {f"base_model.model.{name}": tensor})
+
+
+def fill(value: float) -> Spoil:
+    def change(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        min(tensors.items())[1].view(-1)[3] = value
+        return tensors
+
+    return lambda folder: edit_tensors(folder, change)
+
+
+def config(**changes: Any) -> Spoil:
+    return lambda folder: edit_adapter(folder, **changes)
+
+
+Q0 = "model.layers.0.self_attn.q_proj"
+REFUSED: dict[str, tuple[type[RegistryError], str, Spoil]] = {
+    # --- files
+    "pickle": (
+        UnsupportedSource,
+        "no adapter_model.safetensors; an adapter is read from safetensors only",
+        lambda folder: (folder / WEIGHTS).rename(folder / "adapter_model.bin"),
+    ),
+    "pickle beside": (
+        UnsupportedSource,
+        "both safetensors and a pickle",
+        lambda folder: (folder / "adapter_model.bin").write_bytes(b""),
+    ),
+    "no config": (UnsupportedSource, "no adapter_config.json", lambda folder: (folder / CONFIG).unlink()),
+    "config cut": (MalformedArtifact, "not JSON", lambda folder: (folder / CONFIG).write_text('{"r": ')),
+    "tensors cut": (
+        MalformedArtifact,
+        "truncated",
+        lambda folder: (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-100]),
+    ),
+    "no tensors": (UnusableWeights, "holds no tensors", lambda folder: edit_tensors(folder, lambda _: {})),
+    # --- tensors
+    "a pair missing": (WeightsMismatch, f"no tensors for 2 .* such as base_model.model.{Q0}.lora_A", drop(Q0)),
+    "half a pair missing": (WeightsMismatch, "no tensors for 1 ", drop(f"{Q0}.lora_B")),
+    "left over": (
+        WeightsMismatch,
+        "1 of the adapter's tensors belong to no layer",
+        add("model.layers.0.mlp.up_proj.lora_A.weight", torch.ones(4, 64)),
+    ),
+    "of a deeper base": (
+        WeightsMismatch,
+        "belong to no layer",
+        add("model.layers.2.self_attn.q_proj.lora_A.weight", torch.ones(4, 64)),
+    ),
+    "wrapped": (
+        WeightsMismatch,
+        "belong to no layer",
+        lambda folder: edit_tensors(
+            folder, lambda tensors: {f"module.{name}": tensor for name, tensor in tensors.items()}
+        ),
+    ),
+    "other width": (
+        WeightsMismatch,
+        "do not fit into llama@v1",
+        add(f"{Q0}.lora_A.weight", torch.ones(4, 32)),
+    ),
+    "other rank": (WeightsMismatch, "do not fit into llama@v1", config(r=8)),
+    "NaN": (UnusableWeights, "NaN or infinite", fill(float("nan"))),
+    "infinity": (UnusableWeights, "NaN or infinite", fill(float("inf"))),
+    "integers": (
+        UnusableWeights,
+        "not floating-point",
+        lambda folder: edit_tensors(folder, lambda tensors: {n: t.to(torch.int8) for n, t in tensors.items()}),
+    ),
+    "8-bit floats": (
+        UnusableWeights,
+        "not floating-point",
+        lambda folder: edit_tensors(folder, lambda ts: {n: t.to(torch.float8_e4m3fn) for n, t in ts.items()}),
+    ),
+    "an embedding with new rows": (
+        WeightsMismatch,
+        r"trained on a base whose model.embed_tokens.weight has the shape \(215, 64\)",
+        add("model.embed_tokens.weight", torch.zeros(215, 64)),
+    ),
+    "another base's embedding": (
+        WeightsMismatch,
+        "holds its base's model.embed_tokens.weight, and it is not that of llama@v1",
+        add("model.embed_tokens.weight", torch.zeros(211, 64)),
+    ),
+    "biases that the config does not train": (
+        WeightsMismatch,
+        "belong to no layer",
+        add(f"{Q0}.base_layer.bias", torch.ones(64)),
+    ),
+    # --- config
+    "no kind": (MalformedArtifact, "peft_type is None", config(peft_type=...)),
+    "prompt tuning": (UnsupportedConfig, "kind PROMPT_TUNING, which adds inputs", config(peft_type="PROMPT_TUNING")),
+    "prefix tuning": (UnsupportedConfig, "kind PREFIX_TUNING, which adds inputs", config(peft_type="PREFIX_TUNING")),
+    "LoHa": (UnsupportedConfig, "'LOHA' cannot be merged here", config(peft_type="LOHA")),
+    "no such kind": (UnsupportedConfig, "'NEXT' cannot be merged here", config(peft_type="NEXT")),
+    "unknown field": (UnsupportedConfig, "not known for LORA: 'use_next' = True", config(use_next=True)),
+    "classifier's": (UnsupportedConfig, "task_type = 'SEQ_CLS'", config(task_type="SEQ_CLS")),
+    "PiSSA": (UnsupportedConfig, "init_lora_weights = 'pissa'", config(init_lora_weights="pissa")),
+    "PiSSA, fast": (UnsupportedConfig, "'pissa_niter_4'", config(init_lora_weights="pissa_niter_4")),
+    "OLoRA": (UnsupportedConfig, "'olora'", config(init_lora_weights="olora")),
+    "CorDA": (UnsupportedConfig, "'corda'", config(init_lora_weights="corda")),
+    "LoftQ": (UnsupportedConfig, "'loftq'", config(init_lora_weights="loftq")),
+    "MiCA": (UnsupportedConfig, "'mica'", config(init_lora_weights="mica")),
+    "activated": (UnsupportedConfig, "alora_invocation_tokens", config(alora_invocation_tokens=[1, 2])),
+    "deeper": (UnsupportedConfig, "layer_replication", config(layer_replication=[[0, 2], [1, 2]])),
+    "of experts": (UnsupportedConfig, "target_parameters", config(target_parameters=["mlp.experts.down_proj"])),
+    "no such modules": (UnsupportedConfig, "peft cannot put this adapter into llama@v1", config(target_modules=["x"])),
+    "no modules": (UnsupportedConfig, "peft cannot put this adapter", config(target_modules=7)),
+    "no rank": (UnsupportedConfig, "peft cannot put this adapter", config(r=0)),
+    "rank is text": (UnsupportedConfig, "peft cannot put this adapter", config(r="4")),
+    "no pattern": (UnsupportedConfig, "peft cannot put this adapter", config(target_modules="(")),
+    "layers of a pattern": (
+        UnsupportedConfig,
+        "peft cannot put this adapter",
+        config(target_modules=".*q_proj", layers_to_transform=[0]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_merged_right_is_refused(name: str, shared: Registry, adapter: Path) -> None:
+    error, text, spoil = REFUSED[name]
+    spoil(adapter)
+    before = read_contents(shared)
+    with pytest.raises(error, match=text) as refused:
+        shared.register("refused", adapter, parent="llama")
+    assert type(refused.value) is error and refused.value.hint
+    assert read_contents(shared) == before
+
+
+TIED: dict[str, dict[str, Any]] = {
+    "embedding": {"target_modules": ["wte", "c_attn"]},
+    "head": {"target_modules": ["lm_head", "c_attn"]},
+    "whole embedding": {"target_modules": ["c_attn"], "modules_to_save": ["wte"]},
+    "whole head": {"target_modules": ["c_attn"], "modules_to_save": ["lm_head"]},
+}
+
+
+@pytest.mark.parametrize("name", TIED)
+def test_adapters_of_one_end_of_a_tied_embedding_are_refused(name: str, shared: Registry, tmp_path: Path) -> None:
+    """Merged into the one tensor they would change the other end too: log-probs are 5.7 off, and peft only warns."""
+    folder = save_adapter(tmp_path / "adapter", make_adapted("gpt2", **TIED[name]))
+    with pytest.raises(UnsupportedSource, match="embedding and head are one tensor") as refused:
+        shared.register("tied", folder, parent="gpt2")
+    assert "--allow tie_word_embeddings" in str(refused.value.hint)
+
+
+def test_an_untied_head_may_have_an_adapter(shared: Registry, tmp_path: Path) -> None:
+    adapted = make_adapted("gpt2", base={"tie_word_embeddings": False}, target_modules=["lm_head", "wte"])
+    folder = save_adapter(tmp_path / "adapter", adapted)
+    shared.register("untied-head", folder, parent="untied")
+    assert difference(log_probs(shared.load("untied-head", dtype="float64")), log_probs(adapted)) <= BOUND
+
+
+@pytest.mark.parametrize("parents", [(), ("llama", "gpt2")])
+def test_exactly_one_parent_is_needed(parents: tuple[str, ...], shared: Registry, adapter: Path) -> None:
+    edit_adapter(adapter, base_model_name_or_path="meta-llama/Llama-3.2-1B")
+    with pytest.raises(
+        InvalidInput, match=r"adapter of 'meta-llama/Llama-3\.2-1B'; it is merged into one parent"
+    ) as no:
+        shared.register("orphan", adapter, parent=parents)
+    assert "--parent REF" in str(no.value.hint) and no.value.fields["base"] == "meta-llama/Llama-3.2-1B"
+
+
+def test_a_parent_of_another_family_is_refused(shared: Registry, adapter: Path) -> None:
+    with pytest.raises(UnsupportedConfig, match="peft cannot put this adapter into gpt2@v1"):
+        shared.register("wrong", adapter, parent="gpt2")
+
+
+def test_a_parent_in_hooked_layout_is_refused(shared: Registry, adapter: Path, tmp_path: Path) -> None:
+    version = dataclasses.replace(shared.version("llama"), layout="hooked")
+    with pytest.raises(UnsupportedSource, match="registered in TransformerLens's layout"):
+        read_adapter(adapter, "adapter", tmp_path, [ParentVersion(version, lambda: tmp_path)])
+
+
+def test_a_config_beside_the_adapter_must_be_the_parent_s(
+    shared: Registry, adapter: Path, make_checkpoint: MakeCheckpoint
+) -> None:
+    """Somebody who trained with a longer context saves it so."""
+    shutil.copy(make_checkpoint("llama") / "config.json", adapter)
+    shared.register("beside", adapter, parent="llama")
+    edit_config(adapter, max_position_embeddings=192)
+    with pytest.raises(ArchitectureMismatch, match=r"config.json beside the adapter .* llama@v1") as refused:
+        shared.register("beside-other", adapter, parent="llama")
+    assert [one.field for one in refused.value.differences] == ["n_ctx"]
+
+
+def test_code_in_the_config_is_never_run(shared: Registry, adapter: Path) -> None:
+    (adapter / "evil.py").write_text("raise SystemExit('the code of the adapter was run')")
+    edit_adapter(adapter, auto_mapping={"base_model_class": "Evil", "parent_library": "evil"})
+    assert shared.register("auto", adapter, parent="llama").outcome == "registered"
+
+
+# --- which base it was
+
+BASES: dict[str, tuple[dict[str, Any], dict[str, Any], str | None]] = {
+    "same model": ({"base_model_name_or_path": "org/base"}, {"repo": "org/base"}, None),
+    "a mirror of it": ({"base_model_name_or_path": "mirror/Base"}, {"repo": "org/base"}, None),
+    "a copy on disk": ({"base_model_name_or_path": "/models/base/"}, {"repo": "org/base"}, None),
+    "same commit": ({"base_model_name_or_path": "org/base", "revision": "a" * 40}, {"commit": "a" * 40}, None),
+    "a branch": ({"base_model_name_or_path": "org/base", "revision": "main"}, {"commit": "a" * 40}, None),
+    "the parent's name": ({"base_model_name_or_path": "llama"}, {}, None),
+    "another path": ({"base_model_name_or_path": "/scratch/run7"}, {}, "base-not-confirmed"),
+    "another path, from the Hub": ({"base_model_name_or_path": "/scratch/run7"}, {"repo": "o/b"}, "base-not-confirmed"),
+    "a model, parent on disk": ({"base_model_name_or_path": "org/other"}, {}, "base-not-confirmed"),
+    "none": ({"base_model_name_or_path": None}, {}, "base-not-confirmed"),
+}
+
+
+def open_with(
+    config: dict[str, Any], provenance: dict[str, Any], registry: Registry, folder: Path, scratch: Path
+) -> Any:
+    version = registry.version("llama")
+    origin = {"repo": "org/base", "commit": "b" * 40, **provenance} if provenance else {}
+    parent = ParentVersion(dataclasses.replace(version, provenance=origin), lambda: registry.path("llama"))
+    return read_adapter(edit_adapter(folder, **config), "adapter", scratch, [parent])
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_the_base_that_the_adapter_names_is_compared(
+    name: str, shared: Registry, adapter: Path, tmp_path: Path
+) -> None:
+    config, provenance, code = BASES[name]
+    source = open_with(config, provenance, shared, adapter, tmp_path / "scratch")
+    assert [finding.code for finding in source.findings] == ([code] if code else [])
+
+
+@pytest.mark.parametrize(
+    ("config", "text"),
+    [
+        ({"base_model_name_or_path": "org/other"}, "trained on org/other, and llama@v1 is org/base"),
+        (
+            {"base_model_name_or_path": "org/base", "revision": "a" * 40},
+            "at commit aaaaaaaaaaaa, and llama@v1 is commit",
+        ),
+    ],
+)
+def test_another_model_of_the_hub_is_a_contradiction(
+    config: dict[str, Any], text: str, shared: Registry, adapter: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UnsupportedSource, match=text) as refused:
+        open_with(config, {"repo": "org/base"}, shared, adapter, tmp_path / "scratch")
+    assert refused.value.hint and refused.value.fields["parent"] == "llama@v1"
+
+
+# --- the fields of peft's configs
+
+
+@pytest.mark.parametrize(("name", "kind"), [("LORA", LORA), ("IA3", IA3)])
+def test_every_field_of_peft_s_config_is_declared(name: str, kind: type[peft.PeftConfig]) -> None:
+    """So that a new release cannot slip a new meaning in; and what peft itself saves by default is taken."""
+    saved = json.loads(json.dumps(kind(target_modules=["q_proj"]).to_dict(), default=list))
+    assert set(saved) - {"runtime_config"} == {field.name for field in dataclasses.fields(kind)} - {"runtime_config"}
+    used = check_adapter_config(saved)
+    assert set(used) == KINDS[name].used
+    assert not KINDS[name].used & KINDS[name].neutral and not KINDS[name].used & set(KINDS[name].only)
+
+
+# --- families
+
+
+@pytest.mark.parametrize("family", [family.name for family in FAMILIES.values()])
+@pytest.mark.filterwarnings("ignore:.* would change what .* computes; it was left out")
+def test_adapters_of_every_family(
+    family: str, registry: Registry, make_checkpoint: MakeCheckpoint, tmp_path: Path
+) -> None:
+    """Of every linear layer but the head, as most are."""
+    registry.register("base", make_checkpoint(family))
+    adapted = make_adapted(family, target_modules="all-linear", r=4)
+    expected = log_probs(adapted)
+    done = registry.register("m", save_adapter(tmp_path / "adapter", adapted), parent="base")
+    assert done.version is not None and "merge" in done.version.provenance
+    exact = log_probs(registry.load_hf("m", dtype="float64"))
+    assert difference(exact, log_probs(registry.load_hf("base", dtype="float64"))) > 0.01, "this adapter does nothing"
+    # the adapted network runs in float32 here, in which the merged one is as far from itself in float64
+    noise = difference(log_probs(registry.load_hf("m")), exact)
+    assert difference(exact, expected) <= max(BOUND, 10 * noise) <= 1e-3
+    assert difference(log_probs(registry.load("m", dtype="float64")), exact) <= BOUND
