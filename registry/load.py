@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from transformer_lens import HookedTransformer
 
-from registry.architecture import Architecture, find_differences
+from registry.checkpoint import check_fingerprint
 from registry.convert import RAW, Processing, convert_network, guard_processing
-from registry.errors import ArchitectureMismatch, InvalidInput
+from registry.errors import InvalidInput
 from registry.families import find_family_by_name
 from registry.families.family import check_config
 from registry.files import open_files
@@ -67,7 +67,7 @@ def load_network(
     family = find_family_by_name(version.family)
     values = check_config(family, read_json_object(folder / "config.json"))
     architecture = family.describe(values)
-    _check_fingerprint(version, architecture, family.config_keys)
+    check_fingerprint(version, architecture, family.config_keys)
     if not version.is_verified:
         warnings.warn(f"{version.ref} was registered without verification.", UnverifiedVersion, stacklevel=3)
     processing = guard_processing(architecture, options.processing)
@@ -90,15 +90,3 @@ def load_network(
     if version.with_role("tokenizer"):
         attach_tokenizer(network, load_tokenizer(folder))
     return network
-
-
-def _check_fingerprint(version: Version, now: Architecture, config_keys: Mapping[str, str]) -> None:
-    if now.fingerprint == version.fingerprint:
-        return
-    differences = find_differences(Architecture(version.architecture), now, config_keys)
-    raise ArchitectureMismatch(
-        f"{version.ref} was registered with another architecture than its config.json describes now.",
-        differences=differences,
-        hint="Either the record was altered (see: lensreg audit verify), or this lens-registry reads the config "
-        "otherwise than the one that registered it; use that one, and please report it.",
-    )

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
     from registry.audit import ChainFault, Event
+    from registry.check import Check
+    from registry.fetch import ParityChoice
     from registry.lineage import Lineage
-    from registry.register import ParityChoice, Registration
+    from registry.register import Registration
     from registry.resolve import ResolvedRef
     from registry.versions import AliasSpan, ModelSummary, Version, VersionSummary
 
@@ -85,11 +87,12 @@ class Registry:
         dry_run: bool = False,
         progress: Progress = no_progress,
     ) -> Registration:
-        """Register a Hugging Face folder or a GGUF file as the next version of the model `name`.
+        """Register a Hugging Face folder, a GGUF file or a model on the Hub as the next version of the model `name`.
 
         Args:
             name: one or two segments, `name` or `org/name`.
-            source: the folder or file; it is copied, and never opened again.
+            source: the folder or file, or a Hub id `ORG/NAME[@REVISION]`; it is copied, and never opened again. A path
+                that exists wins over a Hub id of the same spelling; `hf://ORG/NAME` always means the Hub.
             parent: the ref, or refs, of what it was made from; their architecture must be the same.
             relation: what it is to its parents; `finetuned`, or `merged` if there are several.
             step: the training step, for `name@step-N`.
@@ -158,8 +161,6 @@ class Registry:
             ArchitectureMismatch: the stored config.json no longer means the registered architecture.
         """
         from registry.load import load_network, make_options
-        from registry.query import read_version
-        from registry.resolve import refuse_retired, resolve_ref
 
         options = make_options(
             processed=processed,
@@ -174,11 +175,52 @@ class Registry:
             device=device,
             n_devices=n_devices,
         )
+        return load_network(self.store, self.fetch(ref, progress=progress), options, progress)
+
+    def fetch(self, ref: str, *, parity: ParityChoice | None = None, progress: Progress = no_progress) -> Version:
+        """Return the version that `ref` means, fetching, verifying and recording the bytes that `lazy` left elsewhere.
+
+        Loading does it by itself. `parity` is the precision in which it is verified, as in `register`.
+
+        Raises:
+            SourceUnreachable, AccessDenied: they cannot be had.
+            MalformedArtifact: they are not the bytes whose digests were recorded.
+            DatabaseReadOnly: the result cannot be recorded.
+        """
+        from registry.query import read_version
+        from registry.resolve import refuse_retired, resolve_ref
+
         with self.database.read() as connection:
             resolved = resolve_ref(connection, ref)
             refuse_retired(resolved)
             version = read_version(connection, resolved.id)
-        return load_network(self.store, version, options, progress)
+        if version.weights_digest is not None:
+            return version
+        from registry.fetch import fetch_version
+
+        return fetch_version(self.database, self.store, version, parity, progress)
+
+    def check(
+        self,
+        source: str | Path,
+        *,
+        parent: str | Sequence[str] = (),
+        allow: Sequence[str] = (),
+        weights: Literal["safetensors", "bin"] | None = None,
+        config: str | Path | None = None,
+    ) -> Check:
+        """Say whether `source` would load, from its config and safetensors headers alone; nothing is registered.
+
+        `fault` of what is returned is the refusal that `register` would give, or None. The database is opened only
+        for `parent`. Raises what keeps it from being checked: SourceNotFound, SourceUnreachable, AccessDenied.
+        """
+        from registry.check import check_source
+        from registry.sources import SourceOptions
+
+        parents = (parent,) if isinstance(parent, str) else tuple(parent)
+        options = SourceOptions(weights, Path(config) if config is not None else None, headers_only=True)
+        database = self.database if parents else None
+        return check_source(database, self.store, str(source), parents, tuple(allow), options)
 
     def resolve(self, ref: str) -> ResolvedRef:
         """Return which version `ref` means now."""
@@ -215,7 +257,10 @@ class Registry:
 
         The files are links to the store's blobs; writing to them would damage the store.
         """
+        from registry.files import refuse_unfetched
+
         version = self.version(ref)
+        refuse_unfetched(version)
         for file in version.files:
             self.store.check(file.digest, file.size_bytes, read=False)
         return self.store.link_folder((file.name, file.digest) for file in version.files)

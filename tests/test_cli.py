@@ -148,8 +148,8 @@ def test_the_keys_of_json_objects_are_a_contract(populated: Run, tuned: Path) ->
     assert set(shown) == {
         "schema_version", "ref", "version", "verified", "model", "step", "family", "fingerprint", "architecture",
         "weights_digest", "vocabulary_digest", "layout", "dtype", "n_parameters", "size_bytes", "source_kind",
-        "source_location", "provenance", "processing", "note", "findings", "created_at", "retired_at", "files", "parents", "aliases", "tags",
-        "validations",
+        "source_location", "provenance", "processing", "note", "findings", "created_at", "retired_at", "files",
+        "parents", "aliases", "tags", "validations",
     }  # fmt: skip
     added = populated("add", "tuned", tuned, "-o", "json").json
     assert set(added) == {
