@@ -9,7 +9,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from sqlalchemy import Connection
 
@@ -20,7 +20,7 @@ from registry.errors import InvalidInput, LineageConflict
 from registry.fetch import ParityChoice, describe_parity, fetch_version
 from registry.files import open_files
 from registry.progress import Progress, no_progress
-from registry.query import find_same_weights, read_version
+from registry.query import find_same_weights, read_newest, read_version
 from registry.record import Draft, ParentEdge, find_existing, record_version
 from registry.refs import check_model_name, check_tag_key, check_text
 from registry.resolve import refuse_retired, resolve_ref
@@ -101,7 +101,7 @@ def register_version(
             return _heal(database, store, unchanged, files, request, progress)
         vocabulary_digest, parity = _verify(request, checkpoint, weights, files, progress)
         with database.read() as connection:
-            findings = _find_notable(connection, checkpoint, weights, vocabulary_digest, edges)
+            findings = _find_notable(connection, request.name, checkpoint, weights, vocabulary_digest, edges)
         draft = _make_draft(request, checkpoint, weights, vocabulary_digest, files, edges, findings, parity)
         registration = _describe(draft, parity, version=None)
         if request.dry_run:
@@ -252,13 +252,14 @@ def _verify(
 
 def _find_notable(
     connection: Connection,
+    model: str,
     checkpoint: Checkpoint,
     weights: Weights,
     vocabulary_digest: str | None,
     edges: Sequence[ParentEdge],
 ) -> tuple[Finding, ...]:
     """Point out what is no fault but may surprise: the same weights elsewhere, another vocabulary than the parent's."""
-    findings = list(checkpoint.source.findings)
+    findings = [*checkpoint.source.findings, *_find_moved(connection, model, checkpoint.source.provenance)]
     same = find_same_weights(connection, weights.digest) if weights.digest else []
     if same:
         findings.append(Finding("identical-weights", f"The same weights are registered as {', '.join(same[:10])}."))
@@ -268,6 +269,20 @@ def _find_notable(
             message = f"The tokenizer's vocabulary is not that of {edge.ref}: the same text gives other token ids."
             findings.append(Finding("other-vocabulary", message))
     return tuple(findings)
+
+
+def _find_moved(connection: Connection, model: str, origin: Mapping[str, Any]) -> list[Finding]:
+    """Point out that a branch on the Hub is another commit than it was for the model's newest version."""
+    newest = read_newest(connection, model) if origin.get("repo") else None
+    if newest is None or newest.provenance.get("commit") == origin["commit"]:
+        return []
+    if any(newest.provenance.get(key) != origin[key] for key in ("repo", "revision")):
+        return []
+    message = (
+        f"{origin['revision']} of {origin['repo']} has moved: it was commit {newest.provenance['commit'][:12]} for "
+        f"{newest.ref}, which stays as it is, and is {origin['commit'][:12]} now."
+    )
+    return [Finding("moved-revision", message)]
 
 
 def _make_draft(
