@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 from safetensors.torch import load_file
-from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from registry.architecture import Architecture
@@ -21,6 +20,9 @@ from registry.errors import UnsupportedConfig, UnusableWeights, WeightsMismatch
 from registry.families.family import Family
 from registry.quiet import quiet
 from registry.weights import TensorHeader
+
+if TYPE_CHECKING:  # it takes seconds to import, which checking tensors can do without
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 _FLOATS = {"F16", "BF16", "F32", "F64"}
 # of an architecture's fields, those that HookedTransformerConfig does not have under that name
@@ -32,7 +34,8 @@ def make_config(family: Family, values: Mapping[str, Any]) -> PreTrainedConfig:
     """Rebuild the Hugging Face config object from checked values only."""
     config_class = getattr(transformers, family.config_class_name)
     try:
-        config: PreTrainedConfig = config_class(**family.arguments(values))
+        with quiet():
+            config: PreTrainedConfig = config_class(**family.arguments(values))
     except Exception as error:  # huggingface_hub's strict dataclasses raise a type of their own for each rule
         raise _refuse_config("refuses this config.json", error) from error
     return config
@@ -136,6 +139,8 @@ def make_hooked_config(
     architecture: Architecture, family: Family, *, folded: bool, dtype: torch.dtype, device: str, n_devices: int = 1
 ) -> HookedTransformerConfig:
     """Build the HookedTransformerConfig from canonical fields; `folded`: the norms have no weights of their own."""
+    from transformer_lens import HookedTransformerConfig
+
     fields = {name: value for name, value in architecture.fields.items() if name not in _NOT_HOOKED}
     n_key_value_heads = architecture["n_key_value_heads"]
     if folded and architecture["normalization_type"] in ("LN", "RMS"):
@@ -157,6 +162,8 @@ def make_hooked_network(cfg: HookedTransformerConfig, tensors: Mapping[str, torc
     Every parameter must be given and nothing else: transformer-lens's own loader drops unknown keys and fills missing
     ones without a word. The few buffers (`mask`, `IGNORE`, `rotary_sin`, `rotary_cos`) are rebuilt from `cfg`.
     """
+    from transformer_lens import HookedTransformer
+
     with torch.device("meta"), quiet():
         network = HookedTransformer(cfg, move_to_device=False)
     expected = {name for name, _ in network.named_parameters()}

@@ -58,6 +58,7 @@ class FakeHub:
         self.private: set[str] = set()
         self.token: str | None = None  # the one that is right, if a repository asks for one
         self.status: int | None = None  # answer everything with it
+        self.page: bytes | None = None  # answer everything with it, as a proxy's log-in page does
         self.cuts: dict[str, list[int]] = {}  # file name -> after how many bytes the next answers break off
         self.served: dict[str, bytes] = {}  # file name -> what is served instead of what is stated
         self.on_info: Callable[[], object] | None = None  # called once, after a model was described
@@ -129,6 +130,8 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         if self.hub.status is not None:
             self._refuse(self.hub.status, None)
+        elif self.hub.page is not None:
+            self._send(200, self.hub.page, {"Content-Type": "text/html"}, "")
         elif match := _CDN.fullmatch(path):
             self._serve_large(match["digest"])
         elif match := _INFO.fullmatch(urlsplit(self.path).path):

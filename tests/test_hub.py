@@ -29,7 +29,8 @@ from registry.errors import (
     UnsupportedSource,
     UnusableWeights,
 )
-from registry.sources import hub_snapshot
+from registry.sources import Source, SourceOptions, hub_snapshot
+from registry.sources.hub import open_hub
 from registry.sources.hub_id import HubId, parse_hub_id
 from tests.checkpoints import edit_config
 from tests.contents import read_contents
@@ -362,6 +363,14 @@ def _ask_with(status: int) -> Callable[[FakeHub], str]:
     return ask
 
 
+def _ask_with_page(page: bytes) -> Callable[[FakeHub], str]:
+    def ask(hub: FakeHub) -> str:
+        hub.page = page
+        return "org/base"
+
+    return ask
+
+
 def _ask_none(hub: FakeHub) -> str:
     hub.close()
     return "org/base"
@@ -376,6 +385,10 @@ FAULTS = {
     "forbidden": (_ask_with(403), AccessDenied, "HTTP 403", "hf auth login"),
     "too-many": (_ask_with(429), SourceUnreachable, "HTTP 429", "Wait"),
     "broken": (_ask_with(500), SourceUnreachable, "500", "Try again"),
+    "page": (_ask_with_page(b"<html>Log in</html>"), SourceUnreachable, "cannot be had", "HF_ENDPOINT"),
+    "list": (_ask_with_page(b"[1]"), SourceUnreachable, "cannot be had", "HF_ENDPOINT"),
+    "no-commit": (_ask_with_page(b'{"id": "org/base"}'), SourceUnreachable, "does not say which commit", "HF_ENDPOINT"),
+    "odd": (_ask_with_page(b'{"id": "org/base", "siblings": [{}]}'), SourceUnreachable, "cannot be had", "HF_ENDPOINT"),
     "no-network": (_ask_none, SourceUnreachable, "Connection refused", "HF_ENDPOINT"),
 }
 
@@ -524,6 +537,42 @@ def test_what_the_repository_lacks_is_named(
     with pytest.raises(MalformedArtifact, match="disagree about"):
         registry.register("m", "org/disagrees")
     assert registry.models() == []
+
+
+def test_what_must_be_read_whole_is_fetched_checked_and_opened_as_a_folder(
+    hub: FakeHub, base: Path, tmp_path: Path
+) -> None:
+    commit = hub.push("org/both", base, **{"pytorch_model.bin": b"pickle", "adapter.md": b"no"})
+    seen: list[set[str]] = []
+
+    def open_folder(folder: Path) -> Source:
+        seen.append({path.name for path in folder.iterdir()})
+        assert (folder / "pytorch_model.bin").read_bytes() == b"pickle"
+        assert not any(path.is_symlink() for path in folder.iterdir())
+        return Source("inner", str(folder), {}, (), {}, relation="merged", provenance={"inner": 1})
+
+    options = SourceOptions(weights="bin")
+    (tmp_path / "one").mkdir()
+    source = open_hub(HubId("org/both", "main"), "org/both", options, open_folder, tmp_path / "one")
+    names = {"config.json", "generation_config.json", "pytorch_model.bin", "tokenizer.json", "tokenizer_config.json"}
+    assert seen == [names]
+    assert (source.kind, source.location, source.relation) == ("hub", "org/both", "merged")
+    assert source.provenance == {"inner": 1, "repo": "org/both", "revision": "main", "commit": commit}
+
+    def refuse(folder: Path) -> Source:
+        raise UnsupportedSource(f"{folder} is not for us.")
+
+    (tmp_path / "two").mkdir()
+    with pytest.raises(UnsupportedSource) as refused:
+        open_hub(HubId("org/both"), "org/both", options, refuse, tmp_path / "two")
+    assert refused.value.message == f"org/both@{commit[:12]} is not for us."
+    (blob,) = (tmp_path / "hf" / "hub").rglob("snapshots/*/pytorch_model.bin")
+    blob.resolve().unlink()
+    hub.served["pytorch_model.bin"] = b"gadget"
+    (tmp_path / "three").mkdir()
+    with pytest.raises(MalformedArtifact, match="not the file that the Hub states"):
+        open_hub(HubId("org/both"), "org/both", options, open_folder, tmp_path / "three")
+    assert len(seen) == 1
 
 
 def test_without_a_tokenizer_none_is_made_up(registry: Registry, hub: FakeHub, make_checkpoint: MakeCheckpoint) -> None:

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from registry.errors import InvalidInput, MalformedArtifact, SourceUnreachable, UnsupportedSource
+from registry.errors import InvalidInput, MalformedArtifact, SourceError, SourceUnreachable, UnsupportedSource
 from registry.progress import no_progress
 from registry.sources.hub_id import PREFIX, HubId
 from registry.sources.hub_snapshot import Snapshot, find_snapshot, is_cached, refuse_cached, remember_revision
@@ -136,7 +136,7 @@ def _open_safetensors(snapshot: Snapshot, location: str) -> Source:
         kind="hub",
         location=location,
         config=read_json_object(paths[CONFIG]),
-        files=tuple(SourceFile(name, path, "config") for name, path in paths.items()),
+        files=tuple(SourceFile(name, path, "config", snapshot.files[name].sha256) for name, path in paths.items()),
         tensors=tensors,
         findings=findings,
         remote=tuple(remote),
@@ -181,7 +181,11 @@ def _open_fetched(snapshot: Snapshot, open_folder: Callable[[Path], Source], fol
         stated = names[name].sha256
         if stated is not None and digest_file(folder / name) != stated:
             raise refuse_cached(name, path)
-    return open_folder(folder)
+    try:
+        return open_folder(folder)
+    except SourceError as error:  # that folder will be gone, and nobody knows its name
+        error.message = error.message.replace(str(folder), str(snapshot))
+        raise
 
 
 def _place(path: Path, target: Path) -> None:

@@ -84,7 +84,8 @@ def _type_transport(error: BaseException, repo: str) -> RegistryError | None:
             f"{repo} is neither a path here nor in the Hub cache, and HF_HUB_OFFLINE forbids asking the Hub.",
             hint=f"Unset HF_HUB_OFFLINE, or put it into {_read_cache()} first: hf download {repo}",
         )
-    if isinstance(error, (transport, OSError, RuntimeError)):  # hf_xet raises RuntimeError
+    # hf_xet raises RuntimeError; the others are what an answer that is no Hub's leads to, a proxy's page, say
+    if isinstance(error, (transport, OSError, RuntimeError, ValueError, KeyError, TypeError)):
         return SourceUnreachable(
             f"{repo} cannot be had from the Hub ({_read_endpoint()}): {_first_line(error)}",
             hint="Check the network and HF_ENDPOINT; if a path was meant, there is none. Nothing was stored.",
