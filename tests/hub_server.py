@@ -58,6 +58,7 @@ class FakeHub:
         self.private: set[str] = set()
         self.token: str | None = None  # the one that is right, if a repository asks for one
         self.status: int | None = None  # answer everything with it
+        self.lfs: set[str] = set()  # files kept with LFS besides those that always are
         self.page: bytes | None = None  # answer everything with it, as a proxy's log-in page does
         self.cuts: dict[str, list[int]] = {}  # file name -> after how many bytes the next answers break off
         self.served: dict[str, bytes] = {}  # file name -> what is served instead of what is stated
@@ -141,6 +142,9 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._refuse(404, None)
 
+    def _is_large(self, name: str) -> bool:
+        return name.endswith(_LFS) or name in self.hub.lfs
+
     def _find(self, repo: str, revision: str, *, to_read: bool) -> tuple[str, dict[str, bytes]] | None:
         token = self.headers.get("Authorization")
         granted = self.hub.token is not None and token == f"Bearer {self.hub.token}"
@@ -164,7 +168,7 @@ class _Handler(BaseHTTPRequestHandler):
         siblings = []
         for name, content in files.items():
             one: dict[str, object] = {"rfilename": name, "size": len(content), "blobId": digest_as_git(content)}
-            if name.endswith(_LFS):
+            if self._is_large(name):
                 digest = hashlib.sha256(content).hexdigest()
                 one["lfs"] = {"sha256": digest, "size": len(content), "pointerSize": 134}
             siblings.append(one)
@@ -184,7 +188,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         content = files[name]
         digest = hashlib.sha256(content).hexdigest()
-        if name.endswith(_LFS):
+        if self._is_large(name):
             headers = {
                 "X-Repo-Commit": commit,
                 "X-Linked-Etag": f'"{digest}"',

@@ -149,6 +149,7 @@ def test_weights_are_linked_from_the_cache_and_other_files_are_not(
     registry: Registry, hub: FakeHub, base: Path
 ) -> None:
     hub.push("org/base", base)
+    hub.lfs |= {"tokenizer.json", "config.json"}
     version = registry.register("base", "org/base", parity="skip").version
     assert version is not None
     n_names = {file.name: registry.store.blob_path(file.digest).stat().st_nlink for file in version.files}
@@ -466,10 +467,12 @@ def test_a_header_that_is_cut_off_is_refused(registry: Registry, hub: FakeHub, b
 
 
 @pytest.mark.parametrize("options", [{}, {"dry_run": True}, {"parity": "skip"}])
+@pytest.mark.parametrize("lfs", [False, True])
 @pytest.mark.parametrize("name", [WEIGHTS, "config.json", "tokenizer.json"])
 def test_other_bytes_than_the_hub_states_are_refused(
-    name: str, options: dict[str, object], registry: Registry, hub: FakeHub, base: Path
+    name: str, lfs: bool, options: dict[str, object], registry: Registry, hub: FakeHub, base: Path
 ) -> None:
+    hub.lfs = {name} if lfs else set()
     hub.push("org/base", base)
     content = (base / name).read_bytes()
     flipped = content.replace(b'"n_head": 4', b'"n_head": 2') if name == "config.json" else content
