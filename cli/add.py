@@ -9,7 +9,8 @@ import click
 from cli.options import Session, output_option, parse_tags, registry_options
 
 if TYPE_CHECKING:
-    from registry.register import ParityChoice, Registration
+    from registry.fetch import ParityChoice
+    from registry.register import Registration
 
 
 @click.command()
@@ -56,9 +57,12 @@ def add(
 ) -> None:
     """Register SOURCE as the next version of the model NAME.
 
-    SOURCE is a Hugging Face folder (config.json, safetensors, tokenizer files) or a GGUF file. It is converted and
-    verified first: a checkpoint whose architecture is not its parent's is refused, and so is one whose converted
-    network does not compute what the checkpoint does.
+    SOURCE is a Hugging Face folder (config.json, safetensors, tokenizer files), a GGUF file, or a model on the Hub:
+    ORG/NAME or ORG/NAME@REVISION, pinned to the commit that the revision is now. A path that exists wins over a Hub
+    id of the same spelling; hf://ORG/NAME always means the Hub.
+
+    It is converted and verified first: a checkpoint whose architecture is not its parent's is refused, and so is one
+    whose converted network does not compute what the checkpoint does.
     """
     from cli.progress import show_progress
 
@@ -101,10 +105,10 @@ def _print(done: Registration, output: str) -> None:
 
 def _plan_facts(done: Registration) -> dict[str, str | None]:
     from cli.output import format_parameters
-    from cli.versions import describe_parity
+    from cli.versions import describe_parity, name_weights
 
     return {
-        "weights": f"sha256:{done.weights_digest[:16]}  {format_parameters(done.n_parameters)} parameters",
+        "weights": f"{name_weights(done.weights_digest)}  {format_parameters(done.n_parameters)} parameters",
         "architecture": f"sha256:{done.architecture.fingerprint[:16]}",
         "admitted": ", ".join(one.field for one in done.admitted_differences) or None,
         "parity": describe_parity(done.parity.as_dict()) if done.parity else "not measured",

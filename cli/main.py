@@ -15,6 +15,8 @@ from cli.options import Session, registry_options
 # command -> where it is; imported when it is called, so that `lensreg` starts fast
 COMMANDS = {
     "add": "cli.add:add",
+    "check": "cli.check:check",
+    "fetch": "cli.check:fetch",
     "ls": "cli.versions:ls",
     "show": "cli.versions:show",
     "history": "cli.versions:history",

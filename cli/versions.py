@@ -83,7 +83,8 @@ def show(session: Session, ref: str) -> None:
         print_json(version_dict(version))
         return
     facts = describe_version(version)
-    facts["source"] = f"{version.source_location} ({version.source_kind})"
+    commit = version.provenance.get("commit")
+    facts["source"] = f"{version.source_location} ({version.source_kind})" + (f", commit {commit}" if commit else "")
     facts["files"] = "\n".join(
         f"{file.name}  {format_size(file.size_bytes)}  sha256:{file.digest[:16]}" for file in version.files
     )
@@ -154,7 +155,7 @@ def version_facts(version: Version) -> dict[str, str | None]:
     fields = version.architecture
     return {
         "step": None if version.step is None else f"{version.step}",
-        "weights": f"{_name_weights(version)}  {format_parameters(version.n_parameters)} parameters, "
+        "weights": f"{name_weights(version.weights_digest)}  {format_parameters(version.n_parameters)} parameters, "
         f"{version.dtype}, {format_size(version.size_bytes)}",
         "architecture": f"{version.family}  d_model {fields['d_model']}, n_layers {fields['n_layers']}, "
         f"n_heads {fields['n_heads']}, d_vocab {fields['d_vocab']}  (sha256:{version.fingerprint[:16]})",
@@ -162,8 +163,9 @@ def version_facts(version: Version) -> dict[str, str | None]:
     }
 
 
-def _name_weights(version: Version) -> str:
-    return f"sha256:{version.weights_digest[:16]}" if version.weights_digest else "not fetched yet"
+def name_weights(digest: str | None) -> str:
+    """Write a weights digest shortly; None is that of weights that were left on the Hub."""
+    return f"sha256:{digest[:16]}" if digest else "not fetched yet"
 
 
 def describe_version(version: Version) -> dict[str, str | None]:
@@ -202,6 +204,8 @@ def version_dict(version: Version) -> dict[str, Any]:
 
 def _recorded_parity(version: Version) -> str:
     measured = version.parity
+    if not measured and version.weights_digest is None:
+        return "not verified yet: parity is measured when the weights are fetched"
     if not measured:
         return "not verified: parity was not measured"
     raw, processed = measured["raw"], measured["processed"]

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from registry.architecture import Architecture
+from registry.architecture import Architecture, find_differences
+from registry.errors import ArchitectureMismatch
 from registry.families import find_family
 from registry.families.family import Family, check_config
 from registry.sources import ParentVersion, Source, SourceOptions, open_source
+from registry.versions import Version
 
 
 @dataclass(frozen=True)
@@ -34,3 +36,16 @@ def read_checkpoint(
     family = find_family(source.config)
     values = check_config(family, source.config)
     return Checkpoint(source, family, values, family.describe(values))
+
+
+def check_fingerprint(version: Version, now: Architecture, config_keys: Mapping[str, str]) -> None:
+    """Raise ArchitectureMismatch if the stored config.json no longer means the registered architecture."""
+    if now.fingerprint == version.fingerprint:
+        return
+    differences = find_differences(Architecture(version.architecture), now, config_keys)
+    raise ArchitectureMismatch(
+        f"{version.ref} was registered with another architecture than its config.json describes now.",
+        differences=differences,
+        hint="Either the record was altered (see: lensreg audit verify), or this lens-registry reads the config "
+        "otherwise than the one that registered it; use that one, and please report it.",
+    )

@@ -11,6 +11,8 @@ RegistryError
 │   └── VersionRetired          version-retired
 ├── SourceError                 what was handed in cannot become a version
 │   ├── SourceNotFound          source-not-found
+│   ├── SourceUnreachable       source-unreachable
+│   ├── AccessDenied            access-denied
 │   ├── UnsupportedSource       unsupported-source
 │   ├── MalformedArtifact       malformed-artifact
 │   ├── UnsafeArtifact          unsafe-artifact
@@ -123,6 +125,18 @@ class SourceError(RegistryError):
 
 class SourceNotFound(SourceError):
     code = "source-not-found"
+
+
+class SourceUnreachable(SourceError):
+    """It may well be there, but whoever keeps it does not answer."""
+
+    code = "source-unreachable"
+
+
+class AccessDenied(SourceError):
+    """It is there, and whoever keeps it does not give it to this user."""
+
+    code = "access-denied"
 
 
 class UnsupportedSource(SourceError):

@@ -1,10 +1,11 @@
-"""A version's files in the store: checked, fetched if they are not there yet, and under their own names."""
+"""A version's files in the store: checked, and under their own names."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
 
+from registry.errors import ArtifactMissing
 from registry.progress import Counter, Progress, no_progress
 from registry.store import LocalStore
 from registry.versions import Version
@@ -19,10 +20,22 @@ def open_files(
 
     With fewer `roles` only the files that play them are checked, and only those may be read.
 
-    Raises ArtifactMissing or ArtifactCorrupt.
+    Raises ArtifactMissing or ArtifactCorrupt. A version whose bytes were left elsewhere must be fetched first.
     """
+    if "weights" in roles:
+        refuse_unfetched(version)
     needed = [file for file in version.files if file.role in roles]
     counter = Counter(progress, "checking", sum(file.size_bytes for file in needed))
     for file in needed:
         store.check(file.digest, file.size_bytes, advance=counter.advance)
     return store.link_folder((file.name, file.digest) for file in version.files)
+
+
+def refuse_unfetched(version: Version) -> None:
+    """Raise ArtifactMissing if the version was registered without its bytes and they were not fetched since."""
+    if version.weights_digest is None:
+        raise ArtifactMissing(
+            f"The weights of {version.ref} were left on the Hub and are not here yet.",
+            digest=next((file.digest for file in version.with_role("weights")), ""),
+            hint=f"Fetch them: lensreg fetch {version.ref}",
+        )

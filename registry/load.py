@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from registry.architecture import Architecture, find_differences
 from registry.convert import RAW, Processing, convert_network, guard_processing
-from registry.errors import ArchitectureMismatch, InvalidInput, UnsupportedLayout
+from registry.errors import InvalidInput, UnsupportedLayout
 from registry.families import find_family_by_name
 from registry.families.family import Family, check_config
 from registry.files import open_files
@@ -95,7 +94,7 @@ def open_version(store: LocalStore, version: Version, progress: Progress = no_pr
     family = find_family_by_name(version.family)
     values = check_config(family, read_json_object(folder / "config.json"))
     architecture = family.describe(values)
-    _check_fingerprint(version, architecture, family.config_keys)
+    check_fingerprint(version, architecture, family.config_keys)
     if not version.is_verified:
         warnings.warn(f"{version.ref} was registered without verification.", UnverifiedVersion, stacklevel=4)
     return OpenedVersion(version, folder, family, values, architecture)
@@ -197,15 +196,3 @@ def _refuse_hooked(version: Version, what: str) -> None:
             "weights cannot be turned back into Hugging Face's.",
             hint="Registry.load gives its HookedTransformer.",
         )
-
-
-def _check_fingerprint(version: Version, now: Architecture, config_keys: Mapping[str, str]) -> None:
-    if now.fingerprint == version.fingerprint:
-        return
-    differences = find_differences(Architecture(version.architecture), now, config_keys)
-    raise ArchitectureMismatch(
-        f"{version.ref} was registered with another architecture than its config.json describes now.",
-        differences=differences,
-        hint="Either the record was altered (see: lensreg audit verify), or this lens-registry reads the config "
-        "otherwise than the one that registered it; use that one, and please report it.",
-    )

@@ -23,7 +23,7 @@ from registry.families.family import Family
 from registry.quiet import quiet
 from registry.weights import TensorHeader
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # it takes seconds to import, which checking tensors can do without
     from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 _FLOATS = {"F16", "BF16", "F32", "F64"}
@@ -39,7 +39,8 @@ def make_config(family: Family, values: Mapping[str, Any]) -> PreTrainedConfig:
     config_class = getattr(transformers, family.config_class_name)
     try:
         # which token pads matters in training only; a default beyond a small vocabulary could not be built
-        config: PreTrainedConfig = config_class(**{"pad_token_id": None, **family.arguments(values)})
+        with quiet():
+            config: PreTrainedConfig = config_class(**{"pad_token_id": None, **family.arguments(values)})
     except Exception as error:  # huggingface_hub's strict dataclasses raise a type of their own for each rule
         raise _refuse_config("refuses this config.json", error) from error
     return config

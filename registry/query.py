@@ -49,6 +49,18 @@ def read_version(connection: Connection, version_id: int) -> Version:
     )
 
 
+def read_newest(connection: Connection, model: str) -> Version | None:
+    """Read the model's newest version that is not retired, if there is one."""
+    newest = connection.execute(
+        select(versions.c.id)
+        .join_from(versions, models)
+        .where(models.c.name == model, versions.c.retired_at.is_(None))
+        .order_by(versions.c.number.desc())
+        .limit(1)
+    ).scalar()
+    return None if newest is None else read_version(connection, newest)
+
+
 def list_models(connection: Connection) -> list[ModelSummary]:
     """List every model by name, with its newest version that is not retired."""
     live = and_(versions.c.model_id == models.c.id, versions.c.retired_at.is_(None))

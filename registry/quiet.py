@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import threading
 import warnings
 from collections.abc import Iterator
+
+_ONE_THREAD = threading.RLock()
 
 
 @contextlib.contextmanager
@@ -14,7 +17,15 @@ def quiet() -> Iterator[None]:
     """Silence progress bars, log lines, warnings and prints of the two libraries; errors still raise.
 
     What must be seen meanwhile has to hold on to the stream it writes to, as the command's progress bars do.
+    All of that is the process's own, and so are the switches that transformers turns while it builds a network (two
+    threads that build at once leave it broken for good): one thread at a time, the others wait.
     """
+    with _ONE_THREAD, _silence():
+        yield
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
     import transformers.utils.logging as transformers_logging
 
     verbosity = transformers_logging.get_verbosity()

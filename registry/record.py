@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Table, func, select
+from sqlalchemy import Connection, Table, and_, exists, func, or_, select
 
 from registry.architecture import Architecture, Difference
 from registry.audit import append_event
@@ -44,7 +44,7 @@ class Draft:
     step: int | None
     family: str
     architecture: Architecture
-    weights_digest: str
+    weights_digest: str | None
     vocabulary_digest: str | None
     layout: str
     processing: Sequence[str] | None
@@ -63,15 +63,25 @@ class Draft:
 
 
 def find_existing(
-    connection: Connection, model: str, fingerprint: str, weights_digest: str, files: Sequence[StoredFile]
+    connection: Connection, model: str, fingerprint: str, weights_digest: str | None, files: Sequence[StoredFile]
 ) -> list[Version]:
-    """Return the model's versions, not retired, that hold this very network with this very tokenizer, oldest first."""
+    """Return the model's versions, not retired, that hold this very network with this very tokenizer, oldest first.
+
+    Where the weights digest is not known yet, of what is asked for or of a version, the same files must do.
+    """
+    of_weights = {(file.name, file.digest) for file in files if file.role == "weights"}
+    holds_them = exists().where(
+        version_files.c.version_id == versions.c.id,
+        version_files.c.role == "weights",
+        version_files.c.digest.in_({digest for _, digest in of_weights}),
+    )
+    unknown = and_(versions.c.weights_digest.is_(None), holds_them)
     ids = connection.execute(
         select(versions.c.id)
         .join_from(versions, models)
         .where(
             models.c.name == model,
-            versions.c.weights_digest == weights_digest,
+            holds_them if weights_digest is None else or_(versions.c.weights_digest == weights_digest, unknown),
             versions.c.fingerprint == fingerprint,
             versions.c.retired_at.is_(None),
         )
@@ -79,7 +89,15 @@ def find_existing(
     ).scalars()
     tokenizer = {(file.name, file.digest) for file in files if file.role == "tokenizer"}
     found = [read_version(connection, version_id) for version_id in ids]
-    return [one for one in found if {(file.name, file.digest) for file in one.with_role("tokenizer")} == tokenizer]
+    return [
+        one
+        for one in found
+        if {(file.name, file.digest) for file in one.with_role("tokenizer")} == tokenizer
+        and (
+            (weights_digest is not None and one.weights_digest == weights_digest)
+            or {(file.name, file.digest) for file in one.with_role("weights")} == of_weights
+        )
+    ]
 
 
 def record_version(connection: Connection, draft: Draft) -> int:
@@ -142,6 +160,37 @@ def record_version(connection: Connection, draft: Draft) -> int:
     return version_id
 
 
+def record_fetched(
+    connection: Connection, version_id: int, weights_digest: str, measurements: Sequence[Mapping[str, Any]]
+) -> bool:
+    """Fill in the weights digest of a version whose bytes had been left elsewhere; False if that was done meanwhile.
+
+    It is the one thing of a version that is ever filled in, and only where it was not known. The caller's transaction
+    must be the only writer.
+    """
+    filled = connection.execute(
+        versions.update()
+        .where(versions.c.id == version_id, versions.c.weights_digest.is_(None))
+        .values(weights_digest=weights_digest)
+    )
+    if filled.rowcount != 1:
+        return False
+    now = datetime.now(UTC)
+    _insert_all(
+        connection,
+        validations,
+        [{"version_id": version_id, "created_at": now, **measurement} for measurement in measurements],
+    )
+    version = read_version(connection, version_id)
+    details = {
+        "weights_digest": weights_digest,
+        "files": {file.name: file.digest for file in version.with_role("weights")},
+        "parity": _describe_parity(measurements),
+    }
+    append_event(connection, "version.fetched", version.ref, details)
+    return True
+
+
 def _insert_model(connection: Connection, name: str, now: datetime) -> int:
     model_id = connection.execute(select(models.c.id).where(models.c.name == name)).scalar()
     if model_id is None:
@@ -202,5 +251,9 @@ def _describe(draft: Draft) -> dict[str, Any]:
         "tags": dict(draft.tags),
         "note": draft.note,
         "source": {"kind": draft.source_kind, "location": draft.source_location, **draft.provenance},
-        "parity": {str(one["metric"]): one["value"] for one in draft.measurements if one["suite"] == "parity"},
+        "parity": _describe_parity(draft.measurements),
     }
+
+
+def _describe_parity(measurements: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {str(one["metric"]): one["value"] for one in measurements if one["suite"] == "parity"}

@@ -8,33 +8,37 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from sqlalchemy import Connection
 
 from registry.architecture import Architecture, Difference, check_allowed, find_differences, refuse_differences
-from registry.audit import describe_environment
 from registry.checkpoint import Checkpoint, read_checkpoint
 from registry.database import Database
 from registry.errors import InvalidInput, LineageConflict
+from registry.fetch import ParityChoice, describe_parity, fetch_version
 from registry.files import open_files
 from registry.progress import Progress, no_progress
-from registry.query import find_same_weights, read_version
+from registry.query import find_same_weights, read_newest, read_version
 from registry.record import Draft, ParentEdge, find_existing, record_version
 from registry.refs import check_model_name, check_tag_key, check_text
 from registry.resolve import refuse_retired, resolve_ref
 from registry.sources import Finding, ParentVersion, SourceOptions
-from registry.stage import Files, Weights, digest_staged_weights, open_working_folder, stage_files
+from registry.stage import (
+    Files,
+    Weights,
+    describe_weights,
+    digest_staged_weights,
+    open_working_folder,
+    stage_files,
+)
 from registry.store import LocalStore
 from registry.tables import RELATIONS
 from registry.versions import Version
 
 if TYPE_CHECKING:
     from registry.verify import Parity
-
-
-ParityChoice = Literal["float64", "float32", "skip"]
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class Registration:
     name: str
     version: Version | None
     architecture: Architecture
-    weights_digest: str
+    weights_digest: str | None
     n_parameters: int
     admitted_differences: tuple[Difference, ...]
     parity: Parity | None
@@ -76,25 +80,28 @@ def register_version(
     """Register what `request` describes, or raise a RegistryError and leave nothing behind."""
     _check_request(request)
     with database.read() as connection:
-        found = [_read_parent(connection, store, ref) for ref in request.parents]
+        found = [_read_parent(connection, database, store, ref, progress) for ref in request.parents]
     parents = dict(found)  # two refs may mean one version
     with open_working_folder(store, dry_run=request.dry_run) as folder:
         unpacked = folder / "unpacked"
         unpacked.mkdir()
         checkpoint = read_checkpoint(request.source, unpacked, list(parents.values()), request.source_options)
         edges = _compare_with_parents(request, checkpoint, parents)
+        lazy = request.source_options.lazy
         files = stage_files(
-            store, checkpoint.source, folder, link=request.link, dry_run=request.dry_run, progress=progress
+            store, checkpoint.source, folder, link=request.link, lazy=lazy, dry_run=request.dry_run, progress=progress
         )
-        weights = digest_staged_weights(checkpoint.family, checkpoint.values, files.paths("weights"), progress)
+        if lazy:
+            weights = describe_weights(checkpoint.family, checkpoint.values, checkpoint.source.tensors)
+        else:
+            weights = digest_staged_weights(checkpoint.family, checkpoint.values, files.paths("weights"), progress)
         with database.read() as connection:
             unchanged = _find_unchanged(connection, request, checkpoint, weights, files)
         if unchanged:
-            _heal(store, unchanged, files)
-            return unchanged
+            return _heal(database, store, unchanged, files, request, progress)
         vocabulary_digest, parity = _verify(request, checkpoint, weights, files, progress)
         with database.read() as connection:
-            findings = _find_notable(connection, checkpoint, weights, vocabulary_digest, edges)
+            findings = _find_notable(connection, request.name, checkpoint, weights, vocabulary_digest, edges)
         draft = _make_draft(request, checkpoint, weights, vocabulary_digest, files, edges, findings, parity)
         registration = _describe(draft, parity, version=None)
         if request.dry_run:
@@ -123,15 +130,24 @@ def _check_request(request: Request) -> None:
         raise InvalidInput(f"{request.relation!r} is no relation.", hint=f"The relations are: {', '.join(RELATIONS)}.")
     if request.relation is not None and not request.parents:
         raise InvalidInput("A relation needs a parent.", hint="Name it with --parent REF.")
+    if request.source_options.lazy and request.parity is not None:
+        raise InvalidInput(
+            "Parity cannot be measured of weights that are left where they are.",
+            hint="Leave out --parity; give it when they are fetched: lensreg fetch REF --parity …",
+        )
     if request.step is not None and not (type(request.step) is int and 0 <= request.step < 10**15):
         raise InvalidInput(f"{request.step!r} is no training step.", hint="Steps are whole numbers that count from 0.")
 
 
-def _read_parent(connection: Connection, store: LocalStore, ref: str) -> tuple[int, ParentVersion]:
+def _read_parent(
+    connection: Connection, database: Database, store: LocalStore, ref: str, progress: Progress
+) -> tuple[int, ParentVersion]:
     resolved = resolve_ref(connection, ref)
     refuse_retired(resolved)
     version = read_version(connection, resolved.id)
-    return resolved.id, ParentVersion(version, lambda: open_files(store, version))
+    return resolved.id, ParentVersion(
+        version, lambda: open_files(store, fetch_version(database, store, version, None, progress), progress)
+    )
 
 
 def _compare_with_parents(
@@ -185,19 +201,35 @@ def _find_unchanged(
     return None
 
 
-def _heal(store: LocalStore, unchanged: Registration, files: Files) -> None:
-    """Put the blobs of the version that is there already in place again, in case one was lost or damaged."""
-    kept = {file.digest for file in unchanged.version.files} if unchanged.version else set()
+def _heal(
+    database: Database,
+    store: LocalStore,
+    unchanged: Registration,
+    files: Files,
+    request: Request,
+    progress: Progress,
+) -> Registration:
+    """Put the blobs of the version that is there already in place again, in case one was lost or damaged.
+
+    Weights that had been left elsewhere are here now, so that they can be measured.
+    """
+    version = unchanged.version
+    if version is None:
+        return unchanged
+    kept = {file.digest for file in version.files}
     store.publish(file for file in files.staged if file.digest in kept)
+    if request.source_options.lazy:
+        return unchanged
+    return replace(unchanged, version=fetch_version(database, store, version, request.parity, progress))
 
 
 def _verify(
     request: Request, checkpoint: Checkpoint, weights: Weights, files: Files, progress: Progress
 ) -> tuple[str | None, Parity | None]:
     """Check tensors and tokenizer, convert and measure parity; return the vocabulary digest and the measurement."""
-    from registry.networks import build_source_network, check_tensors
+    from registry.networks import check_tensors
     from registry.tokenizers import check_tokenizer, load_tokenizer
-    from registry.verify import measure_parity, refuse_disparity
+    from registry.verify import verify_weights
 
     if request.parity != "skip":
         import registry.hooked_transformer  # noqa: F401 (raises HookedTransformerMissing)
@@ -206,30 +238,31 @@ def _verify(
     vocabulary_digest = None
     if files.paths("tokenizer"):
         vocabulary_digest = check_tokenizer(load_tokenizer(files.folder), checkpoint.architecture["d_vocab"])
-    paths = files.paths("weights")
-    if request.parity == "skip":
-        from registry.convert import check_finite
-
-        check_finite(build_source_network(family, values, paths, dtype=None).state_dict())
+    if weights.digest is None:
         return vocabulary_digest, None
-    import torch
-
-    dtype = getattr(torch, request.parity or "float64")
-    parity = measure_parity(family, values, checkpoint.architecture, paths, dtype=dtype, progress=progress)
-    refuse_disparity(parity, request.source)
+    parity = verify_weights(
+        family,
+        values,
+        checkpoint.architecture,
+        files.paths("weights"),
+        choice=request.parity,
+        location=request.source,
+        progress=progress,
+    )
     return vocabulary_digest, parity
 
 
 def _find_notable(
     connection: Connection,
+    model: str,
     checkpoint: Checkpoint,
     weights: Weights,
     vocabulary_digest: str | None,
     edges: Sequence[ParentEdge],
 ) -> tuple[Finding, ...]:
     """Point out what is no fault but may surprise: the same weights elsewhere, another vocabulary than the parent's."""
-    findings = list(checkpoint.source.findings)
-    same = find_same_weights(connection, weights.digest)
+    findings = [*checkpoint.source.findings, *_find_moved(connection, model, checkpoint.source.provenance)]
+    same = find_same_weights(connection, weights.digest) if weights.digest else []
     if same:
         findings.append(Finding("identical-weights", f"The same weights are registered as {', '.join(same[:10])}."))
     for edge in edges:
@@ -238,6 +271,20 @@ def _find_notable(
             message = f"The tokenizer's vocabulary is not that of {edge.ref}: the same text gives other token ids."
             findings.append(Finding("other-vocabulary", message))
     return tuple(findings)
+
+
+def _find_moved(connection: Connection, model: str, origin: Mapping[str, Any]) -> list[Finding]:
+    """Point out that a branch on the Hub is another commit than it was for the model's newest version."""
+    newest = read_newest(connection, model) if origin.get("repo") else None
+    if newest is None or newest.provenance.get("commit") == origin["commit"]:
+        return []
+    if any(newest.provenance.get(key) != origin[key] for key in ("repo", "revision")):
+        return []
+    message = (
+        f"{origin['revision']} of {origin['repo']} has moved: it was commit {newest.provenance['commit'][:12]} for "
+        f"{newest.ref}, which stays as it is, and is {origin['commit'][:12]} now."
+    )
+    return [Finding("moved-revision", message)]
 
 
 def _make_draft(
@@ -269,30 +316,9 @@ def _make_draft(
         findings=findings,
         files=files.stored,
         parents=edges,
-        measurements=_measurements(parity) if parity else [],
+        measurements=describe_parity(parity) if parity else [],
         operation_id=uuid.uuid4().hex,
     )
-
-
-def _measurements(parity: Parity) -> list[dict[str, Any]]:
-    """Make the validation rows of a parity measurement: one for raw, one for processed."""
-    details = {"noise_floor": parity.noise_floor, "processing": list(parity.processing), "n_tokens": parity.n_tokens}
-    return [
-        {
-            "suite": "parity",
-            "metric": metric,
-            "value": value,
-            "bound": parity.bound,
-            "passed": value <= parity.bound,
-            "unit": "nats",
-            "dtype": parity.dtype,
-            "n_samples": parity.n_tokens,
-            "dataset_digest": parity.probe_digest,
-            "details": details,
-            "environment": {**describe_environment(), "versions": dict(parity.versions)},
-        }
-        for metric, value in (("raw", parity.raw), ("processed", parity.processed))
-    ]
 
 
 def _describe(draft: Draft, parity: Parity | None, version: Version | None) -> Registration:

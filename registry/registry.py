@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from registry.audit import ChainFault, Event
+    from registry.check import Check
+    from registry.fetch import ParityChoice
     from registry.lineage import Lineage
-    from registry.register import ParityChoice, Registration
+    from registry.register import Registration
     from registry.resolve import ResolvedRef
     from registry.versions import AliasSpan, ModelSummary, Version, VersionSummary
 
@@ -87,13 +89,14 @@ class Registry:
         dry_run: bool = False,
         progress: Progress = no_progress,
     ) -> Registration:
-        """Register a Hugging Face folder, a PEFT adapter's or a GGUF file as the next version of the model `name`.
+        """Register a folder, a file or a model on the Hub as the next version of the model `name`.
 
         An adapter is merged into its one parent, and the merged network is what is registered.
 
         Args:
             name: one or two segments, `name` or `org/name`.
-            source: the folder or file; it is copied, and never opened again.
+            source: the folder or file, or a Hub id `ORG/NAME[@REVISION]`; it is copied, and never opened again. A path
+                that exists wins over a Hub id of the same spelling; `hf://ORG/NAME` always means the Hub.
             parent: the ref, or refs, of what it was made from; their architecture must be the same.
             relation: what it is to its parents; `finetuned`, or `merged` if there are several.
             step: the training step, for `name@step-N`.
@@ -177,7 +180,7 @@ class Registry:
             device=device,
             n_devices=n_devices,
         )
-        return load_network(self.store, self._find(ref), options, progress)
+        return load_network(self.store, self.fetch(ref, progress=progress), options, progress)
 
     def load_bridge(
         self,
@@ -201,7 +204,12 @@ class Registry:
 
         kind, where = read_place(dtype, device)
         return load_bridge_network(
-            self.store, self._find(ref), compatibility=compatibility, dtype=kind, device=where, progress=progress
+            self.store,
+            self.fetch(ref, progress=progress),
+            compatibility=compatibility,
+            dtype=kind,
+            device=where,
+            progress=progress,
         )
 
     def load_hf(
@@ -221,13 +229,52 @@ class Registry:
         from registry.load import load_source_network, read_place
 
         kind, where = read_place(dtype, device)
-        return load_source_network(self.store, self._find(ref), kind, where, progress)
+        return load_source_network(self.store, self.fetch(ref, progress=progress), kind, where, progress)
 
     def tokenizer(self, ref: str) -> PreTrainedTokenizerBase | None:
         """Return the tokenizer that was registered with a version, or None if there was none."""
         from registry.load import load_registered_tokenizer
 
         return load_registered_tokenizer(self.store, self._find(ref))
+
+    def fetch(self, ref: str, *, parity: ParityChoice | None = None, progress: Progress = no_progress) -> Version:
+        """Return the version that `ref` means, fetching, verifying and recording the bytes that `lazy` left elsewhere.
+
+        Loading does it by itself. `parity` is the precision in which it is verified, as in `register`.
+
+        Raises:
+            SourceUnreachable, AccessDenied: they cannot be had.
+            MalformedArtifact: they are not the bytes whose digests were recorded.
+            DatabaseReadOnly: the result cannot be recorded.
+        """
+        version = self._find(ref)
+        if version.weights_digest is not None:
+            return version
+        from registry.fetch import fetch_version
+
+        return fetch_version(self.database, self.store, version, parity, progress)
+
+    def check(
+        self,
+        source: str | Path,
+        *,
+        parent: str | Sequence[str] = (),
+        allow: Sequence[str] = (),
+        weights: Literal["safetensors", "bin"] | None = None,
+        config: str | Path | None = None,
+    ) -> Check:
+        """Say whether `source` would load, from its config and safetensors headers alone; nothing is registered.
+
+        `fault` of what is returned is the refusal that `register` would give, or None. The database is opened only
+        for `parent`. Raises what keeps it from being checked: SourceNotFound, SourceUnreachable, AccessDenied.
+        """
+        from registry.check import check_source
+        from registry.sources import SourceOptions
+
+        parents = (parent,) if isinstance(parent, str) else tuple(parent)
+        options = SourceOptions(weights, Path(config) if config is not None else None, headers_only=True)
+        database = self.database if parents else None
+        return check_source(database, self.store, str(source), parents, tuple(allow), options)
 
     def _find(self, ref: str) -> Version:
         """Return the version that `ref` means, which must be in use."""
@@ -274,7 +321,10 @@ class Registry:
 
         The files are links to the store's blobs; writing to them would damage the store.
         """
+        from registry.files import refuse_unfetched
+
         version = self.version(ref)
+        refuse_unfetched(version)
         for file in version.files:
             self.store.check(file.digest, file.size_bytes, read=False)
         return self.store.link_folder((file.name, file.digest) for file in version.files)

@@ -15,12 +15,13 @@ from typing import Any
 from registry.errors import SourceChanged
 from registry.families.family import Family
 from registry.progress import Counter, Progress
-from registry.sources import Source
+from registry.sources import Source, SourceFile
+from registry.sources.hub_snapshot import refuse_cached
 from registry.sources.huggingface import CONFIG
 from registry.sources.json_file import read_json_object
 from registry.store import LocalStore, StagedFile
 from registry.versions import StoredFile
-from registry.weights import TensorHeader, digest_tensors, digest_weights, read_header
+from registry.weights import Advance, TensorHeader, digest_file, digest_tensors, digest_weights, read_header
 
 _DTYPE_NAMES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
@@ -40,10 +41,13 @@ class Files:
 
 @dataclass(frozen=True)
 class Weights:
-    """The tensors by the names transformers uses today, with the digest of their bytes."""
+    """The tensors by the names transformers uses today, with the digest of their bytes; None if only headers are known.
+
+    A tied head that repeats the embedding is left out.
+    """
 
     tensors: Mapping[str, TensorHeader]
-    digest: str
+    digest: str | None
 
     @property
     def n_parameters(self) -> int:
@@ -68,20 +72,28 @@ def open_working_folder(store: LocalStore, *, dry_run: bool) -> Iterator[Path]:
 
 
 def stage_files(
-    store: LocalStore, source: Source, folder: Path, *, link: bool, dry_run: bool, progress: Progress
+    store: LocalStore, source: Source, folder: Path, *, link: bool, lazy: bool, dry_run: bool, progress: Progress
 ) -> Files:
-    """Copy the files into the working folder, hashing them on the way; a dry run reads them where they are."""
+    """Copy the files into the working folder, hashing them on the way; a dry run reads them where they are.
+
+    Files that are elsewhere are fetched first; with `lazy` the weights stay there, under the digest that is stated.
+    """
     kept = folder / "files"
     kept.mkdir()
+    left = [file for file in source.remote if lazy and file.role == "weights" and file.stated_digest]
+    stored = [StoredFile(file.name, file.role, file.stated_digest or "", file.size_bytes) for file in left]
+    files = [*source.files, *_fetch(source, {file.name for file in left}, progress)]
     if dry_run:
-        for file in source.files:
+        for file in files:
+            if file.stated_digest:
+                check_stated(file, digest_file(file.path))
             (kept / file.name).symlink_to(file.path)
-        return Files(kept, tuple(StoredFile(file.name, file.role, "", 0) for file in source.files), ())
-    counter = Counter(progress, "copying", source.size_bytes)
-    staged, stored = [], []
-    for file in source.files:
-        unpacked_here = file.path.is_relative_to(folder)
-        one = store.copy_in(file.path, kept / file.name, link=link or unpacked_here, advance=counter.advance)
+            stored.append(StoredFile(file.name, file.role, "", 0))
+        return Files(kept, tuple(stored), ())
+    counter = Counter(progress, "copying", sum(file.path.stat().st_size for file in files))
+    staged = []
+    for file in files:
+        one = stage_file(store, file, kept / file.name, link=link, unpacked_in=folder, advance=counter.advance)
         staged.append(one)
         stored.append(StoredFile(file.name, file.role, one.digest, one.size_bytes))
     if read_json_object(kept / CONFIG) != source.config:
@@ -90,6 +102,37 @@ def stage_files(
             hint="Register it again when nothing writes to it any more. Nothing was stored.",
         )
     return Files(kept, tuple(stored), tuple(staged))
+
+
+def stage_file(
+    store: LocalStore, file: SourceFile, target: Path, *, link: bool, unpacked_in: Path, advance: Advance
+) -> StagedFile:
+    """Copy one file to `target`, and refuse other bytes than those that are stated for it.
+
+    What was unpacked into the working folder is linked, and so are fetched weights where the file system allows: they
+    lie in a cache that replaces its files and never writes into them. Somebody who does is found out at the next load.
+    """
+    unpacked_here = file.path.is_relative_to(unpacked_in)
+    fetched = file.stated_digest is not None and file.role == "weights"
+    one = store.copy_in(
+        file.path, target, link=link or unpacked_here or fetched, or_copy=fetched and not link, advance=advance
+    )
+    check_stated(file, one.digest)
+    return one
+
+
+def check_stated(file: SourceFile, digest: str) -> None:
+    """Raise MalformedArtifact if the file is not the one whose digest is stated where it was fetched."""
+    if file.stated_digest is not None and digest != file.stated_digest:
+        raise refuse_cached(file.name, file.path)
+
+
+def _fetch(source: Source, left: set[str], progress: Progress) -> list[SourceFile]:
+    wanted = [file for file in source.remote if file.name not in left]
+    if source.fetch is None or not wanted:
+        return []
+    paths = source.fetch((file.name for file in wanted), progress)
+    return [SourceFile(file.name, paths[file.name], file.role, file.stated_digest) for file in wanted]
 
 
 def digest_staged_weights(
@@ -107,3 +150,16 @@ def digest_staged_weights(
         digests.pop(head, None)
         tensors.pop(head, None)
     return Weights(tensors, digest_weights(tensors, digests))
+
+
+def describe_weights(family: Family, values: Mapping[str, Any], headers: Mapping[str, TensorHeader]) -> Weights:
+    """Describe by their headers alone the tensors that count; a tied head shaped like the embedding should repeat it.
+
+    If it does not, that is found when the bytes are there, and refused.
+    """
+    tensors = family.canonical_headers(headers)
+    embedding, head = (tensors.get(name) for name in family.tied)
+    same_form = head and embedding and (head.shape, head.dtype) == (embedding.shape, embedding.dtype)
+    if values.get("tie_word_embeddings") and same_form:
+        del tensors[family.tied[1]]
+    return Weights(tensors, None)

@@ -145,6 +145,30 @@ def measure_parity(
     )
 
 
+def verify_weights(
+    family: Family,
+    values: Mapping[str, Any],
+    architecture: Architecture,
+    files: Sequence[Path],
+    *,
+    choice: str | None,
+    location: str,
+    progress: Progress = no_progress,
+) -> Parity | None:
+    """Measure parity in the precision that was chosen (None: the family's own) and refuse disparity.
+
+    With the choice `skip` nothing is converted and None returned; NaN and infinities are refused all the same.
+    """
+    if choice == "skip":
+        check_finite(build_source_network(family, values, files, dtype=None).state_dict())
+        return None
+    parity = measure_parity(
+        family, values, architecture, files, dtype=getattr(torch, choice or "float64"), progress=progress
+    )
+    refuse_disparity(parity, location)
+    return parity
+
+
 @dataclass(frozen=True)
 class Reference:
     """What a network must agree with: what a source computes of the probe, and its own noise, in nats."""

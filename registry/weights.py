@@ -59,12 +59,25 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
     """
     size = path.stat().st_size
     with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > size - 8:
-            raise _malformed(path, "it is truncated or no safetensors file")
-        if length > MAX_HEADER_BYTES:
-            raise _malformed(path, f"its header claims {length:,} bytes")
-        text = file.read(length)
+        start = file.read(8)
+        length = int.from_bytes(start, "little")
+        text = file.read(length) if length <= min(size, MAX_HEADER_BYTES) else b""
+    return parse_header(path, start + text, size)
+
+
+def parse_header(path: Path, content: bytes, size: int) -> dict[str, TensorHeader]:
+    """Parse the header that `content`, the first bytes of a safetensors file of `size` bytes, starts with.
+
+    Raises MalformedArtifact as read_header does.
+    """
+    length = int.from_bytes(content[:8], "little")
+    if size < 8 or length > size - 8:
+        raise _malformed(path, "it is truncated or no safetensors file")
+    if length > MAX_HEADER_BYTES:
+        raise _malformed(path, f"its header claims {length:,} bytes")
+    text = content[8 : 8 + length]
+    if len(text) < length:
+        raise _malformed(path, "its header was cut off")
     if not text.startswith(b"{"):
         raise _malformed(path, "its header is not JSON")
     try:

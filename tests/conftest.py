@@ -10,11 +10,15 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import sqlalchemy
 
 from registry import Registry
+
+if TYPE_CHECKING:
+    from tests.hub_server import FakeHub
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here may ask a network
 
@@ -101,3 +105,25 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
         return save_checkpoint(tmp_path_factory.mktemp(family), family, **options)  # type: ignore[arg-type]
 
     return make
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """A Hub of our own, with a cache of its own; the only one that can be reached."""
+    from huggingface_hub import close_session, constants
+
+    from tests.hub_server import FakeHub
+
+    fake = FakeHub()
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "hf" / "token"))
+    monkeypatch.setattr(constants, "ENDPOINT", fake.endpoint)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", fake.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    yield fake
+    close_session()
+    fake.close()

@@ -16,7 +16,7 @@ from registry.architecture import Difference
 from tests.processes import run_code
 from tests.records import record, record_all
 
-HEAVY = ["torch", "transformers", "transformer_lens", "sqlalchemy.orm", "gguf", "safetensors"]
+HEAVY = ["torch", "transformers", "transformer_lens", "sqlalchemy.orm", "gguf", "safetensors", "huggingface_hub"]
 LOADED = "\nimport sys\nprint(sorted(name for name in {names!r} if name in sys.modules))\n"
 
 

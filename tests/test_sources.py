@@ -397,8 +397,6 @@ def test_a_damaged_source_is_one_typed_error_and_leaves_nothing(
         ("nowhere/at/all", SourceNotFound),
         ("~nobody-of-this-name/x", SourceNotFound),
         ("x" * 300, SourceNotFound),
-        ("gpt2", SourceNotFound),
-        ("openai-community/gpt2", SourceNotFound),
         ("/dev/null", SourceNotFound),
         (__file__, UnsupportedSource),
     ],

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from registry.errors import SourceNotFound, UnsupportedSource
+from registry.errors import InvalidInput, SourceNotFound, UnsupportedSource
 from registry.sources.adapter import is_adapter, read_adapter
 from registry.sources.gguf import read_gguf
+from registry.sources.hub import find_shadowed, open_hub
+from registry.sources.hub_id import HubId, parse_hub_id
 from registry.sources.huggingface import read_folder
-from registry.sources.source import Finding, ParentVersion, Source, SourceFile, SourceOptions
+from registry.sources.source import Finding, ParentVersion, RemoteFile, Source, SourceFile, SourceOptions
 
-__all__ = ["Finding", "ParentVersion", "Source", "SourceFile", "SourceOptions", "open_source"]
+__all__ = ["Finding", "ParentVersion", "RemoteFile", "Source", "SourceFile", "SourceOptions", "open_source"]
 
 
 def open_source(
@@ -20,10 +23,15 @@ def open_source(
     parents: Sequence[ParentVersion] = (),
     options: SourceOptions = SourceOptions(),  # noqa: B008 (frozen)
 ) -> Source:
-    """Open a Hugging Face folder, an adapter's or a GGUF file; `scratch` is an empty folder for what must be unpacked.
+    """Open a folder, a file or a model on the Hub; `scratch` is an empty folder for what must be unpacked.
 
-    Raises a SourceError: SourceNotFound, UnsupportedSource, MalformedArtifact, UnsafeArtifact, UnusableWeights …
+    What is there as a path is that path, even if a Hub id is spelled alike; hf://… always means the Hub. Raises a
+    SourceError: SourceNotFound, UnsupportedSource, MalformedArtifact, UnsafeArtifact, UnusableWeights …, and for the
+    Hub SourceUnreachable or AccessDenied.
     """
+    hub_id = parse_hub_id(str(location))
+    if hub_id is not None and hub_id.explicit:
+        return _open_hub(hub_id, location, scratch, parents, options)
     try:
         path = Path(location).expanduser()
         is_folder, is_file = path.is_dir(), path.is_file()
@@ -31,10 +39,18 @@ def open_source(
         raise SourceNotFound(
             f"{str(location)[:200]!r} cannot be a path: {error}.", hint="Check how it is written.", path=str(location)
         ) from error
+    if options.lazy and (is_folder or is_file):
+        raise InvalidInput(
+            f"{location} is here already: only what is on the Hub can be left there.",
+            hint=f"Leave out --lazy, or write hf://{location} if the Hub's is meant."
+            if hub_id
+            else "Leave out --lazy.",
+        )
     if is_folder and is_adapter(path):
         return read_adapter(path.absolute(), str(location), scratch, parents)
     if is_folder:
-        return read_folder(path.absolute(), str(location), scratch, options)
+        source = read_folder(path.absolute(), str(location), scratch, options)
+        return replace(source, findings=(*source.findings, *find_shadowed(hub_id, path.absolute())))
     if is_file and path.suffix == ".gguf":
         return read_gguf(path.absolute(), str(location), scratch)
     if is_file:
@@ -43,9 +59,19 @@ def open_source(
             hint="Give a folder with config.json and model.safetensors, or a .gguf file.",
             path=str(location),
         )
+    if hub_id is not None:
+        return _open_hub(hub_id, location, scratch, parents, options)
     raise SourceNotFound(
         f"There is nothing at {location}.",
-        hint="Give the path of a Hugging Face folder or of a .gguf file. "
-        "A Hub model must be on disk first: hf download ORG/NAME --local-dir FOLDER.",
+        hint="Give the path of a Hugging Face folder or of a .gguf file, or a Hub id: ORG/NAME[@REVISION].",
         path=str(location),
     )
+
+
+def _open_hub(
+    hub_id: HubId, location: str | Path, scratch: Path, parents: Sequence[ParentVersion], options: SourceOptions
+) -> Source:
+    def open_folder(folder: Path) -> Source:
+        return open_source(folder, scratch, parents, options)
+
+    return open_hub(hub_id, str(location), options, open_folder, scratch)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from registry.progress import Progress
 from registry.versions import Version
 from registry.weights import TensorHeader
 
@@ -35,15 +36,31 @@ class SourceOptions:
     """The config file of a bare state dict."""
     lazy: bool = False
     """Leave large files where they are, for the first load to fetch."""
+    headers_only: bool = False
+    """Read headers and nothing else, for a check that registers nothing."""
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file that a version keeps: under which name, where it is now, and what it is for."""
+    """One file that a version keeps: under which name, where it is now, and what it is for.
+
+    `stated_digest` is its SHA-256, in hex, as whoever it was fetched from states it; other bytes are refused.
+    """
 
     name: str
     path: Path
     role: Role
+    stated_digest: str | None = None
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """One file that a version keeps and that is still elsewhere; its SHA-256 is None if none is stated there."""
+
+    name: str
+    role: Role
+    size_bytes: int
+    stated_digest: str | None
 
 
 @dataclass(frozen=True)
@@ -64,6 +81,7 @@ class Source:
 
     `location` is what the caller wrote, kept as provenance. `tensors` are named as in the files. `step` and `relation`
     are what the source says of itself, for callers who say nothing; `provenance` is recorded with the version.
+    `remote` are files that have not been fetched yet, and `fetch` fetches those that are named.
     """
 
     kind: str
@@ -76,6 +94,8 @@ class Source:
     step: int | None = None
     relation: str | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    remote: tuple[RemoteFile, ...] = ()
+    fetch: Callable[[Iterable[str], Progress], Mapping[str, Path]] | None = None
 
     @property
     def size_bytes(self) -> int:

@@ -20,6 +20,8 @@ from registry.sources.source import Finding, SourceFile, SourceOptions
 from registry.sources.wrappers import copy_without_prefix, find_prefix, note_prefix
 from registry.weights import TensorHeader, digest_tensors, read_header
 
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+
 
 @dataclass(frozen=True)
 class _Format:
@@ -34,8 +36,8 @@ class _Format:
 
 _SAFETENSORS = _Format(
     "safetensors",
-    ("model.safetensors",),
-    "model.safetensors.index.json",
+    (WEIGHTS,),
+    INDEX,
     ("model*.safetensors",),
     re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\.safetensors"),
 )

@@ -74,11 +74,21 @@ class LocalStore:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def copy_in(self, source: Path, target: Path, *, link: bool = False, advance: Advance | None = None) -> StagedFile:
-        """Copy a file to `target` in a staging folder, hashing it in the same pass; `link` makes a hard link."""
+    def copy_in(
+        self,
+        source: Path,
+        target: Path,
+        *,
+        link: bool = False,
+        or_copy: bool = False,
+        advance: Advance | None = None,
+    ) -> StagedFile:
+        """Copy a file to `target` in a staging folder, hashing it in the same pass; `link` makes a hard link.
+
+        With `or_copy` it is copied where the file system cannot link.
+        """
         with self._typed_errors():
-            if link:
-                _link(source, target)
+            if link and (_try_link(source, target) if or_copy else _link(source, target)):
                 digest = digest_file(target, advance)
             else:
                 digest = _copy(source, target, advance)
@@ -210,9 +220,17 @@ def _refuse_altered(folder: Path, name: str, digest: str) -> ArtifactCorrupt:
     )
 
 
-def _link(source: Path, target: Path) -> None:
+def _link(source: Path, target: Path) -> bool:
     os.link(source.resolve(), target)
     _sync(target)
+    return True
+
+
+def _try_link(source: Path, target: Path) -> bool:
+    try:
+        return _link(source, target)
+    except OSError:  # another file system, one without links, or a file that is not ours to link
+        return False
 
 
 def _sync(path: Path) -> None:

@@ -1,0 +1,156 @@
+"""Fetch what a version left on the Hub: into the store, each file checked, then measured and recorded.
+
+The network is verified as when registering, on the bytes that the store will hold; rows and event come last, in one
+transaction. If two processes do it at once, both end with the same blobs, and one of them writes the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from registry.audit import describe_environment
+from registry.checkpoint import check_fingerprint
+from registry.database import Database
+from registry.errors import ArtifactMissing, DatabaseReadOnly, InvalidInput, MalformedArtifact, StorageError
+from registry.families import find_family_by_name
+from registry.families.family import check_config
+from registry.progress import Counter, Progress, no_progress
+from registry.query import read_version
+from registry.record import record_fetched
+from registry.resolve import resolve_ref
+from registry.sources import SourceFile
+from registry.sources.hub_snapshot import fetch_file
+from registry.sources.json_file import read_json_object
+from registry.stage import Weights, digest_staged_weights, stage_file
+from registry.store import LocalStore, StagedFile
+from registry.versions import StoredFile, Version
+
+if TYPE_CHECKING:
+    from registry.verify import Parity
+
+ParityChoice = Literal["float64", "float32", "skip"]
+
+
+def fetch_version(
+    database: Database,
+    store: LocalStore,
+    version: Version,
+    parity: ParityChoice | None = None,
+    progress: Progress = no_progress,
+) -> Version:
+    """Return the version as it is once its bytes are in the store and measured; at once if they are.
+
+    Raises SourceError if the Hub does not give the bytes whose digests are recorded or if they make no right network,
+    and DatabaseReadOnly where the result cannot be recorded.
+    """
+    if version.weights_digest is not None:
+        return version
+    if parity not in (None, *get_args(ParityChoice)):
+        raise InvalidInput(f"{parity!r} is no way to verify.", hint="Give float64, float32 or skip.")
+    _check_writable(database, version)
+    with store.stage() as folder:
+        staged = _bring_in(store, version, folder, progress)
+        weights, measured = _verify(version, folder, parity, progress)
+        store.publish(staged)
+        store.link_folder((file.name, file.digest) for file in version.files)
+        with database.write() as connection:
+            version_id = resolve_ref(connection, version.ref).id
+            record_fetched(connection, version_id, weights.digest or "", describe_parity(measured) if measured else [])
+            return read_version(connection, version_id)
+
+
+def describe_parity(parity: Parity) -> list[dict[str, Any]]:
+    """Make the validation rows of a parity measurement: one for raw, one for processed."""
+    details = {"noise_floor": parity.noise_floor, "processing": list(parity.processing), "n_tokens": parity.n_tokens}
+    return [
+        {
+            "suite": "parity",
+            "metric": metric,
+            "value": value,
+            "bound": parity.bound,
+            "passed": value <= parity.bound,
+            "unit": "nats",
+            "dtype": parity.dtype,
+            "n_samples": parity.n_tokens,
+            "dataset_digest": parity.probe_digest,
+            "details": details,
+            "environment": {**describe_environment(), "versions": dict(parity.versions)},
+        }
+        for metric, value in (("raw", parity.raw), ("processed", parity.processed))
+    ]
+
+
+def _check_writable(database: Database, version: Version) -> None:
+    """Find out before gigabytes are fetched whether the result can be recorded."""
+    try:
+        with database.write():
+            pass
+    except DatabaseReadOnly as error:
+        raise DatabaseReadOnly(
+            f"{version.ref} was registered without its bytes, and {error.message}",
+            hint=f"Fetch it once where the database can be written to: lensreg fetch {version.ref}",
+        ) from error
+
+
+def _bring_in(store: LocalStore, version: Version, folder: Path, progress: Progress) -> list[StagedFile]:
+    """Put every file of the version into `folder` under its own name; return those that are no blobs yet."""
+    missing = [file for file in version.with_role("weights") if not _is_there(store, file)]
+    for file in version.files:
+        if file not in missing:
+            (folder / file.name).symlink_to(store.check(file.digest, file.size_bytes))
+    counter = Counter(progress, "fetching", sum(file.size_bytes for file in missing))
+    staged = []
+    for file in missing:
+        path = fetch_file(*_read_origin(version.provenance, file), file.name, counter.advance)
+        fetched = SourceFile(file.name, path, "weights", file.digest)
+        staged.append(
+            stage_file(store, fetched, folder / file.name, link=False, unpacked_in=folder, advance=lambda _: None)
+        )
+    return staged
+
+
+def _is_there(store: LocalStore, file: StoredFile) -> bool:
+    try:
+        store.check(file.digest, file.size_bytes)
+    except StorageError:
+        return False
+    return True
+
+
+def _read_origin(provenance: Mapping[str, Any], file: StoredFile) -> tuple[str, str]:
+    repo, commit = provenance.get("repo"), provenance.get("commit")
+    if not isinstance(repo, str) or not isinstance(commit, str):
+        raise ArtifactMissing(
+            f"{file.name} is not in the store, and the record does not say where it was left.",
+            digest=file.digest,
+            hint="The record was altered. See: lensreg audit verify; then restore a backup.",
+        )
+    return repo, commit
+
+
+def _verify(
+    version: Version, folder: Path, parity: ParityChoice | None, progress: Progress
+) -> tuple[Weights, Parity | None]:
+    """Verify the network as when registering; what the headers said then must be what the files hold."""
+    from registry.networks import check_tensors
+    from registry.verify import verify_weights
+
+    family = find_family_by_name(version.family)
+    values = check_config(family, read_json_object(folder / "config.json"))
+    architecture = family.describe(values)
+    check_fingerprint(version, architecture, family.config_keys)
+    files = [folder / file.name for file in version.with_role("weights")]
+    weights = digest_staged_weights(family, values, files, progress)
+    check_tensors(family, values, weights.tensors)
+    measured = verify_weights(
+        family, values, architecture, files, choice=parity, location=version.ref, progress=progress
+    )
+    if (weights.n_parameters, weights.dtype) != (version.n_parameters, version.dtype):
+        raise MalformedArtifact(
+            f"{version.ref} was registered with {version.n_parameters:,} parameters ({version.dtype}), and the files "
+            f"hold {weights.n_parameters:,} ({weights.dtype}).",
+            hint="The headers that the Hub gave then were not those of these files. Register the model again.",
+        )
+    return weights, measured

@@ -1,0 +1,610 @@
+"""Models on the Hub: pinned to a commit, checked against what the Hub states, and refused with a reason otherwise.
+
+A local server speaks the Hub's API (tests/hub_server.py); huggingface_hub itself does the asking. Its settings are set
+where it keeps what it read of HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from registry import Registry, RegistryError
+from registry.errors import (
+    AccessDenied,
+    ArchitectureMismatch,
+    InvalidInput,
+    MalformedArtifact,
+    SourceNotFound,
+    SourceUnreachable,
+    UnsupportedConfig,
+    UnsupportedSource,
+    UnusableWeights,
+)
+from registry.sources import Source, SourceOptions, hub_snapshot
+from registry.sources.hub import open_hub
+from registry.sources.hub_id import HubId, parse_hub_id
+from tests.checkpoints import edit_config
+from tests.contents import read_contents
+from tests.hub_server import FakeHub
+
+MakeCheckpoint = Callable[..., Path]
+WEIGHTS = "model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def base(make_checkpoint: MakeCheckpoint) -> Path:
+    return make_checkpoint("gpt2")
+
+
+@pytest.fixture(scope="module")
+def tuned(make_checkpoint: MakeCheckpoint) -> Path:
+    return make_checkpoint("gpt2", seed=1)
+
+
+def assert_computes(registry: Registry, ref: str, folder: Path) -> None:
+    """The network of that name computes what the folder's does."""
+    tokens = torch.arange(40).reshape(2, 20)
+    with torch.inference_mode():
+        expected = AutoModelForCausalLM.from_pretrained(folder)(tokens).logits.log_softmax(-1)
+        assert float((registry.load(ref)(tokens).log_softmax(-1) - expected).abs().max()) < 1e-4
+
+
+def asked(hub: FakeHub, method: str = "GET") -> list[str]:
+    """Which files were asked for, by name."""
+    return [one.path.rpartition("/")[2] for one in hub.requests if one.method == method and "/api/" not in one.path]
+
+
+# --- ids -------------------------------------------------------------------------------------------------------
+
+IDS = {
+    "gpt2": HubId("gpt2"),
+    "org/name": HubId("org/name"),
+    "Org-1/Name_2.5@v1.0": HubId("Org-1/Name_2.5", "v1.0"),
+    "org/name@refs/pr/7": HubId("org/name", "refs/pr/7"),
+    "hf://gpt2": HubId("gpt2", None, True),
+    "hf://org/name@main": HubId("org/name", "main", True),
+    "https://huggingface.co/org/name": HubId("org/name", None, True),
+    "https://huggingface.co/org/name/tree/step1000/": HubId("org/name", "step1000", True),
+}
+NO_IDS = [
+    "", ".", "./gpt2", "../gpt2", "/gpt2", "~/gpt2", "a/b/c", "org/", "/name", "org//name", "-x", "x-", ".x", "x.",
+    "a--b/c", "a/b..c", "org/name.git", "datasets/squad", "org/name@", "org/name@../x", "org/name@a..b", "org/name@-x",
+    "org/name@x.lock", "a b", "é/x", "x" * 97, "model.safetensors", "runs/model.gguf", "a\\b", "C:\\x", "org/name\n",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", IDS)
+def test_a_hub_id_is_understood(text: str) -> None:
+    assert parse_hub_id(text) == IDS[text]
+
+
+@pytest.mark.parametrize("text", NO_IDS)
+def test_what_is_no_hub_id_is_taken_for_none(text: str) -> None:
+    assert parse_hub_id(text) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "hf://", "hf://a/b/c", "hf://datasets/x", "https://huggingface.co/", "https://huggingface.co/datasets/org/name",
+        "https://huggingface.co/org/name/blob/main/config.json", "https://example.com/org/name", "hf://../x",
+    ],
+)  # fmt: skip
+def test_what_says_hub_and_names_no_model_is_refused(text: str, registry: Registry) -> None:
+    with pytest.raises(InvalidInput, match="names no model on the Hub"):
+        registry.register("m", text)
+
+
+@pytest.mark.parametrize(
+    ("revision", "step"),
+    [
+        ("step1000", 1000), ("step0", 0), ("step-20", 20), ("step1000-tokens4B", 1000), ("step7-tokens0.5T", 7),
+        ("main", None), (None, None), ("stage2-step1000-tokens4B", None), ("step1000x", None), ("footstep1", None),
+        ("step" + "9" * 16, None),
+    ],
+)  # fmt: skip
+def test_the_step_is_read_from_the_revision(revision: str | None, step: int | None) -> None:
+    assert HubId("org/name", revision).step == step
+
+
+# --- registering -----------------------------------------------------------------------------------------------
+
+
+def test_a_hub_model_is_registered_with_its_commit(any_registry: Registry, hub: FakeHub, base: Path) -> None:
+    commit = hub.push("org/base", base)
+    done = any_registry.register("base", "org/base")
+    assert done.version is not None and done.version.is_verified and done.findings == ()
+    assert done.version.provenance == {"repo": "org/base", "revision": "main", "commit": commit}
+    assert (done.version.source_kind, done.version.source_location) == ("hub", "org/base")
+    assert any_registry.events()[0].details["source"]["commit"] == commit
+    assert {file.name: file.role for file in done.version.files} == {
+        "config.json": "config",
+        "generation_config.json": "generation",
+        WEIGHTS: "weights",
+        "tokenizer.json": "tokenizer",
+        "tokenizer_config.json": "tokenizer",
+    }
+    assert_computes(any_registry, "base", base)
+    assert any_registry.register("base", "org/base").outcome == "unchanged"
+
+
+def test_only_what_a_version_keeps_is_fetched(registry: Registry, hub: FakeHub, base: Path) -> None:
+    more = {"README.md": b"read", "pytorch_model.bin": b"pickle", "flax_model.msgpack": b"flax", "run.py": b"code"}
+    hub.push("org/base", base, **more)
+    done = registry.register("base", "org/base")
+    assert not set(more) & {*asked(hub), *asked(hub, "HEAD")}
+    assert [finding.code for finding in done.findings] == ["other-weights"]
+
+
+def test_weights_are_linked_from_the_cache_and_other_files_are_not(
+    registry: Registry, hub: FakeHub, base: Path
+) -> None:
+    hub.push("org/base", base)
+    hub.lfs |= {"tokenizer.json", "config.json"}
+    version = registry.register("base", "org/base", parity="skip").version
+    assert version is not None
+    n_names = {file.name: registry.store.blob_path(file.digest).stat().st_nlink for file in version.files}
+    assert n_names == {file.name: 2 if file.role == "weights" else 1 for file in version.files}
+
+
+def test_a_cache_on_another_file_system_is_copied(
+    registry: Registry, hub: FakeHub, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = Path("/dev/shm") / tmp_path.name
+    if not elsewhere.parent.is_dir() or elsewhere.parent.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is no other file system")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(elsewhere))
+    try:
+        hub.push("org/base", base)
+        version = registry.register("base", "org/base", parity="skip").version
+        assert version is not None
+        assert {registry.store.blob_path(file.digest).stat().st_nlink for file in version.files} == {1}
+    finally:
+        shutil.rmtree(elsewhere)
+
+
+def test_shards_are_fetched_by_their_index(registry: Registry, hub: FakeHub, make_checkpoint: MakeCheckpoint) -> None:
+    folder = make_checkpoint("gpt2", max_shard_size="60kB")
+    hub.push("org/sharded", folder, **{"model-00099-of-00099.safetensors": b"stray"})
+    done = registry.register("sharded", "org/sharded", parity="skip")
+    assert done.version is not None and len(done.version.with_role("weights")) == 10
+    assert done.weights_digest == registry.register("folder", folder, parity="skip").weights_digest
+    assert "model-00099-of-00099.safetensors" not in asked(hub)
+
+
+def test_a_training_step_revision_is_the_step(registry: Registry, hub: FakeHub, base: Path, tuned: Path) -> None:
+    hub.push("org/suite", base, "step1000")
+    hub.push("org/suite", tuned, "step2000-tokens8B")
+    registry.register("suite", "org/suite@step1000", parity="skip")
+    registry.register("suite", "org/suite@step2000-tokens8B", parity="skip", parent="suite@v1", relation="continued")
+    registry.register("mine", "org/suite@step1000", parity="skip", step=7)
+    assert registry.resolve("suite@step-1000").ref == "suite@v1"
+    assert registry.resolve("suite@step-2000").ref == "suite@v2"
+    assert registry.version("mine").step == 7
+
+
+def test_a_moved_branch_is_a_new_version_and_the_old_one_stays(
+    registry: Registry, hub: FakeHub, base: Path, tuned: Path
+) -> None:
+    first = hub.push("org/m", base)
+    registry.register("m", "org/m")
+    second = hub.push("org/m", tuned)
+    done = registry.register("m", "org/m")
+    assert done.version is not None and done.version.ref == "m@v2" and done.version.provenance["commit"] == second
+    (finding,) = done.findings
+    assert finding.code == "moved-revision" and first[:12] in finding.message and "m@v1" in finding.message
+    assert_computes(registry, "m@v1", base)
+    assert_computes(registry, "m@v2", tuned)
+    pinned = registry.register("pinned", f"org/m@{first}", parity="skip")
+    assert pinned.weights_digest == registry.version("m@v1").weights_digest
+
+
+def test_a_branch_that_moves_while_it_is_fetched_is_fetched_at_the_commit_that_was_resolved(
+    registry: Registry, hub: FakeHub, base: Path, tuned: Path
+) -> None:
+    first = hub.push("org/m", base)
+    hub.on_info = lambda: hub.push("org/m", tuned)  # right after it was asked which commit main is
+    done = registry.register("m", "org/m")
+    assert done.version is not None and done.version.provenance["commit"] == first
+    assert_computes(registry, "m", base)
+
+
+def test_a_path_wins_over_a_hub_id_of_the_same_spelling(
+    registry: Registry, hub: FakeHub, base: Path, tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.push("gpt2", tuned)
+    shutil.copytree(base, tmp_path / "here" / "gpt2")
+    monkeypatch.chdir(tmp_path / "here")
+    local = registry.register("local", "gpt2", parity="skip")
+    assert local.version is not None and local.version.source_kind == "huggingface" and not hub.requests
+    assert local.findings == ()
+    remote = registry.register("remote", "hf://gpt2", parity="skip")
+    assert remote.version is not None and remote.version.source_kind == "hub"
+    assert remote.weights_digest != local.weights_digest
+    # now that the user is known to have both, it is said which one was read
+    again = registry.register("again", "gpt2", parity="skip")
+    assert again.weights_digest == local.weights_digest
+    assert again.findings[0].code == "shadows-hub-model"
+    with pytest.raises(InvalidInput, match="is here already"):
+        registry.register("lazy", "gpt2", lazy=True)
+
+
+def test_a_hub_model_is_compared_with_its_parent_before_it_is_fetched(
+    registry: Registry, hub: FakeHub, base: Path, make_checkpoint: MakeCheckpoint
+) -> None:
+    hub.push("org/base", base)
+    hub.push("org/wrong", edit_config(make_checkpoint("gpt2", seed=2), n_head=8))
+    registry.register("base", "org/base", parity="skip")
+    before = read_contents(registry)
+    hub.requests.clear()
+    with pytest.raises(ArchitectureMismatch):
+        registry.register("wrong", "org/wrong", parent="base")
+    assert read_contents(registry) == before
+    assert hub.fetched(WEIGHTS) <= 100_000
+
+
+# --- the cache, and no network ---------------------------------------------------------------------------------
+
+
+def test_what_the_cache_holds_is_not_fetched_again(registry: Registry, hub: FakeHub, base: Path) -> None:
+    hub.push("org/base", base)
+    registry.register("base", "org/base", parity="skip")
+    hub.requests.clear()
+    registry.register("again", "org/base", parity="skip")
+    assert asked(hub) == []
+
+
+@pytest.mark.parametrize("how", ["down", "forbidden", "broken"])
+def test_without_a_network_the_cached_commit_is_registered_and_says_so(
+    how: str, registry: Registry, hub: FakeHub, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = hub.push("org/base", base)
+    online = registry.register("online", "org/base")
+    if how == "down":
+        hub.close()
+    elif how == "forbidden":
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    else:
+        hub.status = 503
+    for source in ("org/base", "org/base@main", f"org/base@{commit}"):
+        done = registry.register("offline", source)
+        assert done.version is not None and done.version.provenance["commit"] == commit
+        assert done.weights_digest == online.weights_digest
+    assert registry.version("offline").files == registry.version("online").files
+    codes = [finding["code"] for finding in registry.version("offline").findings]
+    assert codes == ["hub-not-asked", "identical-weights"]
+
+
+def test_a_damaged_cache_is_found_without_a_network_too(
+    registry: Registry, hub: FakeHub, base: Path, tmp_path: Path
+) -> None:
+    hub.push("org/base", base)
+    registry.register("base", "org/base", parity="skip")
+    hub.close()
+    before = read_contents(registry)
+    for name in (WEIGHTS, "config.json"):
+        (link,) = (tmp_path / "hf" / "hub").rglob(f"snapshots/*/{name}")
+        blob = link.resolve()
+        content = blob.read_bytes()
+        blob.unlink()  # the store may hold a link to it
+        blob.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+        with pytest.raises(MalformedArtifact, match=f"{name} is not the file that the Hub states") as refused:
+            registry.register("again", "org/base", parity="skip")
+        assert str(blob) in (refused.value.hint or "")
+        blob.unlink()
+        blob.write_bytes(content)
+    assert read_contents(registry) == before
+
+
+def test_a_cache_that_holds_only_a_part_is_not_enough(
+    registry: Registry, hub: FakeHub, make_checkpoint: MakeCheckpoint, tmp_path: Path
+) -> None:
+    hub.push("org/m", make_checkpoint("gpt2", max_shard_size="60kB"))
+    registry.register("m", "org/m", parity="skip")
+    hub.close()
+    (link,) = (tmp_path / "hf" / "hub").rglob("snapshots/*/model-00003-of-00010.safetensors")
+    link.unlink()
+    with pytest.raises(SourceUnreachable, match="only in part: the shard model-00003"):
+        registry.register("again", "org/m")
+
+
+def test_a_link_that_leads_out_of_the_cache_is_refused(
+    registry: Registry, hub: FakeHub, base: Path, tmp_path: Path
+) -> None:
+    hub.push("org/base", base)
+    registry.register("base", "org/base", parity="skip")
+    (link,) = (tmp_path / "hf" / "hub").rglob("snapshots/*/tokenizer.json")
+    (tmp_path / "secret").write_text("{}")
+    link.unlink()
+    link.symlink_to(tmp_path / "secret")
+    with pytest.raises(MalformedArtifact, match="leads out of the Hub cache"):
+        registry.register("again", "org/base")
+
+
+# --- faults ----------------------------------------------------------------------------------------------------
+
+
+def _ask_unknown(hub: FakeHub) -> str:
+    return "org/nowhere"
+
+
+def _ask_unknown_with_token(hub: FakeHub) -> str:
+    hub.token = "hf_right"
+    return "org/nowhere"
+
+
+def _ask_private(hub: FakeHub) -> str:
+    hub.private.add("org/base")
+    return "org/base"
+
+
+def _ask_gated(hub: FakeHub) -> str:
+    hub.gated.add("org/base")
+    return "org/base"
+
+
+def _ask_revision(hub: FakeHub) -> str:
+    return "org/base@nowhen"
+
+
+def _ask_with(status: int) -> Callable[[FakeHub], str]:
+    def ask(hub: FakeHub) -> str:
+        hub.status = status
+        return "org/base"
+
+    return ask
+
+
+def _ask_with_page(page: bytes) -> Callable[[FakeHub], str]:
+    def ask(hub: FakeHub) -> str:
+        hub.page = page
+        return "org/base"
+
+    return ask
+
+
+def _ask_none(hub: FakeHub) -> str:
+    hub.close()
+    return "org/base"
+
+
+FAULTS = {
+    "unknown": (_ask_unknown, SourceNotFound, "neither a path here nor a public model", "hf auth login"),
+    "unknown-to-all": (_ask_unknown_with_token, SourceNotFound, "'org/nowhere'", "written"),
+    "private": (_ask_private, SourceNotFound, "neither a path here nor a public model", "HF_TOKEN"),
+    "gated": (_ask_gated, AccessDenied, "gated", "Accept its conditions at"),
+    "revision": (_ask_revision, SourceNotFound, "no branch, tag or commit 'nowhen'", "/org/base/tree/main"),
+    "forbidden": (_ask_with(403), AccessDenied, "HTTP 403", "hf auth login"),
+    "too-many": (_ask_with(429), SourceUnreachable, "HTTP 429", "Wait"),
+    "broken": (_ask_with(500), SourceUnreachable, "500", "Try again"),
+    "page": (_ask_with_page(b"<html>Log in</html>"), SourceUnreachable, "cannot be had", "HF_ENDPOINT"),
+    "list": (_ask_with_page(b"[1]"), SourceUnreachable, "cannot be had", "HF_ENDPOINT"),
+    "no-commit": (_ask_with_page(b'{"id": "org/base"}'), SourceUnreachable, "does not say which commit", "HF_ENDPOINT"),
+    "odd": (_ask_with_page(b'{"id": "org/base", "siblings": [{}]}'), SourceUnreachable, "cannot be had", "HF_ENDPOINT"),
+    "no-network": (_ask_none, SourceUnreachable, "Connection refused", "HF_ENDPOINT"),
+}
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize("token", [None, "hf_wrong"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_fault_of_the_hub_is_a_typed_error_that_leaves_nothing(
+    fault: str, token: str | None, lazy: bool, registry: Registry, hub: FakeHub, base: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    if token:
+        monkeypatch.setenv("HF_TOKEN", token)
+    hub.push("org/base", base)
+    before = read_contents(registry)
+    ask, error, text, hint = FAULTS[fault]
+    source = ask(hub)
+    with pytest.raises(error) as refused:
+        registry.register("base", source, lazy=lazy)
+    assert type(refused.value) is error
+    assert text in refused.value.message and hint in (refused.value.hint or "")
+    assert "hf_wrong" not in str(refused.value)
+    assert read_contents(registry) == before
+
+
+def test_a_token_opens_what_is_gated_and_goes_nowhere_else(
+    registry: Registry, hub: FakeHub, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.push("org/base", base)
+    hub.gated.add("org/base")
+    hub.token = "hf_right"
+    monkeypatch.setenv("HF_TOKEN", "hf_right")
+    registry.register("base", "org/base", parity="skip")
+    registry.register("lazy", "org/base", lazy=True)
+    to_cdn = [one for one in hub.requests if one.path.startswith("/cdn/")]
+    assert to_cdn and not any(one.has_token for one in to_cdn)
+    assert all(one.has_token for one in hub.requests if not one.path.startswith(("/cdn/", "/api/agent")))
+
+
+def test_a_hub_that_does_not_answer_is_waited_for_no_longer_than_set(
+    registry: Registry, hub: FakeHub, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.5)
+    hub.push("org/base", base)
+    hub.delay = 30
+    started = time.monotonic()
+    with pytest.raises(SourceUnreachable):
+        registry.register("base", "org/base")
+    assert time.monotonic() - started < 10
+
+
+def test_a_download_that_is_cut_is_resumed(
+    registry: Registry, hub: FakeHub, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)  # it resumes after the last whole one
+    hub.push("org/base", base)
+    size = (base / WEIGHTS).stat().st_size
+    registry.check("org/base")
+    hub.requests.clear()
+    hub.cuts[WEIGHTS] = [100_000, 200_500, 7_999]  # the first is that of the header
+    done = registry.register("base", "org/base")
+    assert done.outcome == "registered"
+    ranges = [one.range for one in hub.requests if one.path == f"/cdn/{WEIGHTS}"]
+    assert ranges == ["bytes=0-99999", None, "bytes=200000-", "bytes=207000-"]
+    assert hub.fetched(WEIGHTS) == 100_000 + size + 500 + 999
+    assert_computes(registry, "base", base)
+
+
+def test_a_header_that_is_cut_off_is_refused(registry: Registry, hub: FakeHub, base: Path) -> None:
+    hub.push("org/base", base)
+    hub.cuts[WEIGHTS] = [50, 50]
+    with pytest.raises((SourceUnreachable, MalformedArtifact)):
+        registry.register("base", "org/base", lazy=True)
+    assert registry.models() == []
+
+
+@pytest.mark.parametrize("options", [{}, {"dry_run": True}, {"parity": "skip"}])
+@pytest.mark.parametrize("lfs", [False, True])
+@pytest.mark.parametrize("name", [WEIGHTS, "config.json", "tokenizer.json"])
+def test_other_bytes_than_the_hub_states_are_refused(
+    name: str, lfs: bool, options: dict[str, object], registry: Registry, hub: FakeHub, base: Path
+) -> None:
+    hub.lfs = {name} if lfs else set()
+    hub.push("org/base", base)
+    content = (base / name).read_bytes()
+    flipped = content.replace(b'"n_head": 4', b'"n_head": 2') if name == "config.json" else content
+    flipped = flipped.replace(b'"w9"', b'"v9"')
+    hub.served[name] = flipped if flipped != content else content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]
+    before = read_contents(registry)
+    with pytest.raises(MalformedArtifact, match="not the file that the Hub states") as refused:
+        registry.register("base", "org/base", **options)  # type: ignore[arg-type]
+    assert read_contents(registry) == before
+    # and once the damaged file is deleted, as the hint says, it is fetched anew
+    assert (refused.value.hint or "").startswith("What was fetched is damaged. Delete /")
+    Path(str(refused.value.fields["path"])).unlink()
+    hub.served.clear()
+    assert registry.register("base", "org/base").outcome == "registered"
+
+
+@pytest.mark.parametrize("no_ranges", [False, True])
+def test_a_header_longer_than_the_first_bytes_is_read_whole_and_no_further(
+    no_ranges: bool, registry: Registry, hub: FakeHub, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub_snapshot, "_FIRST_BYTES", 1000)
+    hub.push("org/base", base)
+    hub.no_ranges = no_ranges
+    done = registry.register("base", "org/base", lazy=True)
+    assert done.n_parameters == registry.register("folder", base, parity="skip").n_parameters
+    header = 8 + int.from_bytes((base / WEIGHTS).read_bytes()[:8], "little")
+    if not no_ranges:
+        assert hub.fetched(WEIGHTS) == 1000 + header
+
+
+def test_what_the_repository_lacks_is_named(
+    registry: Registry, hub: FakeHub, base: Path, tmp_path: Path, make_checkpoint: MakeCheckpoint
+) -> None:
+    def push(repo: str, without: tuple[str, ...] = (), **more: bytes) -> str:
+        folder = tmp_path / repo
+        shutil.copytree(base, folder, ignore=lambda *_: without)
+        hub.push(f"org/{repo}", folder, **more)
+        return f"org/{repo}"
+
+    cases: list[tuple[str, type[RegistryError], str]] = [
+        (push("no-config", ("config.json",)), UnsupportedSource, "no config.json"),
+        (push("no-weights", (WEIGHTS,), **{"m.gguf": b"GGUF"}), UnsupportedSource, "no model.safetensors"),
+        (push("both", (), **{"model.safetensors.index.json": b"{}"}), MalformedArtifact, "has both"),
+        (push("adapter", (), **{"adapter_config.json": b"{}"}), UnsupportedSource, "an adapter and a model"),
+        (push("index", (WEIGHTS,), **{"model.safetensors.index.json": b"{}"}), MalformedArtifact, "weight_map"),
+        (
+            push("shard", (WEIGHTS,), **{"model.safetensors.index.json": b'{"weight_map": {"a": "x.safetensors"}}'}),
+            UnsupportedSource,
+            "shard x.safetensors is missing",
+        ),
+        (
+            push("out", (WEIGHTS,), **{"model.safetensors.index.json": b'{"weight_map": {"a": "../x.safetensors"}}'}),
+            MalformedArtifact,
+            "no file of this repository",
+        ),
+    ]
+    for source, error, text in cases:
+        with pytest.raises(error, match=text) as refused:
+            registry.register("m", source)
+        assert refused.value.hint
+    sharded = make_checkpoint("gpt2", max_shard_size="60kB", tokenizer=False)
+    index = sharded / "model.safetensors.index.json"
+    index.write_text(index.read_text().replace("model-00001-of", "model-00002-of"))
+    hub.push("org/disagrees", sharded)
+    with pytest.raises(MalformedArtifact, match="disagree about"):
+        registry.register("m", "org/disagrees")
+    assert registry.models() == []
+
+
+def test_what_must_be_read_whole_is_fetched_checked_and_opened_as_a_folder(
+    hub: FakeHub, base: Path, tmp_path: Path
+) -> None:
+    commit = hub.push("org/both", base, **{"pytorch_model.bin": b"pickle", "adapter.md": b"no"})
+    seen: list[set[str]] = []
+
+    def open_folder(folder: Path) -> Source:
+        seen.append({path.name for path in folder.iterdir()})
+        assert (folder / "pytorch_model.bin").read_bytes() == b"pickle"
+        assert not any(path.is_symlink() for path in folder.iterdir())
+        return Source("inner", str(folder), {}, (), {}, relation="merged", provenance={"inner": 1})
+
+    options = SourceOptions(weights="bin")
+    (tmp_path / "one").mkdir()
+    source = open_hub(HubId("org/both", "main"), "org/both", options, open_folder, tmp_path / "one")
+    names = {"config.json", "generation_config.json", "pytorch_model.bin", "tokenizer.json", "tokenizer_config.json"}
+    assert seen == [names]
+    assert (source.kind, source.location, source.relation) == ("hub", "org/both", "merged")
+    assert source.provenance == {"inner": 1, "repo": "org/both", "revision": "main", "commit": commit}
+
+    def refuse(folder: Path) -> Source:
+        raise UnsupportedSource(f"{folder} is not for us.")
+
+    (tmp_path / "two").mkdir()
+    with pytest.raises(UnsupportedSource) as refused:
+        open_hub(HubId("org/both"), "org/both", options, refuse, tmp_path / "two")
+    assert refused.value.message == f"org/both@{commit[:12]} is not for us."
+    (blob,) = (tmp_path / "hf" / "hub").rglob("snapshots/*/pytorch_model.bin")
+    blob.resolve().unlink()
+    hub.served["pytorch_model.bin"] = b"gadget"
+    (tmp_path / "three").mkdir()
+    with pytest.raises(MalformedArtifact, match="not the file that the Hub states"):
+        open_hub(HubId("org/both"), "org/both", options, open_folder, tmp_path / "three")
+    assert len(seen) == 1
+
+
+def test_without_a_tokenizer_none_is_made_up(registry: Registry, hub: FakeHub, make_checkpoint: MakeCheckpoint) -> None:
+    hub.push("org/base", make_checkpoint("gpt2", tokenizer=False))
+    done = registry.register("base", "org/base", parity="skip")
+    assert [finding.code for finding in done.findings] == ["no-tokenizer"]
+
+
+def test_non_finite_values_are_found_in_what_comes_from_the_hub(
+    registry: Registry, hub: FakeHub, base: Path, tmp_path: Path
+) -> None:
+    hub.push("org/nan", put_nan(base, tmp_path / "nan"))
+    with pytest.raises(UnusableWeights):
+        registry.register("m", "org/nan")
+    assert read_contents(registry).store == frozenset()
+
+
+def put_nan(folder: Path, target: Path) -> Path:
+    shutil.copytree(folder, target)
+    tensors = load_file(target / WEIGHTS)
+    tensors["transformer.h.0.attn.c_attn.weight"][0, 0] = float("nan")
+    save_file(tensors, target / WEIGHTS, {"format": "pt"})
+    return target
+
+
+def test_a_config_that_cannot_be_converted_costs_no_download(
+    registry: Registry, hub: FakeHub, make_checkpoint: MakeCheckpoint
+) -> None:
+    hub.push("org/odd", edit_config(make_checkpoint("gpt2"), add_cross_attention=True))
+    with pytest.raises(UnsupportedConfig):
+        registry.register("odd", "org/odd")
+    assert hub.fetched(WEIGHTS) <= 100_000
