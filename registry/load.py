@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from registry.architecture import Architecture
+from registry.checkpoint import check_fingerprint
 from registry.convert import RAW, Processing, convert_network, guard_processing
 from registry.errors import InvalidInput, UnsupportedLayout
 from registry.families import find_family_by_name
