@@ -6,11 +6,11 @@ around them and the guards, which transformer-lens has in `from_pretrained` only
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from transformer_lens import HookedTransformer
+from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformer_lens.weight_processing import ProcessWeights
 from transformers import PreTrainedModel
 
@@ -18,9 +18,8 @@ from registry.architecture import Architecture
 from registry.errors import UnusableWeights, WeightsMismatch
 from registry.families.family import Family
 from registry.networks import make_hooked_config, make_hooked_network
+from registry.processing import POST_NORM_BLOCKS, can_center_writing
 from registry.quiet import quiet
-
-_POST_NORM_BLOCKS = {"olmo2", "olmo3"}
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def guard_processing(architecture: Architecture, wanted: Processing) -> Processi
     and W_K assumes that nothing stands between them (not so with rotary embeddings).
     """
     allowed = wanted
-    if architecture["block_variant"] in _POST_NORM_BLOCKS:
+    if architecture["block_variant"] in POST_NORM_BLOCKS:
         allowed = replace(allowed, fold_ln=False, center_writing_weights=False)
     if architecture["output_logits_soft_cap"] > 0:
         allowed = replace(allowed, center_unembed=False)
@@ -60,6 +59,21 @@ def guard_processing(architecture: Architecture, wanted: Processing) -> Processi
     if architecture["positional_embedding_type"] == "rotary":
         allowed = replace(allowed, refactor_factored_attn_matrices=False)
     return allowed
+
+
+def choose_hooked_processing(architecture: Architecture, applied: Sequence[str], wanted: Processing) -> Processing:
+    """Return what of `wanted` is to be done to hooked weights that have gone through `applied`.
+
+    Weights whose norms are folded are never processed again: it would rewrite what was trained since, to no effect on
+    what is computed. The others are processed as wanted, but what was centred is not centred again, for that reason.
+    """
+    if "fold_ln" in applied:
+        return RAW
+    allowed = guard_processing(architecture, wanted)
+    if not can_center_writing(architecture):
+        allowed = replace(allowed, center_writing_weights=False)
+    centred = {"center_writing_weights", "center_unembed"}.intersection(applied)
+    return replace(allowed, **dict.fromkeys(centred, False))
 
 
 def check_finite(tensors: Mapping[str, torch.Tensor]) -> None:
@@ -102,6 +116,34 @@ def convert_weights(
     tensors = {name: tensor.detach() for name, tensor in family.convert(network, cfg).items()}
     for name in family.absent:
         tensors[name] = torch.zeros(cfg.d_vocab_out, dtype=network.dtype)
+    return _process_weights(tensors, cfg, processing)
+
+
+def build_hooked_network(
+    tensors: Mapping[str, torch.Tensor],
+    architecture: Architecture,
+    processing: Processing,
+    *,
+    folded: bool,
+    dtype: torch.dtype,
+    device: str = "cpu",
+    n_devices: int = 1,
+) -> HookedTransformer:
+    """Build a HookedTransformer of tensors in hooked layout, which are processed first; `folded` says whether they are.
+
+    Processing is done in float32 whatever the dtype is, as transformer-lens does; the result is cast at the end.
+    """
+    cfg = make_hooked_config(architecture, None, folded=folded, dtype=torch.float32, device="cpu")
+    processed = _process_weights(dict(tensors), cfg, processing)
+    cfg = make_hooked_config(
+        architecture, None, folded=folded or processing.fold_ln, dtype=dtype, device=device, n_devices=n_devices
+    )
+    return make_hooked_network(cfg, _own(processed, dtype))
+
+
+def _process_weights(
+    tensors: dict[str, torch.Tensor], cfg: HookedTransformerConfig, processing: Processing
+) -> dict[str, torch.Tensor]:
     if not processing.active:
         return tensors
     with quiet():
@@ -114,7 +156,7 @@ def _drop_folded_norms(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tens
     kept = {}
     for name, tensor in tensors.items():
         norm, _, leaf = name.rpartition(".")
-        if not norm.endswith(("ln1", "ln2", "ln_final")):
+        if not norm.endswith(("ln1", "ln2", "ln_final", "mlp.ln")):
             kept[name] = tensor
         elif not bool((tensor == (1.0 if leaf == "w" else 0.0)).all()):
             raise WeightsMismatch(

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from transformer_lens import HookedTransformer
 
 from registry.architecture import Architecture, find_differences
-from registry.convert import RAW, Processing, convert_network, guard_processing
-from registry.errors import ArchitectureMismatch, InvalidInput
+from registry.convert import (
+    RAW,
+    Processing,
+    build_hooked_network,
+    choose_hooked_processing,
+    convert_network,
+    guard_processing,
+)
+from registry.errors import ArchitectureMismatch, InvalidInput, ProcessingConflict
 from registry.families import find_family_by_name
 from registry.families.family import check_config
 from registry.files import open_files
 from registry.networks import build_source_network
 from registry.progress import Progress, no_progress
+from registry.sources.hooked_json import HOOKED_CONFIG, read_description
 from registry.sources.json_file import read_json_object
 from registry.store import LocalStore
 from registry.tokenizers import attach_tokenizer, load_tokenizer
@@ -35,6 +45,8 @@ class LoadOptions:
     dtype: torch.dtype
     device: str
     n_devices: int = 1
+    asked: Mapping[str, bool] = field(default_factory=dict)
+    """The processing flags that were given by name."""
 
 
 def make_options(
@@ -52,32 +64,40 @@ def make_options(
     if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
         raise InvalidInput(f"{dtype!r} is no floating-point dtype.", hint='Use "float32", "bfloat16" or "float16".')
     where = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return LoadOptions(Processing(**{**vars(base), **chosen}), kind, where, n_devices)
+    return LoadOptions(Processing(**{**vars(base), **chosen}), kind, where, n_devices, chosen)
 
 
 def load_network(
     store: LocalStore, version: Version, options: LoadOptions, progress: Progress = no_progress
 ) -> HookedTransformer:
-    """Return the version's HookedTransformer, or raise ArtifactMissing, ArtifactCorrupt or ArchitectureMismatch.
+    """Return the version's HookedTransformer.
 
-    Every blob is hashed on the way. The architecture is derived again from the stored config.json and must be the
-    registered one.
+    Every blob is hashed on the way. The architecture is derived again from the stored config and must be the registered
+    one. Raises ArtifactMissing, ArtifactCorrupt or ArchitectureMismatch, and ProcessingConflict for raw weights of a
+    version that was registered folded.
     """
     folder = open_files(store, version, progress)
+    build = _build_hooked if version.layout == "hooked" else _build_from_huggingface
+    network = build(folder, version, options)
+    network.cfg.model_name = version.ref
+    if version.with_role("tokenizer"):
+        attach_tokenizer(network, load_tokenizer(folder))
+    return network
+
+
+def _build_from_huggingface(folder: Path, version: Version, options: LoadOptions) -> HookedTransformer:
     family = find_family_by_name(version.family)
     values = check_config(family, read_json_object(folder / "config.json"))
     architecture = family.describe(values)
     _check_fingerprint(version, architecture, family.config_keys)
-    if not version.is_verified:
-        warnings.warn(f"{version.ref} was registered without verification.", UnverifiedVersion, stacklevel=3)
+    _warn_unverified(version)
     processing = guard_processing(architecture, options.processing)
-    for name in sorted(set(options.processing.active) - set(processing.active)):
-        warnings.warn(f"{name} would change what {version.ref} computes; it was left out.", stacklevel=3)
+    _warn_left_out(version, options.processing, processing)
     files = [folder / file.name for file in version.with_role("weights")]
     # what is stored in fewer bits loses nothing in float32, and folding in it loses less
     working_dtype = torch.float64 if options.dtype == torch.float64 else torch.float32
     source = build_source_network(family, values, files, working_dtype)
-    network = convert_network(
+    return convert_network(
         source,
         family,
         architecture,
@@ -86,10 +106,63 @@ def load_network(
         device=options.device,
         n_devices=options.n_devices,
     )
-    network.cfg.model_name = version.ref
-    if version.with_role("tokenizer"):
-        attach_tokenizer(network, load_tokenizer(folder))
+
+
+def _build_hooked(folder: Path, version: Version, options: LoadOptions) -> HookedTransformer:
+    """Build the network of hooked weights: as they are if their norms are folded, processed as wanted if not."""
+    described = read_description(read_json_object(folder / HOOKED_CONFIG))
+    architecture, applied = described.architecture, described.processing
+    _check_fingerprint(version, architecture, {})
+    _refuse_undoing(version, applied, options.processing)
+    _warn_unverified(version)
+    allowed = guard_processing(architecture, options.processing)
+    _warn_left_out(version, options.processing, allowed)
+    processing = choose_hooked_processing(architecture, applied, allowed)
+    _warn_otherwise(version, {*applied, *processing.active}, options.asked)
+    files = [folder / file.name for file in version.with_role("weights")]
+    network = build_hooked_network(
+        {name: tensor for file in files for name, tensor in load_file(file).items()},
+        architecture,
+        processing,
+        folded="fold_ln" in applied,
+        dtype=options.dtype,
+        device=options.device,
+        n_devices=options.n_devices,
+    )
+    if described.default_prepend_bos is not None:
+        network.cfg.default_prepend_bos = described.default_prepend_bos
     return network
+
+
+def _refuse_undoing(version: Version, applied: Sequence[str], wanted: Processing) -> None:
+    """Refuse raw weights of a version whose norms were folded before it was registered: nobody has them."""
+    if "fold_ln" in applied and not wanted.fold_ln:
+        raise ProcessingConflict(
+            f"{version.ref} was registered with its norms folded, and folding cannot be undone.",
+            applied=applied,
+            hint="Load it without processed=False and fold_ln=False; it is given as it was registered.",
+        )
+
+
+def _warn_unverified(version: Version) -> None:
+    if not version.is_verified:
+        warnings.warn(f"{version.ref} was registered without verification.", UnverifiedVersion, stacklevel=5)
+
+
+def _warn_left_out(version: Version, wanted: Processing, done: Processing) -> None:
+    for name in sorted(set(wanted.active) - set(done.active)):
+        warnings.warn(f"{name} would change what {version.ref} computes; it was left out.", stacklevel=5)
+
+
+def _warn_otherwise(version: Version, done: Set[str], asked: Mapping[str, bool]) -> None:
+    """Warn of flags that were asked for by name and are otherwise in weights that were registered processed.
+
+    None of them changes what is computed, and undoing or redoing one would rewrite what was trained.
+    """
+    for name, value in asked.items():
+        if value is not (name in done):
+            how = "had been applied to" if name in done else "was not applied to"
+            warnings.warn(f"{name} {how} {version.ref}, whose weights are given as registered.", stacklevel=5)
 
 
 def _check_fingerprint(version: Version, now: Architecture, config_keys: Mapping[str, str]) -> None:

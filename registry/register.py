@@ -9,6 +9,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from sqlalchemy import Connection
@@ -25,12 +26,22 @@ from registry.record import Draft, ParentEdge, find_existing, record_version
 from registry.refs import check_model_name, check_tag_key, check_text
 from registry.resolve import refuse_retired, resolve_ref
 from registry.sources import Finding, ParentVersion, SourceOptions
-from registry.stage import Files, Weights, digest_staged_weights, open_working_folder, stage_files
+from registry.sources.hooked_json import HOOKED_CONFIG
+from registry.stage import (
+    Files,
+    Weights,
+    digest_staged_hooked_weights,
+    digest_staged_weights,
+    open_working_folder,
+    stage_files,
+)
 from registry.store import LocalStore
 from registry.tables import RELATIONS
 from registry.versions import Version
 
 if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
     from registry.verify import Parity
 
 
@@ -39,7 +50,7 @@ ParityChoice = Literal["float64", "float32", "skip"]
 
 @dataclass(frozen=True)
 class Request:
-    """What somebody asks to have registered."""
+    """What somebody asks to have registered: what is at `source`, or the network in memory that it then describes."""
 
     name: str
     source: str
@@ -53,6 +64,7 @@ class Request:
     source_options: SourceOptions = field(default_factory=SourceOptions)
     link: bool = False
     dry_run: bool = False
+    network: HookedTransformer | None = None
 
 
 @dataclass(frozen=True)
@@ -81,12 +93,13 @@ def register_version(
     with open_working_folder(store, dry_run=request.dry_run) as folder:
         unpacked = folder / "unpacked"
         unpacked.mkdir()
-        checkpoint = read_checkpoint(request.source, unpacked, list(parents.values()), request.source_options)
+        location = _save_network(request.network, folder) if request.network is not None else request.source
+        checkpoint = read_checkpoint(location, unpacked, list(parents.values()), request.source_options)
         edges = _compare_with_parents(request, checkpoint, parents)
         files = stage_files(
             store, checkpoint.source, folder, link=request.link, dry_run=request.dry_run, progress=progress
         )
-        weights = digest_staged_weights(checkpoint.family, checkpoint.values, files.paths("weights"), progress)
+        weights = _digest_weights(checkpoint, files, progress)
         with database.read() as connection:
             unchanged = _find_unchanged(connection, request, checkpoint, weights, files)
         if unchanged:
@@ -127,6 +140,18 @@ def _check_request(request: Request) -> None:
         raise InvalidInput(f"{request.step!r} is no training step.", hint="Steps are whole numbers that count from 0.")
 
 
+def _save_network(network: HookedTransformer, folder: Path) -> Path:
+    from registry.save import save_network
+
+    return save_network(network, folder / "network")
+
+
+def _digest_weights(checkpoint: Checkpoint, files: Files, progress: Progress) -> Weights:
+    if checkpoint.family is None:
+        return digest_staged_hooked_weights(files.paths("weights"), progress)
+    return digest_staged_weights(checkpoint.family, checkpoint.values, files.paths("weights"), progress)
+
+
 def _read_parent(connection: Connection, store: LocalStore, ref: str) -> tuple[int, ParentVersion]:
     resolved = resolve_ref(connection, ref)
     refuse_retired(resolved)
@@ -143,7 +168,7 @@ def _compare_with_parents(
     edges = []
     for parent_id, parent in parents.items():
         known, ref = Architecture(parent.version.architecture), parent.version.ref
-        differences = find_differences(known, checkpoint.architecture, checkpoint.family.config_keys)
+        differences = find_differences(known, checkpoint.architecture, checkpoint.config_keys)
         admitted = refuse_differences(ref, request.source, differences, allowed)
         edges.append(ParentEdge(parent_id, ref, relation, admitted))
     return edges
@@ -195,27 +220,53 @@ def _verify(
     request: Request, checkpoint: Checkpoint, weights: Weights, files: Files, progress: Progress
 ) -> tuple[str | None, Parity | None]:
     """Check tensors and tokenizer, convert and measure parity; return the vocabulary digest and the measurement."""
-    from registry.networks import build_source_network, check_tensors
     from registry.tokenizers import check_tokenizer, load_tokenizer
-    from registry.verify import measure_parity, refuse_disparity
+    from registry.verify import refuse_disparity
 
-    family, values = checkpoint.family, checkpoint.values
-    check_tensors(family, values, weights.tensors)
+    _check_tensors(checkpoint, weights)
     vocabulary_digest = None
     if files.paths("tokenizer"):
         vocabulary_digest = check_tokenizer(load_tokenizer(files.folder), checkpoint.architecture["d_vocab"])
-    paths = files.paths("weights")
-    if request.parity == "skip":
-        from registry.convert import check_finite
+    parity = _measure_parity(request, checkpoint, files.paths("weights"), progress)
+    if parity is not None:
+        refuse_disparity(parity, request.source)
+    return vocabulary_digest, parity
 
-        check_finite(build_source_network(family, values, paths, dtype=None).state_dict())
-        return vocabulary_digest, None
+
+def _check_tensors(checkpoint: Checkpoint, weights: Weights) -> None:
+    """Check the staged tensors' names, shapes and dtypes against the architecture."""
+    if checkpoint.family is None:
+        from registry.hooked_weights import check_hooked_weights
+
+        check_hooked_weights(checkpoint.architecture, weights.tensors, HOOKED_CONFIG)
+    else:
+        from registry.networks import check_tensors
+
+        check_tensors(checkpoint.family, checkpoint.values, weights.tensors)
+
+
+def _measure_parity(
+    request: Request, checkpoint: Checkpoint, paths: Sequence[Path], progress: Progress
+) -> Parity | None:
+    """Measure parity, or with `skip` only look for NaN and infinities."""
     import torch
 
+    from registry.convert import check_finite
+    from registry.networks import build_source_network
+    from registry.verify import measure_parity
+    from registry.verify_hooked import check_finite_files, measure_hooked_parity
+
+    family, values, architecture = checkpoint.family, checkpoint.values, checkpoint.architecture
+    if request.parity == "skip":
+        if family is None:
+            check_finite_files(paths)
+        else:
+            check_finite(build_source_network(family, values, paths, dtype=None).state_dict())
+        return None
     dtype = getattr(torch, request.parity or "float64")
-    parity = measure_parity(family, values, checkpoint.architecture, paths, dtype=dtype, progress=progress)
-    refuse_disparity(parity, request.source)
-    return vocabulary_digest, parity
+    if family is None:
+        return measure_hooked_parity(architecture, checkpoint.processing or (), paths, dtype=dtype, progress=progress)
+    return measure_parity(family, values, architecture, paths, dtype=dtype, progress=progress)
 
 
 def _find_notable(
@@ -251,12 +302,12 @@ def _make_draft(
     return Draft(
         model=request.name,
         step=_choose_step(request, checkpoint),
-        family=checkpoint.family.name,
+        family=checkpoint.family_name,
         architecture=checkpoint.architecture,
         weights_digest=weights.digest,
         vocabulary_digest=vocabulary_digest,
         layout=checkpoint.source.layout,
-        processing=None,
+        processing=checkpoint.processing,
         dtype=weights.dtype,
         n_parameters=weights.n_parameters,
         source_kind=checkpoint.source.kind,
@@ -290,6 +341,7 @@ def _measurements(parity: Parity) -> list[dict[str, Any]]:
             "environment": {**describe_environment(), "versions": dict(parity.versions)},
         }
         for metric, value in (("raw", parity.raw), ("processed", parity.processed))
+        if value is not None
     ]
 
 

@@ -85,7 +85,9 @@ class Registry:
         dry_run: bool = False,
         progress: Progress = no_progress,
     ) -> Registration:
-        """Register a Hugging Face folder or a GGUF file as the next version of the model `name`.
+        """Register a checkpoint as the next version of the model `name`.
+
+        It may be a Hugging Face folder, a GGUF file, a TransformerLens state dict, or what `save_network` saved.
 
         Args:
             name: one or two segments, `name` or `org/name`.
@@ -130,6 +132,48 @@ class Registry:
         )
         return register_version(self.database, self.store, request, progress)
 
+    def register_network(
+        self,
+        name: str,
+        network: HookedTransformer,
+        *,
+        parent: str | Sequence[str] = (),
+        relation: str | None = None,
+        step: int | None = None,
+        allow: Sequence[str] = (),
+        note: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        parity: ParityChoice | None = None,
+        dry_run: bool = False,
+        progress: Progress = no_progress,
+    ) -> Registration:
+        """Register a HookedTransformer in memory, just trained say, as the next version of the model `name`.
+
+        Its weights are kept as they are, raw or processed, with its config and its tokenizer; `load` gives the same
+        network back. The arguments are those of `register`.
+
+        Raises:
+            ArchitectureMismatch: it computes something else than its parent, field by field.
+            UnsupportedSource: it is more than config and weights: hooks, foreign modules, an adapter.
+            SourceError: its config or its weights cannot be registered.
+        """
+        from registry.register import Request, register_version
+
+        request = Request(
+            name=name,
+            source="HookedTransformer in memory",
+            network=network,
+            parents=(parent,) if isinstance(parent, str) else tuple(parent),
+            relation=relation,
+            step=step,
+            allow=tuple(allow),
+            note=note,
+            tags=dict(tags or {}),
+            parity=parity,
+            dry_run=dry_run,
+        )
+        return register_version(self.database, self.store, request, progress)
+
     def load(
         self,
         ref: str,
@@ -149,9 +193,11 @@ class Registry:
 
         It is processed as `HookedTransformer.from_pretrained` does, except where that would change the function;
         `processed=False` leaves the weights as they were trained, and each flag can be given by itself. A processing
-        flag that would change the function is left out with a warning.
+        flag that would change the function is left out with a warning. A version that was registered with its norms
+        folded is given as it was registered.
 
         Raises:
+            ProcessingConflict: raw weights are wanted of a version that was registered with its norms folded.
             UnknownRef, AmbiguousRef: with the candidates.
             VersionRetired: the version was taken out of use.
             ArtifactMissing, ArtifactCorrupt: the store no longer holds what was registered.

@@ -16,6 +16,7 @@ from registry.errors import SourceChanged
 from registry.families.family import Family
 from registry.progress import Counter, Progress
 from registry.sources import Source
+from registry.sources.hooked_json import HOOKED_CONFIG
 from registry.sources.huggingface import CONFIG
 from registry.sources.json_file import read_json_object
 from registry.store import LocalStore, StagedFile
@@ -40,7 +41,7 @@ class Files:
 
 @dataclass(frozen=True)
 class Weights:
-    """The tensors by the names transformers uses today, with the digest of their bytes."""
+    """The tensors by the names transformers uses today, or HookedTransformer's own, with the digest of their bytes."""
 
     tensors: Mapping[str, TensorHeader]
     digest: str
@@ -84,7 +85,8 @@ def stage_files(
         one = store.copy_in(file.path, kept / file.name, link=link or unpacked_here, advance=counter.advance)
         staged.append(one)
         stored.append(StoredFile(file.name, file.role, one.digest, one.size_bytes))
-    if read_json_object(kept / CONFIG) != source.config:
+    config = HOOKED_CONFIG if source.layout == "hooked" else CONFIG
+    if read_json_object(kept / config) != source.config:
         raise SourceChanged(
             f"{source.location} was written to while it was being read.",
             hint="Register it again when nothing writes to it any more. Nothing was stored.",
@@ -109,3 +111,12 @@ def digest_staged_weights(
         digests.pop(head, None)
         tensors.pop(head, None)
     return Weights(tensors, digest_weights(tensors, digests))
+
+
+def digest_staged_hooked_weights(files: Sequence[Path], progress: Progress) -> Weights:
+    """Digest the tensors of a hooked checkpoint, of which nothing is stored but what counts."""
+    tensors: dict[str, TensorHeader] = {}
+    for file in files:
+        tensors |= read_header(file)
+    counter = Counter(progress, "hashing", sum(tensor.size_bytes for tensor in tensors.values()))
+    return Weights(tensors, digest_weights(tensors, digest_tensors(tensors.values(), counter.advance)))

@@ -34,10 +34,13 @@ MAX_NOISE = {torch.float64: 1e-3, torch.float32: 1e-2}
 
 @dataclass(frozen=True)
 class Parity:
-    """What was measured: the largest absolute differences of log-probs, in nats, over all positions and tokens."""
+    """What was measured: the largest absolute differences of log-probs, in nats, over all positions and tokens.
 
-    raw: float
-    processed: float
+    None was not measured: hooked weights whose norms are folded have no raw network.
+    """
+
+    raw: float | None
+    processed: float | None
     noise_floor: float
     bound: float
     dtype: str
@@ -49,7 +52,7 @@ class Parity:
     @property
     def passed(self) -> bool:
         """Whether raw and processed are both within the bound."""
-        return self.raw <= self.bound and self.processed <= self.bound
+        return all(value <= self.bound for value in (self.raw, self.processed) if value is not None)
 
     def as_dict(self) -> dict[str, Any]:
         """Give the measurement as plain data."""
@@ -94,14 +97,14 @@ def measure_parity(
     check_finite(source.state_dict())
     counter.advance()
     reference = _source_log_probs(source, probe, "eager")
-    noise_floor = _largest_difference(reference, _source_log_probs(source, probe, "sdpa"))
+    noise_floor = find_largest_difference(reference, _source_log_probs(source, probe, "sdpa"))
     counter.advance()
     processing = guard_processing(architecture, Processing())
     differences = []
     for one in (RAW, processing):
         network = convert_network(source, family, architecture, one, dtype=dtype)
         with torch.inference_mode():
-            differences.append(_largest_difference(reference, network(probe).log_softmax(-1)))
+            differences.append(find_largest_difference(reference, network(probe).log_softmax(-1)))
         del network
         counter.advance()
     counter.advance()
@@ -121,7 +124,7 @@ def measure_parity(
 def refuse_disparity(parity: Parity, location: str) -> None:
     """Raise ParityFailure if the converted network computes something else, or if noise would hide that it does."""
     numbers = (
-        f"raw {parity.raw:.1e}, processed {parity.processed:.1e}, bound {parity.bound:.1e} "
+        f"raw {_show(parity.raw)}, processed {_show(parity.processed)}, bound {parity.bound:.1e} "
         f"(noise floor {parity.noise_floor:.1e}, {parity.dtype}, {parity.n_tokens} tokens)"
     )
     noise_limit = MAX_NOISE[getattr(torch, parity.dtype)]
@@ -139,6 +142,10 @@ def refuse_disparity(parity: Parity, location: str) -> None:
         )
 
 
+def _show(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.1e}"
+
+
 def _source_log_probs(network: Any, probe: torch.Tensor, implementation: str) -> torch.Tensor:
     network.set_attn_implementation(implementation)
     with torch.inference_mode():
@@ -146,7 +153,7 @@ def _source_log_probs(network: Any, probe: torch.Tensor, implementation: str) ->
     return log_probs
 
 
-def _largest_difference(one: torch.Tensor, other: torch.Tensor) -> float:
+def find_largest_difference(one: torch.Tensor, other: torch.Tensor) -> float:
     """Return the largest absolute difference; NaN counts as infinite."""
     largest = float((one - other).abs().max())
     return largest if largest == largest else float("inf")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from registry.errors import SourceNotFound, UnsupportedSource
 from registry.sources.gguf import read_gguf
+from registry.sources.hooked_files import find_hooked_weights
 from registry.sources.huggingface import read_folder
 from registry.sources.source import Finding, ParentVersion, Source, SourceFile, SourceOptions
 
@@ -19,7 +20,9 @@ def open_source(
     parents: Sequence[ParentVersion] = (),
     options: SourceOptions = SourceOptions(),  # noqa: B008 (frozen)
 ) -> Source:
-    """Open a Hugging Face folder or a GGUF file; `scratch` is an empty folder for what must be unpacked.
+    """Open a Hugging Face folder, a GGUF file or a TransformerLens state dict.
+
+    `scratch` is an empty folder for what must be unpacked.
 
     Raises SourceNotFound, UnsupportedSource or MalformedArtifact.
     """
@@ -30,6 +33,11 @@ def open_source(
         raise SourceNotFound(
             f"{str(location)[:200]!r} cannot be a path: {error}.", hint="Check how it is written.", path=str(location)
         ) from error
+    hooked = find_hooked_weights(path.absolute()) if is_folder or is_file else None
+    if hooked is not None:
+        from registry.sources.hooked import read_hooked
+
+        return read_hooked(path.absolute(), hooked, str(location), scratch, parents, options)
     if is_folder:
         return read_folder(path.absolute(), str(location))
     if is_file and path.suffix == ".gguf":
@@ -37,7 +45,8 @@ def open_source(
     if is_file:
         raise UnsupportedSource(
             f"{location} is a file of a kind that cannot be registered.",
-            hint="Give a folder with config.json and model.safetensors, or a .gguf file.",
+            hint="Give a folder with config.json and model.safetensors, a .gguf file, or a TransformerLens state dict "
+            "(.safetensors, .pt).",
             path=str(location),
         )
     raise SourceNotFound(
