@@ -13,6 +13,7 @@ RegistryError
 │   ├── SourceNotFound          source-not-found
 │   ├── UnsupportedSource       unsupported-source
 │   ├── MalformedArtifact       malformed-artifact
+│   ├── UnsafeArtifact          unsafe-artifact
 │   ├── UnsupportedFamily       unsupported-family
 │   ├── UnsupportedConfig       unsupported-config      .field
 │   ├── WeightsMismatch         weights-mismatch        .missing .left_over .misshapen
@@ -127,6 +128,12 @@ class UnsupportedSource(SourceError):
 
 class MalformedArtifact(SourceError):
     code = "malformed-artifact"
+
+
+class UnsafeArtifact(SourceError):
+    """A pickle asks for more than tensors: code, objects, or memory and time out of proportion to its size."""
+
+    code = "unsafe-artifact"
 
 
 class UnsupportedFamily(SourceError):

@@ -146,28 +146,26 @@ def check_architecture_fields(fields: Mapping[str, Any]) -> Architecture:
     return architecture
 
 
-def _check_whole(architecture: Architecture) -> None:
+def _check_whole(one: Architecture) -> None:
     """Refuse combinations from which no network can be built."""
-    heads, groups = architecture["n_heads"], architecture["n_key_value_heads"]
-    if heads % groups:
-        raise _refuse("n_key_value_heads", groups, f"n_heads = {heads} is no multiple of it")
-    if not architecture["attn_only"]:
-        for name in ("d_mlp", "act_fn"):
-            if architecture[name] is None:
-                raise _refuse(name, None, "an MLP needs it")
-    if architecture["use_local_attn"]:
-        types = architecture["attn_types"] or []
-        if len(types) != architecture["n_layers"] or not set(types) <= {"global", "local"}:
-            raise _refuse("attn_types", types, "it must say global or local for every layer")
-        if architecture["window_size"] is None:
-            raise _refuse("window_size", None, "local attention needs it")
-    if architecture["positional_embedding_type"] == "rotary" and architecture["rotary_dim"] is None:
-        raise _refuse("rotary_dim", None, "rotary embeddings need it")
-    if not architecture["attn_scale"] > 0:
-        raise _refuse("attn_scale", architecture["attn_scale"], "attention scores are divided by it")
-    if architecture["num_experts"] is not None and not architecture["experts_per_token"]:
-        raise _refuse("experts_per_token", architecture["experts_per_token"], "a mixture of experts needs it")
-    if architecture["use_normalization_before_and_after"] and architecture["normalization_type"] == "LN":
+    needed = {
+        "d_mlp": not one["attn_only"],
+        "act_fn": not one["attn_only"],
+        "window_size": one["use_local_attn"],
+        "rotary_dim": one["positional_embedding_type"] == "rotary",
+        "experts_per_token": one["num_experts"] is not None,
+    }
+    for name, is_needed in needed.items():
+        if is_needed and one.get(name) is None:
+            raise _refuse(name, None, "the rest of the config needs it")
+    if one["n_heads"] % one["n_key_value_heads"]:
+        raise _refuse("n_key_value_heads", one["n_key_value_heads"], f"n_heads = {one['n_heads']} is no multiple of it")
+    if not one["attn_scale"] > 0:
+        raise _refuse("attn_scale", one["attn_scale"], "attention scores are divided by it")
+    types = one.get("attn_types") or []
+    if one["use_local_attn"] and (len(types) != one["n_layers"] or not set(types) <= {"global", "local"}):
+        raise _refuse("attn_types", types, "it must say global or local for every layer")
+    if one["use_normalization_before_and_after"] and one["normalization_type"] == "LN":
         raise _refuse("use_normalization_before_and_after", True, "transformer-lens has it for RMS norms only")
 
 

@@ -32,6 +32,7 @@ _TABLE_TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.bfloat16: 1e
 
 def check_hooked_weights(architecture: Architecture, found: Mapping[str, TensorHeader], config: str) -> bool:
     """Return whether norms are folded; raise what does not fit the architecture, as `check_tensors` does."""
+    refuse_packed(found)
     if architecture["n_layers"] > len(found):
         raise WeightsMismatch(
             f"{config} describes {architecture['n_layers']:,} layers, and the files hold {len(found):,} tensors."
@@ -42,7 +43,6 @@ def check_hooked_weights(architecture: Architecture, found: Mapping[str, TensorH
     )
     folded = tell_folded(found, [name for name in raw if name not in with_folded])
     refuse_mismatch(found, with_folded if folded else raw, set(), config)
-    refuse_packed(found)
     return folded
 
 

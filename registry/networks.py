@@ -65,11 +65,11 @@ def check_tensors(family: Family, values: Mapping[str, Any], found: Mapping[str,
     Raises WeightsMismatch for tensors that are missing, left over or of another shape, and UnusableWeights for
     integers and 8-bit floats, which transformer-lens would read as if they were weights.
     """
+    refuse_packed(found)
     empty = make_empty_network(family, values, len(found))
     expected = {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()}
     optional = {family.tied[1]} if values.get("tie_word_embeddings") else set()
     refuse_mismatch(found, expected, optional, "config.json")
-    refuse_packed(found)
 
 
 def build_source_network(

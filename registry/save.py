@@ -23,8 +23,9 @@ from registry.hooked_weights import check_buffers
 from registry.networks import list_weights, make_empty_hooked_network, make_hooked_config, make_hooked_network
 from registry.processing import tell_processing
 from registry.quiet import quiet
+from registry.sources.hooked_files import WEIGHTS
 from registry.sources.hooked_json import HOOKED_CONFIG, HookedDescription
-from registry.sources.huggingface import TOKENIZER_FILES, WEIGHTS, has_vocabulary
+from registry.sources.huggingface import TOKENIZER_FILES, has_vocabulary
 from registry.verify import find_largest_difference, make_probe
 
 # hook points that can be switched on; they change the order of additions, so both networks get the same

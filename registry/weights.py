@@ -79,6 +79,18 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
     return {tensor.name: tensor for tensor in tensors}
 
 
+def make_header(tensors: Iterable[tuple[str, str, tuple[int, ...], int]]) -> bytes:
+    """Make the start of a safetensors file of (name, dtype, shape, bytes), whose tensors follow in this order."""
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, dtype, shape, size_bytes in tensors:
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [end, end + size_bytes]}
+        end += size_bytes
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # so that the tensors are aligned
+    return len(text).to_bytes(8, "little") + text
+
+
 def digest_tensors(tensors: Iterable[TensorHeader], advance: Advance | None = None) -> dict[str, str]:
     """Return the SHA-256 of each tensor's bytes, in hex, by name; `advance` is called with bytes done."""
     digests = {}

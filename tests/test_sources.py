@@ -145,22 +145,22 @@ DAMAGES = [
         lambda folder: (folder / WEIGHTS).unlink() or (folder / WEIGHTS).mkdir(),
     ),
     gpt2(
-        "pickle-only",
-        UnsupportedSource,
-        "as a pickle",
+        "safetensors-called-bin",
+        MalformedArtifact,
+        "it is a safetensors file",
         lambda folder: (folder / WEIGHTS).rename(folder / "pytorch_model.bin"),
     ),
     gpt2(
-        "pickle-shards-only",
-        UnsupportedSource,
-        "as a pickle",
+        "pickle-shards-without-index",
+        SourceNotFound,
+        "no pytorch_model.bin and no pytorch_model.bin.index.json",
         lambda folder: (folder / WEIGHTS).rename(folder / "pytorch_model-00001-of-00002.bin"),
     ),
     gpt2(
         "pickle-beside",
         UnsupportedSource,
-        "both safetensors and pytorch_model.bin",
-        lambda folder: (folder / "pytorch_model.bin").write_bytes(b"newer?"),
+        "both safetensors and pytorch_model.bin, and they cannot be compared: pytorch_model.bin is empty",
+        lambda folder: (folder / "pytorch_model.bin").touch(),
     ),
     gpt2(
         "adapter-only",
@@ -293,10 +293,16 @@ DAMAGES = [
         lambda f: edit_tensors(f, lambda t: {**t, "transformer.h.0.attn.lora_A": torch.ones(2)}),
     ),
     gpt2(
-        "all-prefixed",
+        "some-prefixed",
+        WeightsMismatch,
+        "1 left over, such as transformer.module.wpe.weight",
+        lambda f: edit_tensors(f, lambda t: {k.replace("transformer.wpe", "module.wpe"): v for k, v in t.items()}),
+    ),
+    gpt2(
+        "an-unknown-prefix",
         WeightsMismatch,
         "left over",
-        lambda f: edit_tensors(f, lambda t: {f"module.{name}": tensor for name, tensor in t.items()}),
+        lambda f: edit_tensors(f, lambda t: {f"student.{name}": tensor for name, tensor in t.items()}),
     ),
     gpt2(
         "wrong-shape",
@@ -358,7 +364,7 @@ def test_a_damaged_source_is_one_typed_error_and_leaves_nothing(
     folder = make_checkpoint(**damage.make, tokenizer=False)
     damage.spoil(folder)
     before = read_contents(shared)
-    for options in ({}, {"dry_run": True}, {"verify": False}):
+    for options in ({}, {"dry_run": True}, {"parity": "skip"}):
         with pytest.raises(RegistryError) as refused:
             shared.register("damaged", folder, **options)
         assert type(refused.value) is damage.error

@@ -24,7 +24,7 @@ def open_source(
 
     `scratch` is an empty folder for what must be unpacked.
 
-    Raises SourceNotFound, UnsupportedSource or MalformedArtifact.
+    Raises a SourceError: SourceNotFound, UnsupportedSource, MalformedArtifact, UnsafeArtifact, UnusableWeights …
     """
     try:
         path = Path(location).expanduser()
@@ -39,7 +39,7 @@ def open_source(
 
         return read_hooked(path.absolute(), hooked, str(location), scratch, parents, options)
     if is_folder:
-        return read_folder(path.absolute(), str(location))
+        return read_folder(path.absolute(), str(location), scratch, options)
     if is_file and path.suffix == ".gguf":
         return read_gguf(path.absolute(), str(location), scratch)
     if is_file:

@@ -64,7 +64,7 @@ def read_gguf(path: Path, location: str, scratch: Path) -> Source:
     _write_weights(path, scratch, family, config, header)
     if header.metadata.get("tokenizer.ggml.model") not in _NO_TOKENIZER:
         _write_tokenizer(path, scratch)
-    source = read_folder(scratch, location)
+    source = read_folder(scratch, location, scratch)
     finding = Finding(
         "dequantised",
         f"The weights were dequantised from GGUF ({', '.join(_name_packings(header))}); "

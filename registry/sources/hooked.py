@@ -19,9 +19,11 @@ from registry.hooked_names import BUFFER, are_hooked, refuse_adapters, strip_wra
 from registry.hooked_weights import check_buffers, check_hooked_weights
 from registry.processing import tell_processing
 from registry.sources.hooked_architecture import read_hooked_description
-from registry.sources.hooked_files import PICKLES, refuse_names
+from registry.sources.hooked_files import PICKLES, WEIGHTS, refuse_names
 from registry.sources.hooked_json import HOOKED_CONFIG, HookedDescription
-from registry.sources.huggingface import CONFIG, TOKENIZER_FILES, WEIGHTS, has_vocabulary
+from registry.sources.huggingface import CONFIG, TOKENIZER_FILES, has_vocabulary
+from registry.sources.pickles import note_pickles, unpickle_weights
+from registry.sources.quantised import refuse_packed_tensors
 from registry.sources.source import Finding, ParentVersion, Source, SourceFile, SourceOptions
 from registry.weights import TensorHeader, read_header
 
@@ -44,8 +46,9 @@ def read_hooked(
         raise refuse_names(weights)
     refuse_adapters(headers)
     names = strip_wrappers(headers)
-    config = _find_config(path, options)
     found = {one: headers[name] for name, one in names.items()}
+    refuse_packed_tensors({name: tensor for name, tensor in found.items() if not BUFFER.fullmatch(name)})
+    config = _find_config(path, options)
     stated = read_hooked_description(config, parents, found, location)
     names = ungroup_names(names, stated.architecture)
     whose = config.name if config else f"the architecture of {parents[0].version.ref}"
@@ -124,11 +127,10 @@ def _open_file(weights: Path, scratch: Path) -> tuple[Path, list[Finding]]:
     """Return the safetensors file to read: the one that is there, or what a limited process makes of a pickle."""
     if weights.suffix not in PICKLES:
         return weights, []
-    raise UnsupportedSource(
-        f"{weights.name} is a pickle, which is not read yet.",
-        hint="Save it as safetensors: safetensors.torch.save_file(network.state_dict(), …).",
-        path=str(weights),
-    )
+    folder = scratch / "unpickled"
+    folder.mkdir()
+    unpickled = unpickle_weights([weights], [folder / WEIGHTS], folder)
+    return folder / WEIGHTS, note_pickles(unpickled)
 
 
 @dataclass(frozen=True)

@@ -7,19 +7,21 @@ from pathlib import Path
 from registry.errors import MalformedArtifact, SourceNotFound, UnsupportedSource
 from registry.hooked_names import are_hooked
 from registry.sources.hooked_json import HOOKED_CONFIG
-from registry.sources.huggingface import CONFIG, WEIGHTS
+from registry.sources.weight_files import has_weights
 from registry.weights import read_header
 
 PICKLES = (".pt", ".pth", ".bin")
+WEIGHTS = "model.safetensors"
 
 
 def find_hooked_weights(path: Path) -> Path | None:
     """Return the file at or in `path` that holds a HookedTransformer's tensors, or None if that is something else.
 
-    What a pickle holds shows only when it is read; it is taken for hooked if no config.json says otherwise.
+    A file by itself is nothing else. What a pickle in a folder holds shows only when it is read; it is taken for hooked
+    unless it has a name that Hugging Face gives.
     """
     if path.is_file():
-        return _check_file(path)
+        return path if path.suffix in (".safetensors", *PICKLES) else None
     if (path / HOOKED_CONFIG).is_file():
         if not (path / WEIGHTS).is_file():
             raise SourceNotFound(f"{path} has {HOOKED_CONFIG} and no {WEIGHTS}.", hint="Save it again.", path=str(path))
@@ -28,18 +30,8 @@ def find_hooked_weights(path: Path) -> Path | None:
     if len(files) != 1:
         return None
     if files[0].suffix in PICKLES:
-        return None if (path / CONFIG).exists() else files[0]
+        return None if has_weights(path) else files[0]
     return files[0] if are_hooked(_read_names(files[0])) else None
-
-
-def _check_file(path: Path) -> Path | None:
-    if path.suffix in PICKLES:
-        return path
-    if path.suffix != ".safetensors":
-        return None
-    if not are_hooked(read_header(path)):
-        raise refuse_names(path)
-    return path
 
 
 def _read_names(path: Path) -> list[str]:

@@ -1,19 +1,20 @@
-"""A Hugging Face folder: config.json, one safetensors file or shards with their index, tokenizer files."""
+"""A Hugging Face folder: config.json, weights in whatever form training left them, tokenizer files."""
 
 from __future__ import annotations
 
-import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from registry.errors import MalformedArtifact, SourceNotFound, UnsupportedSource
+from registry.sources.distributed import find_distributed, read_distributed, refuse_partitioned
 from registry.sources.json_file import read_json_object
-from registry.sources.source import Finding, Role, Source, SourceFile
-from registry.weights import TensorHeader, read_header
+from registry.sources.quantised import refuse_packed_tensors, refuse_quantised_config
+from registry.sources.source import Finding, Source, SourceFile, SourceOptions
+from registry.sources.weight_files import has_weights, read_weights
 
 CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-_SHARD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\.safetensors")
+TRAINER_STATE = "trainer_state.json"
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -30,26 +31,46 @@ TOKENIZER_FILES = (
 _VOCABULARIES = ({"tokenizer.json"}, {"tokenizer.model"}, {"vocab.json", "merges.txt"}, {"vocab.txt"})
 
 
-def read_folder(folder: Path, location: str) -> Source:
-    """Open a Hugging Face folder, reading config.json and the safetensors headers only."""
-    _refuse_other_weights(folder)
-    if not (folder / CONFIG).is_file():
-        raise SourceNotFound(
-            f"{folder} has no config.json, and the architecture is never guessed.",
-            hint="Save the model with save_pretrained, or copy the config.json that it was trained with beside it.",
-            path=str(folder),
-        )
-    weights, tensors = _read_weights(folder)
-    files = [SourceFile(CONFIG, folder / CONFIG, "config"), *weights]
-    tokenizer = [name for name in TOKENIZER_FILES if (folder / name).is_file()]
-    findings: tuple[Finding, ...] = ()
-    if has_vocabulary(tokenizer):
-        files += [SourceFile(name, folder / name, "tokenizer") for name in tokenizer]
+def read_folder(
+    folder: Path,
+    location: str,
+    scratch: Path,
+    options: SourceOptions = SourceOptions(),  # noqa: B008 (frozen)
+) -> Source:
+    """Open a Hugging Face folder, reading config.json and headers only, where the weights are safetensors.
+
+    What has to be written anew goes into `scratch`: pickles, prefixed names, what training left in pieces.
+    """
+    _refuse_adapter(folder)
+    pieces = find_distributed(folder, options)
+    if not pieces and not has_weights(folder):
+        refuse_partitioned(folder)
+    # torch's pieces have a folder of their own, and what describes them is in it or around it
+    homes = [pieces, pieces.parent] if pieces else [folder]
+    config_file = _find_config(homes, folder, options)
+    config = read_json_object(config_file)
+    refuse_quantised_config(config)
+    weights = read_distributed(pieces, scratch) if pieces else read_weights(folder, scratch, options)
+    refuse_packed_tensors(weights.tensors)
+    files = [SourceFile(CONFIG, config_file, "config"), *weights.files]
+    findings = list(weights.findings)
+    tokenizer = _find_tokenizer(homes)
+    if tokenizer:
+        files += [SourceFile(path.name, path, "tokenizer") for path in tokenizer]
     else:
-        findings = (Finding("no-tokenizer", "The source has no tokenizer; the network will take token ids only."),)
-    if (folder / "generation_config.json").is_file():
-        files.append(SourceFile("generation_config.json", folder / "generation_config.json", "generation"))
-    return Source("huggingface", location, read_json_object(folder / CONFIG), tuple(files), tensors, findings)
+        findings.append(Finding("no-tokenizer", "The source has no tokenizer; the network will take token ids only."))
+    if (homes[-1] / "generation_config.json").is_file():
+        files.append(SourceFile("generation_config.json", homes[-1] / "generation_config.json", "generation"))
+    return Source(
+        "distributed" if pieces else "huggingface",
+        location,
+        config,
+        tuple(files),
+        weights.tensors,
+        tuple(findings),
+        step=_read_step(homes),
+        provenance=weights.provenance,
+    )
 
 
 def has_vocabulary(names: list[str]) -> bool:
@@ -57,81 +78,52 @@ def has_vocabulary(names: list[str]) -> bool:
     return any(needed <= set(names) for needed in _VOCABULARIES)
 
 
-def _read_weights(folder: Path) -> tuple[list[SourceFile], dict[str, TensorHeader]]:
-    single, index = folder / WEIGHTS, folder / INDEX
-    if single.is_file() and index.is_file():
-        raise MalformedArtifact(
-            f"{folder} has both {WEIGHTS} and {INDEX}, and they may hold different weights.",
-            hint="Move the one that is out of date away.",
+def _find_config(homes: Sequence[Path], folder: Path, options: SourceOptions) -> Path:
+    """Return the one config file: the folder's own, or the caller's where the folder has none."""
+    found = next((home / CONFIG for home in homes if (home / CONFIG).is_file()), None)
+    given = options.config
+    if given and found and read_json_object(given) != read_json_object(found):
+        raise UnsupportedSource(
+            f"{found} says something else than {given}, and the weights go with one of them.",
+            hint="Leave out --config, or move the folder's own config.json away if it is the wrong one.",
             path=str(folder),
         )
-    if index.is_file():
-        return _read_shards(folder)
-    if not single.is_file():
-        raise SourceNotFound(
-            f"{folder} has no {WEIGHTS} and no {INDEX}.",
-            hint="Save the model with save_pretrained(…, safe_serialization=True).",
-            path=str(folder),
-        )
-    return [_weights_file(single)], read_header(single)
+    if found:
+        return found
+    if given:
+        return given.absolute()
+    raise SourceNotFound(
+        f"{folder} has no config.json, and the architecture is never guessed.",
+        hint="Copy the config.json that the model was trained with beside it, or name it with --config.",
+        path=str(folder),
+    )
 
 
-def _read_shards(folder: Path) -> tuple[list[SourceFile], dict[str, TensorHeader]]:
-    """Read an index and its shards, which must list the same tensors."""
-    weight_map = read_json_object(folder / INDEX).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise _bad_index("it has no weight_map", folder)
-    tensors: dict[str, TensorHeader] = {}
-    files: list[SourceFile] = []
-    for shard in sorted({str(value) for value in weight_map.values()}):
-        if not _SHARD.fullmatch(shard):
-            raise _bad_index(f"it names {shard[:80]!r}, which is no file of this folder", folder)
-        if not (folder / shard).is_file():
-            raise _bad_index(f"the shard {shard} is missing", folder)
-        header = read_header(folder / shard)
-        listed = {name for name, value in weight_map.items() if value == shard}
-        if listed != set(header):
-            wrong = sorted(listed ^ set(header))
-            raise _bad_index(f"it and {shard} disagree about {len(wrong)} tensors, such as {wrong[0][:80]!r}", folder)
-        tensors |= header
-        files.append(_weights_file(folder / shard))
-    stray = {path.name for path in folder.glob("model*.safetensors")} - {file.name for file in files}
-    if stray:
-        raise _bad_index(f"the folder has {min(stray)}, which it does not list", folder)
-    return [SourceFile(INDEX, folder / INDEX, "config"), *files], tensors
+def _find_tokenizer(homes: Sequence[Path]) -> list[Path]:
+    for home in homes:
+        names = [name for name in TOKENIZER_FILES if (home / name).is_file()]
+        if has_vocabulary(names):
+            return [home / name for name in names]
+    return []
 
 
-def _refuse_other_weights(folder: Path) -> None:
-    """Refuse what plain loaders swallow: adapters read as their base, and pickles beside safetensors."""
+def _read_step(homes: Sequence[Path]) -> int | None:
+    """Read the step from what Hugging Face's Trainer wrote, and never from the folder's name."""
+    for home in homes:
+        if (home / TRAINER_STATE).is_file():
+            try:
+                step: Any = read_json_object(home / TRAINER_STATE, constants=True).get("global_step")
+            except MalformedArtifact:
+                return None
+            return step if type(step) is int and 0 <= step < 10**15 else None
+    return None
+
+
+def _refuse_adapter(folder: Path) -> None:
+    """Refuse what plain loaders swallow: an adapter read as its base."""
     if (folder / "adapter_config.json").exists():
         raise UnsupportedSource(
             f"{folder} holds an adapter that is not merged; loading it as a model would give the base.",
             hint="Merge it first: model.merge_and_unload().save_pretrained(folder).",
             path=str(folder),
         )
-    pickles = sorted(path.name for path in folder.glob("pytorch_model*.bin"))
-    if pickles and any(folder.glob("*.safetensors")):
-        raise UnsupportedSource(
-            f"{folder} has both safetensors and {pickles[0]}, and they may hold different weights.",
-            hint="Move the one that is out of date away.",
-            path=str(folder),
-        )
-    if pickles:
-        raise UnsupportedSource(
-            f"{folder} holds its weights as a pickle ({pickles[0]}), which is not read yet.",
-            hint="Load it where you trust it and save it again with save_pretrained(…, safe_serialization=True).",
-            path=str(folder),
-        )
-
-
-def _weights_file(path: Path) -> SourceFile:
-    role: Role = "weights"
-    return SourceFile(path.name, path, role)
-
-
-def _bad_index(what: str, folder: Path) -> MalformedArtifact:
-    return MalformedArtifact(
-        f"{INDEX} cannot be used: {what}.",
-        hint="Copy or save the checkpoint again, with all of its shards.",
-        path=str(folder / INDEX),
-    )

@@ -11,15 +11,18 @@ from registry.errors import MalformedArtifact
 MAX_BYTES = 64 * 2**20
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """Return the one JSON object that `path` holds, or raise MalformedArtifact."""
+def read_json_object(path: Path, *, constants: bool = False) -> dict[str, Any]:
+    """Return the one JSON object that `path` holds, or raise MalformedArtifact.
+
+    `constants` lets NaN and infinities pass, as a log of losses may hold them.
+    """
     if path.stat().st_size > MAX_BYTES:
         raise _malformed(path, f"it has {path.stat().st_size:,} bytes")
     try:
         value = json.loads(
             path.read_bytes().decode("utf-8"),
             object_pairs_hook=lambda pairs: _unique(path, pairs),
-            parse_constant=lambda text: _refuse_constant(path, text),
+            parse_constant=float if constants else lambda text: _refuse_constant(path, text),
         )
     except RecursionError:
         raise _malformed(path, "it is nested too deeply") from None
