@@ -47,9 +47,14 @@ def guard_processing(architecture: Architecture, wanted: Processing) -> Processi
     Folding and centring assume that a norm's gain sits on a sublayer's input (not so in post-norm blocks); centring
     the unembedding assumes that adding a constant to the logits changes nothing (not so under a soft cap); folding
     value biases assumes that attention patterns sum to 1 (not so with attention sinks); refactoring W_Q
-    and W_K assumes that nothing stands between them (not so with rotary embeddings).
+    and W_K assumes that nothing stands between them (not so with rotary embeddings). A last norm of another kind and
+    positions that are added behind the norms, as in shortformers, make folding and centring wrong, too.
     """
     allowed = wanted
+    if architecture["positional_embedding_type"] == "shortformer":
+        allowed = replace(allowed, fold_ln=False, center_writing_weights=False)
+    if architecture["normalization_type"] == "LN" and architecture["final_rms"]:
+        allowed = replace(allowed, fold_ln=False)
     if architecture["block_variant"] in POST_NORM_BLOCKS:
         allowed = replace(allowed, fold_ln=False, center_writing_weights=False)
     if architecture["output_logits_soft_cap"] > 0:
@@ -72,6 +77,9 @@ def choose_hooked_processing(architecture: Architecture, applied: Sequence[str],
     allowed = guard_processing(architecture, wanted)
     if not can_center_writing(architecture):
         allowed = replace(allowed, center_writing_weights=False)
+    takes_no_bias = architecture["gated_mlp"] or architecture["num_experts"] is not None
+    if architecture["normalization_type"] is None or (architecture["normalization_type"] == "LN" and takes_no_bias):
+        allowed = replace(allowed, fold_ln=False)  # a norm's bias would become one that gates and experts do not have
     centred = {"center_writing_weights", "center_unembed"}.intersection(applied)
     return replace(allowed, **dict.fromkeys(centred, False))
 

@@ -25,6 +25,7 @@ from registry.families import find_family_by_name
 from registry.families.family import check_config
 from registry.files import open_files
 from registry.networks import build_source_network
+from registry.processing import can_center_writing
 from registry.progress import Progress, no_progress
 from registry.sources.hooked_json import HOOKED_CONFIG, read_description
 from registry.sources.json_file import read_json_object
@@ -92,7 +93,7 @@ def _build_from_huggingface(folder: Path, version: Version, options: LoadOptions
     _check_fingerprint(version, architecture, family.config_keys)
     _warn_unverified(version)
     processing = guard_processing(architecture, options.processing)
-    _warn_left_out(version, options.processing, processing)
+    _warn_left_out(version, options.asked, processing)
     files = [folder / file.name for file in version.with_role("weights")]
     # what is stored in fewer bits loses nothing in float32, and folding in it loses less
     working_dtype = torch.float64 if options.dtype == torch.float64 else torch.float32
@@ -116,9 +117,10 @@ def _build_hooked(folder: Path, version: Version, options: LoadOptions) -> Hooke
     _refuse_undoing(version, applied, options.processing)
     _warn_unverified(version)
     allowed = guard_processing(architecture, options.processing)
-    _warn_left_out(version, options.processing, allowed)
+    _warn_left_out(version, options.asked, allowed)
     processing = choose_hooked_processing(architecture, applied, allowed)
-    _warn_otherwise(version, {*applied, *processing.active}, options.asked)
+    possible = {name for name in allowed.active if name != "center_writing_weights" or can_center_writing(architecture)}
+    _warn_otherwise(version, possible, {*applied, *processing.active}, options.asked)
     files = [folder / file.name for file in version.with_role("weights")]
     network = build_hooked_network(
         {name: tensor for file in files for name, tensor in load_file(file).items()},
@@ -149,20 +151,22 @@ def _warn_unverified(version: Version) -> None:
         warnings.warn(f"{version.ref} was registered without verification.", UnverifiedVersion, stacklevel=5)
 
 
-def _warn_left_out(version: Version, wanted: Processing, done: Processing) -> None:
-    for name in sorted(set(wanted.active) - set(done.active)):
+def _warn_left_out(version: Version, asked: Mapping[str, bool], done: Processing) -> None:
+    """Warn of flags that were asked for by name; what transformer-lens does by default goes without saying."""
+    for name in sorted(name for name, value in asked.items() if value and name not in done.active):
         warnings.warn(f"{name} would change what {version.ref} computes; it was left out.", stacklevel=5)
 
 
-def _warn_otherwise(version: Version, done: Set[str], asked: Mapping[str, bool]) -> None:
+def _warn_otherwise(version: Version, possible: Set[str], done: Set[str], asked: Mapping[str, bool]) -> None:
     """Warn of flags that were asked for by name and are otherwise in weights that were registered processed.
 
     None of them changes what is computed, and undoing or redoing one would rewrite what was trained.
     """
     for name, value in asked.items():
-        if value is not (name in done):
-            how = "had been applied to" if name in done else "was not applied to"
-            warnings.warn(f"{name} {how} {version.ref}, whose weights are given as registered.", stacklevel=5)
+        if value and name in possible - done:
+            warnings.warn(f"{name} was not applied to {version.ref}: it would rewrite trained weights.", stacklevel=5)
+        elif not value and name in done:
+            warnings.warn(f"{name} had been applied to {version.ref} already; it cannot be undone.", stacklevel=5)
 
 
 def _check_fingerprint(version: Version, now: Architecture, config_keys: Mapping[str, str]) -> None:

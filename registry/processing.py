@@ -76,6 +76,8 @@ def can_center_writing(architecture: Architecture) -> bool:
     return (
         architecture["normalization_type"] == "LN"
         and not architecture["final_rms"]
+        and architecture["positional_embedding_type"] != "shortformer"
+        and architecture["num_experts"] is None
         and architecture["block_variant"] not in POST_NORM_BLOCKS
     )
 

@@ -263,9 +263,11 @@ def _measure_parity(
         else:
             check_finite(build_source_network(family, values, paths, dtype=None).state_dict())
         return None
-    dtype = getattr(torch, request.parity or "float64")
     if family is None:
+        default = "float64" if architecture["num_experts"] is None else "float32"  # experts do not run in float64
+        dtype = getattr(torch, request.parity or default)
         return measure_hooked_parity(architecture, checkpoint.processing or (), paths, dtype=dtype, progress=progress)
+    dtype = getattr(torch, request.parity or "float64")
     return measure_parity(family, values, architecture, paths, dtype=dtype, progress=progress)
 
 
