@@ -137,12 +137,15 @@ def build_hooked_network(
     device: str = "cpu",
     n_devices: int = 1,
 ) -> HookedTransformer:
-    """Build a HookedTransformer of tensors in hooked layout, which are processed first; `folded` says whether they are.
+    """Build a HookedTransformer of tensors in hooked layout, processed first; `folded` says whether their norms are.
 
-    Processing is done in float32 whatever the dtype is, as transformer-lens does; the result is cast at the end.
+    Processing is done in float32, as transformer-lens does, and its result is not cast back to fewer bits before the
+    end: what is stored in fewer bits loses nothing in float32.
     """
     cfg = make_hooked_config(architecture, None, folded=folded, dtype=torch.float32, device="cpu")
-    processed = _process_weights(dict(tensors), cfg, processing)
+    working_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    wide = {name: tensor.to(working_dtype) if processing.active else tensor for name, tensor in tensors.items()}
+    processed = _process_weights(wide, cfg, processing)
     cfg = make_hooked_config(
         architecture, None, folded=folded or processing.fold_ln, dtype=dtype, device=device, n_devices=n_devices
     )

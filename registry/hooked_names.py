@@ -50,5 +50,8 @@ def ungroup_names(names: Mapping[str, str], architecture: Architecture) -> dict[
         return dict(names)
     renamed = {name: _GROUPED.sub(r"\1\2", one) for name, one in names.items()}
     if len(set(renamed.values())) < len(renamed):
-        raise WeightsMismatch("The state dict holds both W_K and _W_K, or W_V and _W_V, and they are one tensor.")
+        raise WeightsMismatch(
+            "The state dict holds both W_K and _W_K, or W_V and _W_V, and they are one tensor.",
+            hint="Save the state dict again, from one network.",
+        )
     return renamed

@@ -41,7 +41,9 @@ def check_hooked_weights(architecture: Architecture, found: Mapping[str, TensorH
     with_folded = (
         raw if architecture["block_variant"] in POST_NORM_BLOCKS else _expect_weights(architecture, folded=True)
     )
-    folded = tell_folded(found, [name for name in raw if name not in with_folded])
+    norms = [name for name in raw if name not in with_folded]
+    refuse_mismatch({name: one for name, one in found.items() if name not in norms}, with_folded, set(), config)
+    folded = tell_folded(found, norms)
     refuse_mismatch(found, with_folded if folded else raw, set(), config)
     return folded
 

@@ -6,8 +6,10 @@ adapter, a patched `forward`) is refused, and then the network is run against on
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -138,7 +140,7 @@ def _compare(network: HookedTransformer, rebuilt: HookedTransformer, architectur
     """Run both on the probe: nothing may differ, but for what differs when the same network is run twice."""
     probe = make_probe(architecture)
     rebuilt.train(network.training)
-    with torch.no_grad():
+    with torch.no_grad(), _forget_alibi(network):
         once, again, ours = (one(probe).log_softmax(-1) for one in (network, network, rebuilt))
     difference, noise = find_largest_difference(once, ours), find_largest_difference(once, again)
     if not difference <= 10 * noise:
@@ -150,6 +152,25 @@ def _compare(network: HookedTransformer, rebuilt: HookedTransformer, architectur
         )
 
 
+@contextlib.contextmanager
+def _forget_alibi(network: HookedTransformer) -> Iterator[None]:
+    """Take away, for the length of a `with`, the biases that attention keeps of the longest text it has seen.
+
+    They are the same up to a constant that softmax takes out, but not up to rounding.
+    """
+    attentions: list[Any] = [block.attn for block in network.blocks]
+    kept = [getattr(attention, "alibi", None) for attention in attentions]
+    try:
+        for attention, alibi in zip(attentions, kept, strict=True):
+            if alibi is not None:
+                attention.alibi = None
+        yield
+    finally:
+        for attention, alibi in zip(attentions, kept, strict=True):
+            if hasattr(attention, "alibi"):
+                attention.alibi = alibi
+
+
 def _name_family(network: HookedTransformer) -> str | None:
     family = FAMILIES.get(network.cfg.original_architecture or "")
     return family.name if family else None
@@ -158,13 +179,35 @@ def _name_family(network: HookedTransformer) -> str | None:
 def _save_tokenizer(network: HookedTransformer, folder: Path) -> None:
     if network.tokenizer is None:
         return
-    with quiet():
+    with quiet(), _forget_lengths(network.tokenizer):
         network.tokenizer.save_pretrained(str(folder))
     if not has_vocabulary([name for name in TOKENIZER_FILES if (folder / name).is_file()]):
         raise UnusableTokenizer(
             f"The network's {type(network.tokenizer).__name__} saves no files that it could be read from again.",
             hint="Set network.tokenizer to None, or to a tokenizer that save_pretrained saves whole.",
         )
+
+
+@contextlib.contextmanager
+def _forget_lengths(tokenizer: Any) -> Iterator[None]:
+    """Take away, for the length of a `with`, how the last text was cut and padded, which would be saved as well.
+
+    transformers sets both anew for every text.
+    """
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:  # a slow tokenizer remembers nothing
+        yield
+        return
+    truncation, padding = backend.truncation, backend.padding
+    backend.no_truncation()
+    backend.no_padding()
+    try:
+        yield
+    finally:
+        if truncation:
+            backend.enable_truncation(**truncation)
+        if padding:
+            backend.enable_padding(**padding)
 
 
 def _part(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -30,7 +30,7 @@ from registry.hooked_config import KNOWN, NEUTRAL, ONLY, describe_hooked_config
 from registry.processing import tell_processing
 from tests.checkpoints import make_tokenizer
 from tests.contents import read_contents
-from tests.networks import CUSTOM, assert_identical, compare, make_hooked, save_state_dict, train
+from tests.networks import CUSTOM, assert_identical, compare, log_probs, make_hooked, save_state_dict, train
 
 MakeCheckpoint = Callable[..., Path]
 FAMILIES = ["gpt2", "llama"]
@@ -301,7 +301,10 @@ def test_single_flags_are_honoured_for_raw_weights(registry: Registry, shared: R
         loaded, expected = (
             one.load(ref, processed=False, **vars(processing)) for one, ref in ((registry, "raw"), (shared, "gpt2"))
         )
-        assert_identical(loaded, expected), flag
+        if not processing.refactor_factored_attn_matrices:  # singular vectors are unique up to their sign
+            names = dict(expected.named_parameters())
+            assert all(torch.allclose(one, names[name], atol=1e-5) for name, one in loaded.named_parameters()), flag
+        assert compare(loaded, expected) < BOUND, flag
 
 
 # --- the architecture ------------------------------------------------------------------------------------------
@@ -455,6 +458,8 @@ def test_networks_of_no_family_come_back_as_they_were(registry: Registry, name: 
         assert_identical(loaded, network)
     elif name == "one group a head":
         assert torch.equal(registry.load("mine", processed=False).W_K, network.W_K)
+    elif name == "alibi":  # see below
+        assert compare(registry.load("mine", processed=False), network) == 0.0
     else:
         assert_identical(registry.load("mine", processed=False), network)
 
@@ -469,6 +474,30 @@ def test_what_nothing_reads_is_not_kept(registry: Registry) -> None:
     assert len(digests) == 1
 
 
+def test_what_attention_remembers_of_longer_texts_counts_for_nothing(registry: Registry) -> None:
+    """The ALiBi biases of a longer text differ by a constant; that is rounded otherwise, and nothing more."""
+    network = make_hooked(positional_embedding_type="alibi", n_ctx=128)
+    log_probs(network, torch.arange(100)[None])
+    kept = network.blocks[0].attn.alibi
+    registry.register_network("mine", network)
+    assert network.blocks[0].attn.alibi is kept
+    rotary = make_hooked(positional_embedding_type="rotary", n_ctx=4096)
+    log_probs(rotary, torch.zeros(1, 2100, dtype=torch.long))
+    assert rotary.blocks[0].attn.rotary_sin.shape[0] > 2048
+    registry.register_network("rotary", rotary)
+
+
+def test_what_the_tokenizer_remembers_of_the_last_text_counts_for_nothing(registry: Registry, shared: Registry) -> None:
+    network = shared.load("gpt2")
+    registry.register_network("mine", network)
+    network.to_tokens(["w5", "w6 w7"])
+    backend = network.tokenizer.backend_tokenizer
+    remembered = backend.truncation, backend.padding
+    assert any(remembered)
+    assert registry.register_network("mine", network).outcome == "unchanged"
+    assert (backend.truncation, backend.padding) == remembered
+
+
 def test_switches_of_hook_points_change_nothing(registry: Registry, shared: Registry) -> None:
     network = shared.load("llama")
     plain = registry.register_network("plain", network)
@@ -479,9 +508,10 @@ def test_switches_of_hook_points_change_nothing(registry: Registry, shared: Regi
     switched = registry.register_network("switched", network)
     assert switched.architecture.fingerprint == plain.architecture.fingerprint == shared.version("llama").fingerprint
     assert switched.weights_digest == plain.weights_digest
-    network.set_use_split_qkv_input(False)
-    network.set_use_attn_in(True)
-    assert registry.register_network("plain", network).outcome == "unchanged"
+    ungrouped = shared.load("gpt2")
+    registry.register_network("ungrouped", ungrouped)
+    ungrouped.set_use_attn_in(True)
+    assert registry.register_network("ungrouped", ungrouped).outcome == "unchanged"
 
 
 def test_tanh_approximations_of_gelu_are_one_function(registry: Registry) -> None:
@@ -653,7 +683,8 @@ def test_every_field_of_the_config_is_declared() -> None:
 
 OTHER_VALUES: dict[str, Any] = {
     "act_fn": "relu", "attention_dir": "bidirectional", "normalization_type": "RMS",
-    "positional_embedding_type": "standard", "attn_types": ["local", "local"], "original_architecture": "Olmo3ForCausalLM",
+    "positional_embedding_type": "standard", "attn_types": ["local", "local"],
+    "original_architecture": "Olmo3ForCausalLM",
     "clip_qkv": 3.0, "num_experts": 8, "rotary_base_local": 77.0, "attn_scores_soft_cap": 9.0,
     "output_logits_soft_cap": 9.0, "n_key_value_heads": 1, "d_vocab_out": 99,
 }  # fmt: skip
@@ -686,6 +717,9 @@ def test_a_field_of_the_config_is_seen_neutral_or_refused(name: str) -> None:
         assert describe_hooked_config(cfg) == before
     elif name == "n_heads":  # 5 heads have no 2 groups
         with pytest.raises(UnsupportedConfig, match="n_key_value_heads"):
+            describe_hooked_config(cfg)
+    elif name == "use_normalization_before_and_after":  # not for LayerNorm
+        with pytest.raises(UnsupportedConfig, match=name):
             describe_hooked_config(cfg)
     elif name == "n_layers":
         with pytest.raises(UnsupportedConfig, match="attn_types"):
@@ -736,15 +770,15 @@ def break_config(folder: Path, **changes: Any) -> None:
         ({"attn_scale": 0}, UnsupportedConfig, "attn_scale"),
         ({"n_layers": 10**9}, WeightsMismatch, "1,000,000,000 layers"),
         ({"n_layers": 3}, WeightsMismatch, "missing"),
-        ({"d_model": 10**12}, RegistryError, ""),
-        ({"positional_embedding_type": "rotary"}, UnsupportedConfig, "rotary_dim"),
+        ({"d_model": 10**12}, RegistryError, None),
+        ({"positional_embedding_type": "rotary"}, UnsupportedConfig, "rotary"),
         ({"act_fn": "gelu_fast"}, MalformedArtifact, "canonical"),
-        ({"eps": 1e400}, RegistryError, ""),
+        ({"eps": 1e400}, RegistryError, None),
     ],
     ids=str,
 )
 def test_a_hooked_config_that_makes_no_sense_is_refused(
-    registry: Registry, tmp_path: Path, changes: dict[str, Any], error: type[Exception], text: str
+    registry: Registry, tmp_path: Path, changes: dict[str, Any], error: type[Exception], text: str | None
 ) -> None:
     folder = save_network(make_hooked(), tmp_path / "saved")
     break_config(folder, **changes)

@@ -107,6 +107,6 @@ def read_shapes(found: Mapping[str, TensorHeader]) -> dict[str, Any]:
         read["n_layers"] = max(layers) + 1
     if "blocks.0.mlp.W_in" in shapes:
         read["gated_mlp"] = "blocks.0.mlp.W_gate" in shapes
-    if "blocks.0.ln1.w" in shapes:
+    if {"blocks.0.ln1.w", "ln_final.w"} <= set(shapes):
         read["normalization_type"] = "LN" if "blocks.0.ln1.b" in shapes else "RMS"
     return read
