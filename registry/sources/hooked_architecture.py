@@ -20,6 +20,8 @@ from registry.sources.json_file import read_json_object
 from registry.sources.source import ParentVersion
 from registry.weights import TensorHeader
 
+# what a version's record calls the family of a network that is of none
+CUSTOM_FAMILY = "custom"
 # other fields are independent of these, so the parent's stay right when one of them was changed on purpose
 _RESIZABLE = {"d_vocab", "d_vocab_out", "n_ctx", "d_mlp", "n_layers"}
 _LAYER = re.compile(r"blocks\.(\d+)\.")
@@ -78,10 +80,6 @@ def _describe_from_parent(parent: ParentVersion, found: Mapping[str, TensorHeade
         )
     family = parent.version.family if parent.version.family != CUSTOM_FAMILY else None
     return HookedDescription(Architecture({**known, **read}), (), family)
-
-
-# what a version's record calls the family of a network that is of none
-CUSTOM_FAMILY = "custom"
 
 
 def read_shapes(found: Mapping[str, TensorHeader]) -> dict[str, Any]:
