@@ -190,7 +190,8 @@ def describe_version(version: Version) -> dict[str, str | None]:
 def describe_parity(parity: Mapping[str, Any]) -> str:
     """Write a parity measurement in one line."""
     return (
-        f"raw {parity['raw']:.1e}, processed {parity['processed']:.1e}; bound {parity['bound']:.1e}, "
+        f"raw {_show_parity(parity['raw'])}, processed {_show_parity(parity['processed'])}; "
+        f"bound {parity['bound']:.1e}, "
         f"noise floor {parity['noise_floor']:.1e} ({parity['dtype']}, {parity['n_tokens']} tokens)"
     )
 
@@ -208,17 +209,20 @@ def _recorded_parity(version: Version) -> str:
         return "not verified yet: parity is measured when the weights are fetched"
     if not measured:
         return "not verified: parity was not measured"
-    raw, processed = measured["raw"], measured["processed"]
+    one = next(iter(measured.values()))
     return describe_parity(
         {
-            "raw": raw.value,
-            "processed": processed.value,
-            "bound": raw.bound,
-            "noise_floor": raw.details["noise_floor"],
-            "dtype": raw.dtype,
-            "n_tokens": raw.n_samples,
+            **{metric: measured[metric].value if metric in measured else None for metric in ("raw", "processed")},
+            "bound": one.bound,
+            "noise_floor": one.details["noise_floor"],
+            "dtype": one.dtype,
+            "n_tokens": one.n_samples,
         }
     )
+
+
+def _show_parity(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.1e}"
 
 
 def _plain(rows: list[dict[str, Any]], session: Session) -> list[dict[str, Any]]:

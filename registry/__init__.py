@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from registry.lineage import Lineage
     from registry.register import Registration
     from registry.registry import Registry
+    from registry.save import save_network
     from registry.versions import Version
 
 _HOMES = {
@@ -36,6 +37,7 @@ _HOMES = {
     "SourceError": "registry.errors",
     "UnknownRef": "registry.errors",
     "Version": "registry.versions",
+    "save_network": "registry.save",
 }
 
 __all__ = [
@@ -51,6 +53,7 @@ __all__ = [
     "SourceError",
     "UnknownRef",
     "Version",
+    "save_network",
 ]
 
 

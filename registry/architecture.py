@@ -168,6 +168,8 @@ def describe_architecture(**fields: Any) -> Architecture:
     given.setdefault("n_key_value_heads", given["n_heads"])
     given.setdefault("d_vocab_out", given["d_vocab"])
     given.setdefault("attn_scale", math.sqrt(given["d_head"]))
+    if given["normalization_type"] == "RMS":
+        given["final_rms"] = False  # the last norm is RMS in any case
     given["act_fn"] = _SAME_ACTIVATION.get(given["act_fn"], given["act_fn"])
     if given["positional_embedding_type"] == "rotary":
         given.setdefault("rotary_dim", given["d_head"])

@@ -23,6 +23,7 @@ from registry.files import open_files
 from registry.query import read_version
 from registry.resolve import refuse_retired, resolve_ref
 from registry.sources import Finding, ParentVersion, SourceOptions
+from registry.sources.hooked_json import HOOKED_CONFIG
 from registry.stage import Weights, describe_weights
 from registry.store import LocalStore
 
@@ -87,7 +88,7 @@ def _describe(checkpoint: Checkpoint, source: str) -> Check:
     opened = checkpoint.source
     return Check(
         source,
-        family=checkpoint.family.name,
+        family=checkpoint.family_name,
         architecture=checkpoint.architecture,
         findings=opened.findings,
         commit=opened.provenance.get("commit"),
@@ -99,12 +100,18 @@ def _compare(done: Check, parents: Sequence[ParentVersion], checkpoint: Checkpoi
     admitted: list[Difference] = []
     for parent in parents:
         known = Architecture(parent.version.architecture)
-        differences = find_differences(known, checkpoint.architecture, checkpoint.family.config_keys)
+        differences = find_differences(known, checkpoint.architecture, checkpoint.config_keys)
         admitted += refuse_differences(parent.version.ref, done.source, differences, allowed)
     return replace(done, admitted_differences=tuple(admitted))
 
 
 def _check_tensors(done: Check, checkpoint: Checkpoint) -> Check:
+    if checkpoint.family is None:
+        from registry.hooked_weights import check_hooked_weights
+
+        weights = Weights(checkpoint.source.tensors, None)
+        check_hooked_weights(checkpoint.architecture, weights.tensors, HOOKED_CONFIG)
+        return replace(done, weights=weights)
     weights = describe_weights(checkpoint.family, checkpoint.values, checkpoint.source.tensors)
     from registry.networks import check_tensors  # torch; what is refused before does not wait for it
 

@@ -1,9 +1,9 @@
-"""A checkpoint that has been understood: an opened source with its family, its checked config and its architecture."""
+"""A checkpoint that has been understood: an opened source with its architecture, and the way to it in its layout."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,30 @@ from registry.errors import ArchitectureMismatch
 from registry.families import find_family
 from registry.families.family import Family, check_config
 from registry.sources import ParentVersion, Source, SourceOptions, open_source
+from registry.sources.hooked_architecture import CUSTOM_FAMILY
+from registry.sources.hooked_json import read_description
 from registry.versions import Version
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A source that has been understood; of its weights nothing but headers has been read."""
+    """A source that has been understood; of its weights nothing but headers has been read.
+
+    A Hugging Face checkpoint has the family that converts it, with its checked config. Weights in hooked layout need no
+    converting; they have the processing that they have gone through instead.
+    """
 
     source: Source
-    family: Family
-    values: Mapping[str, Any]
     architecture: Architecture
+    family_name: str
+    family: Family | None = None
+    values: Mapping[str, Any] = field(default_factory=dict)
+    processing: tuple[str, ...] | None = None
+
+    @property
+    def config_keys(self) -> Mapping[str, str]:
+        """Which config.json key an architecture field is read from."""
+        return self.family.config_keys if self.family else {}
 
 
 def read_checkpoint(
@@ -33,9 +46,13 @@ def read_checkpoint(
 ) -> Checkpoint:
     """Open a source and understand its config, or raise a SourceError; `scratch` is an empty folder."""
     source = open_source(location, scratch, parents, options)
+    if source.layout == "hooked":
+        described = read_description(source.config)
+        family_name = described.family or CUSTOM_FAMILY
+        return Checkpoint(source, described.architecture, family_name, processing=described.processing)
     family = find_family(source.config)
     values = check_config(family, source.config)
-    return Checkpoint(source, family, values, family.describe(values))
+    return Checkpoint(source, family.describe(values), family.name, family, values)
 
 
 def check_fingerprint(version: Version, now: Architecture, config_keys: Mapping[str, str]) -> None:

@@ -6,7 +6,7 @@ around them and the guards, which transformer-lens has in `from_pretrained` only
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -17,12 +17,11 @@ from registry.architecture import Architecture
 from registry.errors import UnusableWeights, WeightsMismatch
 from registry.families.family import Family
 from registry.networks import make_hooked_config, make_hooked_network
+from registry.processing import POST_NORM_BLOCKS, can_center_writing
 from registry.quiet import quiet
 
 if TYPE_CHECKING:
-    from transformer_lens import HookedTransformer
-
-_POST_NORM_BLOCKS = {"olmo2", "olmo3"}
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 
 @dataclass(frozen=True)
@@ -51,10 +50,15 @@ def guard_processing(architecture: Architecture, wanted: Processing) -> Processi
     the unembedding assumes that adding a constant to the logits changes nothing (not so under a soft cap); folding
     value biases assumes that attention patterns sum to 1 (not so with attention sinks) and that values with their bias
     are used as they are (not so if they are clipped); refactoring W_Q and W_K assumes that nothing stands between them
-    (not so with rotary embeddings).
+    (not so with rotary embeddings). A last norm of another kind and positions that are added behind the norms, as in
+    shortformers, make folding and centring wrong, too.
     """
     allowed = wanted
-    if architecture["block_variant"] in _POST_NORM_BLOCKS:
+    if architecture["positional_embedding_type"] == "shortformer":
+        allowed = replace(allowed, fold_ln=False, center_writing_weights=False)
+    if architecture["normalization_type"] == "LN" and architecture["final_rms"]:
+        allowed = replace(allowed, fold_ln=False)
+    if architecture["block_variant"] in POST_NORM_BLOCKS:
         allowed = replace(allowed, fold_ln=False, center_writing_weights=False)
     if architecture["output_logits_soft_cap"] > 0:
         allowed = replace(allowed, center_unembed=False)
@@ -63,6 +67,24 @@ def guard_processing(architecture: Architecture, wanted: Processing) -> Processi
     if architecture["positional_embedding_type"] == "rotary":
         allowed = replace(allowed, refactor_factored_attn_matrices=False)
     return allowed
+
+
+def choose_hooked_processing(architecture: Architecture, applied: Sequence[str], wanted: Processing) -> Processing:
+    """Return what of `wanted` is to be done to hooked weights that have gone through `applied`.
+
+    Weights whose norms are folded are never processed again: it would rewrite what was trained since, to no effect on
+    what is computed. The others are processed as wanted, but what was centred is not centred again, for that reason.
+    """
+    if "fold_ln" in applied:
+        return RAW
+    allowed = guard_processing(architecture, wanted)
+    if not can_center_writing(architecture):
+        allowed = replace(allowed, center_writing_weights=False)
+    takes_no_bias = architecture["gated_mlp"] or architecture["num_experts"] is not None
+    if architecture["normalization_type"] is None or (architecture["normalization_type"] == "LN" and takes_no_bias):
+        allowed = replace(allowed, fold_ln=False)  # a norm's bias would become one that gates and experts do not have
+    centred = {"center_writing_weights", "center_unembed"}.intersection(applied)
+    return replace(allowed, **dict.fromkeys(centred, False))
 
 
 def check_finite(tensors: Mapping[str, torch.Tensor]) -> None:
@@ -101,14 +123,45 @@ def convert_weights(
     network: PreTrainedModel, family: Family, architecture: Architecture, processing: Processing
 ) -> dict[str, torch.Tensor]:
     """Return the state dict in hooked layout, processed, in the network's dtype; raw tensors are views of its own."""
-    from transformer_lens.weight_processing import ProcessWeights  # takes seconds, and only conversion needs it
-
     cfg = make_hooked_config(architecture, family, folded=False, dtype=network.dtype, device="cpu")
     tensors = {name: tensor.detach() for name, tensor in family.convert(network, cfg).items()}
     for name in family.absent:
         tensors[name] = torch.zeros(cfg.d_vocab_out, dtype=network.dtype)
+    return _process_weights(tensors, cfg, processing)
+
+
+def build_hooked_network(
+    tensors: Mapping[str, torch.Tensor],
+    architecture: Architecture,
+    processing: Processing,
+    *,
+    folded: bool,
+    dtype: torch.dtype,
+    device: str = "cpu",
+    n_devices: int = 1,
+) -> HookedTransformer:
+    """Build a HookedTransformer of tensors in hooked layout, processed first; `folded` says whether their norms are.
+
+    Processing is done in float32, as transformer-lens does, and its result is not cast back to fewer bits before the
+    end: what is stored in fewer bits loses nothing in float32.
+    """
+    cfg = make_hooked_config(architecture, None, folded=folded, dtype=torch.float32, device="cpu")
+    working_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    wide = {name: tensor.to(working_dtype) if processing.active else tensor for name, tensor in tensors.items()}
+    processed = _process_weights(wide, cfg, processing)
+    cfg = make_hooked_config(
+        architecture, None, folded=folded or processing.fold_ln, dtype=dtype, device=device, n_devices=n_devices
+    )
+    return make_hooked_network(cfg, _own(processed, dtype))
+
+
+def _process_weights(
+    tensors: dict[str, torch.Tensor], cfg: HookedTransformerConfig, processing: Processing
+) -> dict[str, torch.Tensor]:
     if not processing.active:
         return tensors
+    from transformer_lens.weight_processing import ProcessWeights  # takes seconds, and only processing needs it
+
     with quiet():
         tensors = ProcessWeights.process_weights(tensors, cfg, **vars(processing))
     return _drop_folded_norms(tensors) if processing.fold_ln else tensors
@@ -123,7 +176,7 @@ def _drop_folded_norms(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tens
     kept = {}
     for name, tensor in tensors.items():
         norm, _, leaf = name.rpartition(".")
-        if not norm.endswith(("ln1", "ln2", "ln_final")) and leaf != "b_gate":
+        if not norm.endswith(("ln1", "ln2", "ln_final", "mlp.ln")) and leaf != "b_gate":
             kept[name] = tensor
         elif not bool((tensor == (1.0 if leaf == "w" else 0.0)).all()):
             raise WeightsMismatch(

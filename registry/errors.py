@@ -30,7 +30,8 @@ RegistryError
 │   └── UnsupportedLayout       unsupported-layout
 ├── Conflict
 │   ├── VersionInUse            version-in-use          .users
-│   └── LineageConflict         lineage-conflict
+│   ├── LineageConflict         lineage-conflict
+│   └── ProcessingConflict      processing-conflict     .applied
 ├── StorageError
 │   ├── StoreUnavailable        store-unavailable
 │   ├── StorageFull             storage-full
@@ -269,6 +270,16 @@ class VersionInUse(Conflict):
 
 class LineageConflict(Conflict):
     code = "lineage-conflict"
+
+
+class ProcessingConflict(Conflict):
+    """Weights were wanted without a processing that was applied before they were registered; it cannot be undone."""
+
+    code = "processing-conflict"
+
+    def __init__(self, message: str, *, applied: Sequence[str] = (), hint: str | None = None) -> None:
+        super().__init__(message, hint=hint, applied=list(applied))
+        self.applied = tuple(applied)
 
 
 class StorageError(RegistryError):

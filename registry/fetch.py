@@ -79,6 +79,7 @@ def describe_parity(parity: Parity) -> list[dict[str, Any]]:
             "environment": {**describe_environment(), "versions": dict(parity.versions)},
         }
         for metric, value in (("raw", parity.raw), ("processed", parity.processed))
+        if value is not None
     ]
 
 

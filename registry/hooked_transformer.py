@@ -20,7 +20,7 @@ except ImportError as error:
         'after). To have it: pip install "transformer-lens>=3.9,<4".',
     ) from error
 
-__all__ = ["HookedTransformerConfig", "RegisteredHookedTransformer"]
+__all__ = ["HookedTransformer", "HookedTransformerConfig", "RegisteredHookedTransformer"]
 
 
 class RegisteredHookedTransformer(ReadsTexts, HookedTransformer):  # type: ignore[misc]

@@ -5,7 +5,6 @@ It comes as a HookedTransformer, as a TransformerBridge, or as the Hugging Face 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,12 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from registry.architecture import Architecture
 from registry.checkpoint import check_fingerprint
-from registry.convert import RAW, Processing, convert_network, guard_processing
-from registry.errors import InvalidInput, UnsupportedLayout
+from registry.convert import convert_network, guard_processing
+from registry.errors import UnsupportedLayout
 from registry.families import find_family_by_name
 from registry.families.family import Family, check_config
 from registry.files import open_files
+from registry.load_options import LoadOptions, warn_left_out, warn_unverified
 from registry.networks import build_source_network
 from registry.progress import Progress, no_progress
 from registry.sources.json_file import read_json_object
@@ -31,43 +31,6 @@ from registry.versions import Version
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
     from transformer_lens.model_bridge import TransformerBridge
-
-
-class UnverifiedVersion(UserWarning):
-    """The version that was loaded was registered without measuring parity."""
-
-
-@dataclass(frozen=True)
-class LoadOptions:
-    """How a network is wanted."""
-
-    processing: Processing
-    dtype: torch.dtype
-    device: str
-    n_devices: int = 1
-
-
-def make_options(
-    *,
-    processed: bool,
-    flags: Mapping[str, bool | None],
-    dtype: str | torch.dtype,
-    device: str | torch.device | None,
-    n_devices: int,
-) -> LoadOptions:
-    """Turn keywords into options: `flags` that are None take transformer-lens's defaults, or off if not `processed`."""
-    chosen = {name: value for name, value in flags.items() if value is not None}
-    base = Processing() if processed else RAW
-    kind, where = read_place(dtype, device)
-    return LoadOptions(Processing(**{**vars(base), **chosen}), kind, where, n_devices)
-
-
-def read_place(dtype: str | torch.dtype, device: str | torch.device | None) -> tuple[torch.dtype, str]:
-    """Return the dtype, which must be one of floating-point numbers, and the device: the first GPU if there is one."""
-    kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
-        raise InvalidInput(f"{dtype!r} is no floating-point dtype.", hint='Use "float32", "bfloat16" or "float16".')
-    return kind, str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 @dataclass(frozen=True)
@@ -97,36 +60,42 @@ def open_version(store: LocalStore, version: Version, progress: Progress = no_pr
     values = check_config(family, read_json_object(folder / "config.json"))
     architecture = family.describe(values)
     check_fingerprint(version, architecture, family.config_keys)
-    if not version.is_verified:
-        warnings.warn(f"{version.ref} was registered without verification.", UnverifiedVersion, stacklevel=4)
+    warn_unverified(version)
     return OpenedVersion(version, folder, family, values, architecture)
 
 
 def load_network(
     store: LocalStore, version: Version, options: LoadOptions, progress: Progress = no_progress
 ) -> HookedTransformer:
-    """Return the version's HookedTransformer, or raise ArtifactMissing, ArtifactCorrupt or ArchitectureMismatch.
+    """Return the version's HookedTransformer.
 
-    Every blob is hashed on the way. The architecture is derived again from the stored config.json and must be the
-    registered one. Raises HookedTransformerMissing where transformer-lens has none.
+    Every blob is hashed on the way. The architecture is derived again from the stored config and must be the registered
+    one. Raises ArtifactMissing, ArtifactCorrupt or ArchitectureMismatch, ProcessingConflict for raw weights of a
+    version that was registered folded, and HookedTransformerMissing where transformer-lens has none.
     """
     import registry.hooked_transformer  # noqa: F401 (before gigabytes are read)
 
-    opened = open_version(store, version, progress)
-    processing = guard_processing(opened.architecture, options.processing)
-    for name in sorted(set(options.processing.active) - set(processing.active)):
-        warnings.warn(f"{name} would change what {version.ref} computes; it was left out.", stacklevel=3)
-    network = convert_network(
-        opened.build_source(_working_dtype(options.dtype)),
-        opened.family,
-        opened.architecture,
-        processing,
-        dtype=options.dtype,
-        device=options.device,
-        n_devices=options.n_devices,
-    )
+    if version.layout == "hooked":
+        from registry.load_hooked import build_registered_network
+
+        folder = open_files(store, version, progress)
+        network = build_registered_network(folder, version, options)
+        tokenizer = load_tokenizer(folder) if version.with_role("tokenizer") else None
+    else:
+        opened = open_version(store, version, progress)
+        processing = guard_processing(opened.architecture, options.processing)
+        warn_left_out(version, options.asked, processing)
+        network = convert_network(
+            opened.build_source(_working_dtype(options.dtype)),
+            opened.family,
+            opened.architecture,
+            processing,
+            dtype=options.dtype,
+            device=options.device,
+            n_devices=options.n_devices,
+        )
+        tokenizer = opened.load_tokenizer()
     network.cfg.model_name = version.ref
-    tokenizer = opened.load_tokenizer()
     if tokenizer is not None:
         attach_tokenizer(network, tokenizer)
     return network

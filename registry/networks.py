@@ -20,6 +20,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from registry.architecture import Architecture
 from registry.errors import UnsupportedConfig, UnusableWeights, WeightsMismatch
 from registry.families.family import Family
+from registry.hooked_config import BLOCK_CLASSES
 from registry.quiet import quiet
 from registry.weights import TensorHeader
 
@@ -82,25 +83,9 @@ def check_tensors(family: Family, values: Mapping[str, Any], found: Mapping[str,
         )
     expected = family.canonical_shapes({name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()})
     # before shapes, which packing changes too
-    packed = sorted(name for name in expected if name in found and found[name].dtype not in _FLOATS)
-    if packed:
-        raise UnusableWeights(
-            f"{len(packed)} tensors are not floating-point numbers, such as {packed[0]} ({found[packed[0]].dtype}).",
-            tensors=packed,
-            hint="The checkpoint seems quantised. Dequantise it first, and save it in float32 or bfloat16.",
-        )
+    refuse_packed({name: found[name] for name in expected if name in found})
     optional = {family.tied[1]} if values.get("tie_word_embeddings") else set()
-    missing = sorted(set(expected) - set(found) - optional)
-    left_over = sorted(set(found) - set(expected))
-    misshapen = sorted(name for name in found if name in expected and found[name].shape != expected[name])
-    if missing or left_over or misshapen:
-        raise WeightsMismatch(
-            _describe_mismatch(missing, left_over, misshapen, found, expected),
-            missing=missing,
-            left_over=left_over,
-            misshapen=misshapen,
-            hint=_WRONG_CONFIG,
-        )
+    refuse_mismatch(found, expected, optional, "config.json")
 
 
 def build_source_network(
@@ -155,7 +140,13 @@ def map_weights(family: Family, values: Mapping[str, Any], files: Sequence[Path]
 
 
 def make_hooked_config(
-    architecture: Architecture, family: Family, *, folded: bool, dtype: torch.dtype, device: str, n_devices: int = 1
+    architecture: Architecture,
+    family: Family | None,
+    *,
+    folded: bool,
+    dtype: torch.dtype,
+    device: str,
+    n_devices: int = 1,
 ) -> HookedTransformerConfig:
     """Build the HookedTransformerConfig from canonical fields; `folded`: the norms have no weights of their own.
 
@@ -163,6 +154,7 @@ def make_hooked_config(
     """
     from registry.hooked_transformer import HookedTransformerConfig
 
+    block_class = BLOCK_CLASSES.get(architecture["block_variant"])
     fields = {name: value for name, value in architecture.fields.items() if name not in _NOT_HOOKED}
     n_key_value_heads = architecture["n_key_value_heads"]
     if folded and architecture["normalization_type"] in ("LN", "RMS"):
@@ -170,12 +162,23 @@ def make_hooked_config(
     return HookedTransformerConfig(
         **fields,
         n_key_value_heads=None if n_key_value_heads == architecture["n_heads"] else n_key_value_heads,
-        original_architecture=family.class_name,
+        original_architecture=family.class_name if family else block_class,
         init_weights=False,
         dtype=dtype,
         device=device,
         n_devices=n_devices,
     )
+
+
+def make_empty_hooked_network(cfg: HookedTransformerConfig) -> HookedTransformer:
+    """Build a HookedTransformer on the meta device: shapes without memory."""
+    with torch.device("meta"), quiet():
+        return HookedTransformer(cfg, move_to_device=False)
+
+
+def list_weights(network: HookedTransformer) -> dict[str, torch.Tensor]:
+    """Return what a HookedTransformer learns, by name; its buffers are made from its config."""
+    return dict(network.named_parameters(remove_duplicate=False))
 
 
 def make_hooked_network(cfg: HookedTransformerConfig, tensors: Mapping[str, torch.Tensor]) -> HookedTransformer:
@@ -185,12 +188,8 @@ def make_hooked_network(cfg: HookedTransformerConfig, tensors: Mapping[str, torc
     transformer-lens's own loader drops unknown keys and fills missing ones without a word. The other buffers (`mask`,
     `IGNORE`, `rotary_sin`, `rotary_cos`) are rebuilt from `cfg`.
     """
-    from registry.hooked_transformer import RegisteredHookedTransformer
-
-    with torch.device("meta"), quiet():
-        network = RegisteredHookedTransformer(cfg, move_to_device=False)
-    expected = dict(network.named_parameters())
-    expected |= {name: buffer for name, buffer in network.named_buffers() if _FILED_BUFFERS.fullmatch(name)}
+    network = make_empty_hooked_network(cfg)
+    expected = list_weights(network)
     missing, left_over = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
     misshapen = sorted(
         name
@@ -206,14 +205,15 @@ def make_hooked_network(cfg: HookedTransformerConfig, tensors: Mapping[str, torc
             hint="This is a fault in lens-registry or in transformer-lens; please report it.",
         )
     network.load_state_dict(dict(tensors), strict=False, assign=True)
-    _rebuild_buffers(network)
+    rebuild_buffers(network)
+    _refuse_empty(network)
     with quiet():
         if cfg.n_devices > 1 or cfg.device != "cpu":
             network.move_model_modules_to_device()
     return network.eval()
 
 
-def _rebuild_buffers(network: HookedTransformer) -> None:
+def rebuild_buffers(network: HookedTransformer) -> None:
     """Make the buffers that the meta device left empty, from the config and never from a file."""
     cfg = network.cfg
     for block in network.blocks:
@@ -227,6 +227,9 @@ def _rebuild_buffers(network: HookedTransformer) -> None:
                 base=attention._rotary_base(),
                 dtype=cfg.dtype,
             )
+
+
+def _refuse_empty(network: HookedTransformer) -> None:
     empty = [name for name, tensor in [*network.named_parameters(), *network.named_buffers()] if tensor.is_meta]
     if empty:
         raise WeightsMismatch("Some tensors of the HookedTransformer were left without values.", missing=empty)
@@ -241,12 +244,41 @@ def _refuse_config(what: str, error: Exception) -> UnsupportedConfig:
     )
 
 
+def refuse_mismatch(
+    found: Mapping[str, TensorHeader], expected: Mapping[str, tuple[int, ...]], optional: set[str], config: str
+) -> None:
+    """Raise WeightsMismatch for tensors that are missing, left over, or of another shape than `config` describes."""
+    missing = sorted(set(expected) - set(found) - optional)
+    left_over = sorted(set(found) - set(expected))
+    misshapen = sorted(name for name in found if name in expected and found[name].shape != expected[name])
+    if missing or left_over or misshapen:
+        raise WeightsMismatch(
+            _describe_mismatch(missing, left_over, misshapen, found, expected, config),
+            missing=missing,
+            left_over=left_over,
+            misshapen=misshapen,
+            hint=f"Either the checkpoint was not saved whole, or {config} is not the one it was trained with.",
+        )
+
+
+def refuse_packed(found: Mapping[str, TensorHeader]) -> None:
+    """Raise UnusableWeights for integers and 8-bit floats, which transformer-lens would take for weights."""
+    packed = sorted(name for name, tensor in found.items() if tensor.dtype not in _FLOATS)
+    if packed:
+        raise UnusableWeights(
+            f"{len(packed)} tensors are not floating-point numbers, such as {packed[0]} ({found[packed[0]].dtype}).",
+            tensors=packed,
+            hint="The checkpoint seems quantised. Dequantise it first, and save it in float32 or bfloat16.",
+        )
+
+
 def _describe_mismatch(
     missing: list[str],
     left_over: list[str],
     misshapen: list[str],
     found: Mapping[str, TensorHeader],
     expected: Mapping[str, tuple[int, ...]],
+    config: str,
 ) -> str:
     parts = []
     if missing:
@@ -258,4 +290,4 @@ def _describe_mismatch(
         parts.append(
             f"{len(misshapen)} of another shape, such as {name}: {found[name].shape} instead of {expected[name]}"
         )
-    return f"The tensors are not those that config.json describes: {'; '.join(parts)}."
+    return f"The tensors are not those that {config} describes: {'; '.join(parts)}."

@@ -9,6 +9,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from sqlalchemy import Connection
@@ -25,10 +26,12 @@ from registry.record import Draft, ParentEdge, find_existing, record_version
 from registry.refs import check_model_name, check_tag_key, check_text
 from registry.resolve import refuse_retired, resolve_ref
 from registry.sources import Finding, ParentVersion, SourceOptions
+from registry.sources.hooked_json import HOOKED_CONFIG
 from registry.stage import (
     Files,
     Weights,
     describe_weights,
+    digest_staged_hooked_weights,
     digest_staged_weights,
     open_working_folder,
     stage_files,
@@ -38,12 +41,14 @@ from registry.tables import RELATIONS
 from registry.versions import Version
 
 if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
     from registry.verify import Parity
 
 
 @dataclass(frozen=True)
 class Request:
-    """What somebody asks to have registered."""
+    """What somebody asks to have registered: what is at `source`, or the network in memory that it then describes."""
 
     name: str
     source: str
@@ -57,6 +62,7 @@ class Request:
     source_options: SourceOptions = field(default_factory=SourceOptions)
     link: bool = False
     dry_run: bool = False
+    network: HookedTransformer | None = None
 
 
 @dataclass(frozen=True)
@@ -85,16 +91,14 @@ def register_version(
     with open_working_folder(store, dry_run=request.dry_run) as folder:
         unpacked = folder / "unpacked"
         unpacked.mkdir()
-        checkpoint = read_checkpoint(request.source, unpacked, list(parents.values()), request.source_options)
+        location = _save_network(request.network, folder) if request.network is not None else request.source
+        checkpoint = read_checkpoint(location, unpacked, list(parents.values()), request.source_options)
         edges = _compare_with_parents(request, checkpoint, parents)
         lazy = request.source_options.lazy
         files = stage_files(
             store, checkpoint.source, folder, link=request.link, lazy=lazy, dry_run=request.dry_run, progress=progress
         )
-        if lazy:
-            weights = describe_weights(checkpoint.family, checkpoint.values, checkpoint.source.tensors)
-        else:
-            weights = digest_staged_weights(checkpoint.family, checkpoint.values, files.paths("weights"), progress)
+        weights = _describe_weights(request, checkpoint, files, progress)
         with database.read() as connection:
             unchanged = _find_unchanged(connection, request, checkpoint, weights, files)
         if unchanged:
@@ -139,6 +143,21 @@ def _check_request(request: Request) -> None:
         raise InvalidInput(f"{request.step!r} is no training step.", hint="Steps are whole numbers that count from 0.")
 
 
+def _save_network(network: HookedTransformer, folder: Path) -> Path:
+    from registry.save import save_network
+
+    return save_network(network, folder / "network")
+
+
+def _describe_weights(request: Request, checkpoint: Checkpoint, files: Files, progress: Progress) -> Weights:
+    """Digest the staged tensors, or describe by their headers those that are left where they are."""
+    if checkpoint.family is None:
+        return digest_staged_hooked_weights(files.paths("weights"), progress)
+    if request.source_options.lazy:
+        return describe_weights(checkpoint.family, checkpoint.values, checkpoint.source.tensors)
+    return digest_staged_weights(checkpoint.family, checkpoint.values, files.paths("weights"), progress)
+
+
 def _read_parent(
     connection: Connection, database: Database, store: LocalStore, ref: str, progress: Progress
 ) -> tuple[int, ParentVersion]:
@@ -159,7 +178,7 @@ def _compare_with_parents(
     edges = []
     for parent_id, parent in parents.items():
         known, ref = Architecture(parent.version.architecture), parent.version.ref
-        differences = find_differences(known, checkpoint.architecture, checkpoint.family.config_keys)
+        differences = find_differences(known, checkpoint.architecture, checkpoint.config_keys)
         admitted = refuse_differences(ref, request.source, differences, allowed)
         edges.append(ParentEdge(parent_id, ref, relation, admitted))
     return edges
@@ -227,29 +246,53 @@ def _verify(
     request: Request, checkpoint: Checkpoint, weights: Weights, files: Files, progress: Progress
 ) -> tuple[str | None, Parity | None]:
     """Check tensors and tokenizer, convert and measure parity; return the vocabulary digest and the measurement."""
-    from registry.networks import check_tensors
     from registry.tokenizers import check_tokenizer, load_tokenizer
-    from registry.verify import verify_weights
 
     if request.parity != "skip":
         import registry.hooked_transformer  # noqa: F401 (raises HookedTransformerMissing)
-    family, values = checkpoint.family, checkpoint.values
-    check_tensors(family, values, weights.tensors)
+    _check_tensors(checkpoint, weights)
     vocabulary_digest = None
     if files.paths("tokenizer"):
         vocabulary_digest = check_tokenizer(load_tokenizer(files.folder), checkpoint.architecture["d_vocab"])
     if weights.digest is None:
         return vocabulary_digest, None
-    parity = verify_weights(
-        family,
-        values,
+    return vocabulary_digest, _measure_parity(request, checkpoint, files.paths("weights"), progress)
+
+
+def _check_tensors(checkpoint: Checkpoint, weights: Weights) -> None:
+    """Check the staged tensors' names, shapes and dtypes against the architecture."""
+    if checkpoint.family is None:
+        from registry.hooked_weights import check_hooked_weights
+
+        check_hooked_weights(checkpoint.architecture, weights.tensors, HOOKED_CONFIG)
+    else:
+        from registry.networks import check_tensors
+
+        check_tensors(checkpoint.family, checkpoint.values, weights.tensors)
+
+
+def _measure_parity(
+    request: Request, checkpoint: Checkpoint, paths: Sequence[Path], progress: Progress
+) -> Parity | None:
+    """Measure parity and refuse disparity, or with `skip` only look for NaN and infinities."""
+    if checkpoint.family is None:
+        from registry.verify_hooked import verify_hooked_weights
+
+        applied = checkpoint.processing or ()
+        return verify_hooked_weights(
+            checkpoint.architecture, applied, paths, choice=request.parity, location=request.source, progress=progress
+        )
+    from registry.verify import verify_weights
+
+    return verify_weights(
+        checkpoint.family,
+        checkpoint.values,
         checkpoint.architecture,
-        files.paths("weights"),
+        paths,
         choice=request.parity,
         location=request.source,
         progress=progress,
     )
-    return vocabulary_digest, parity
 
 
 def _find_notable(
@@ -300,12 +343,12 @@ def _make_draft(
     return Draft(
         model=request.name,
         step=_choose_step(request, checkpoint),
-        family=checkpoint.family.name,
+        family=checkpoint.family_name,
         architecture=checkpoint.architecture,
         weights_digest=weights.digest,
         vocabulary_digest=vocabulary_digest,
         layout=checkpoint.source.layout,
-        processing=None,
+        processing=checkpoint.processing,
         dtype=weights.dtype,
         n_parameters=weights.n_parameters,
         source_kind=checkpoint.source.kind,

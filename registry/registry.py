@@ -89,9 +89,10 @@ class Registry:
         dry_run: bool = False,
         progress: Progress = no_progress,
     ) -> Registration:
-        """Register a folder, a file or a model on the Hub as the next version of the model `name`.
+        """Register a checkpoint as the next version of the model `name`.
 
-        An adapter is merged into its one parent, and the merged network is what is registered.
+        It may be a Hugging Face folder, a GGUF file, a model on the Hub, a TransformerLens state dict, what
+        `save_network` saved, or a PEFT adapter, which is merged into its one parent.
 
         Args:
             name: one or two segments, `name` or `org/name`.
@@ -137,6 +138,48 @@ class Registry:
         )
         return register_version(self.database, self.store, request, progress)
 
+    def register_network(
+        self,
+        name: str,
+        network: HookedTransformer,
+        *,
+        parent: str | Sequence[str] = (),
+        relation: str | None = None,
+        step: int | None = None,
+        allow: Sequence[str] = (),
+        note: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        parity: ParityChoice | None = None,
+        dry_run: bool = False,
+        progress: Progress = no_progress,
+    ) -> Registration:
+        """Register a HookedTransformer in memory, just trained say, as the next version of the model `name`.
+
+        Its weights are kept as they are, raw or processed, with its config and its tokenizer; `load` gives the same
+        network back. The arguments are those of `register`.
+
+        Raises:
+            ArchitectureMismatch: it computes something else than its parent, field by field.
+            UnsupportedSource: it is more than config and weights: hooks, foreign modules, an adapter.
+            SourceError: its config or its weights cannot be registered.
+        """
+        from registry.register import Request, register_version
+
+        request = Request(
+            name=name,
+            source="HookedTransformer in memory",
+            network=network,
+            parents=(parent,) if isinstance(parent, str) else tuple(parent),
+            relation=relation,
+            step=step,
+            allow=tuple(allow),
+            note=note,
+            tags=dict(tags or {}),
+            parity=parity,
+            dry_run=dry_run,
+        )
+        return register_version(self.database, self.store, request, progress)
+
     def load(
         self,
         ref: str,
@@ -156,16 +199,19 @@ class Registry:
 
         It is processed as `HookedTransformer.from_pretrained` does, except where that would change the function;
         `processed=False` leaves the weights as they were trained, and each flag can be given by itself. A processing
-        flag that would change the function is left out with a warning.
+        flag that would change the function is left out with a warning. A version that was registered with its norms
+        folded is given as it was registered.
 
         Raises:
+            ProcessingConflict: raw weights are wanted of a version that was registered with its norms folded.
             UnknownRef, AmbiguousRef: with the candidates.
             VersionRetired: the version was taken out of use.
             ArtifactMissing, ArtifactCorrupt: the store no longer holds what was registered.
             ArchitectureMismatch: the stored config.json no longer means the registered architecture.
             HookedTransformerMissing: transformer-lens 4 is installed, which has none.
         """
-        from registry.load import load_network, make_options
+        from registry.load import load_network
+        from registry.load_options import make_options
 
         options = make_options(
             processed=processed,
@@ -200,7 +246,8 @@ class Registry:
             UnsupportedLayout: the version was registered as a HookedTransformer.
             And what `load` raises.
         """
-        from registry.load import load_bridge_network, read_place
+        from registry.load import load_bridge_network
+        from registry.load_options import read_place
 
         kind, where = read_place(dtype, device)
         return load_bridge_network(
@@ -226,7 +273,8 @@ class Registry:
             UnsupportedLayout: the version was registered as a HookedTransformer.
             And what `load` raises.
         """
-        from registry.load import load_source_network, read_place
+        from registry.load import load_source_network
+        from registry.load_options import read_place
 
         kind, where = read_place(dtype, device)
         return load_source_network(self.store, self.fetch(ref, progress=progress), kind, where, progress)

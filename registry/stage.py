@@ -16,6 +16,7 @@ from registry.errors import SourceChanged
 from registry.families.family import Family
 from registry.progress import Counter, Progress
 from registry.sources import Source, SourceFile
+from registry.sources.hooked_json import HOOKED_CONFIG
 from registry.sources.hub_snapshot import refuse_cached
 from registry.sources.huggingface import CONFIG
 from registry.sources.json_file import read_json_object
@@ -41,9 +42,9 @@ class Files:
 
 @dataclass(frozen=True)
 class Weights:
-    """The tensors by the names transformers uses today, with the digest of their bytes; None if only headers are known.
+    """The tensors by the names transformers uses today, or HookedTransformer's own, with the digest of their bytes.
 
-    A tied head that repeats the embedding is left out.
+    The digest is None if only headers are known. A tied head that repeats the embedding is left out.
     """
 
     tensors: Mapping[str, TensorHeader]
@@ -96,7 +97,8 @@ def stage_files(
         one = stage_file(store, file, kept / file.name, link=link, unpacked_in=folder, advance=counter.advance)
         staged.append(one)
         stored.append(StoredFile(file.name, file.role, one.digest, one.size_bytes))
-    if read_json_object(kept / CONFIG) != source.config:
+    config = HOOKED_CONFIG if source.layout == "hooked" else CONFIG
+    if read_json_object(kept / config) != source.config:
         raise SourceChanged(
             f"{source.location} was written to while it was being read.",
             hint="Register it again when nothing writes to it any more. Nothing was stored.",
@@ -163,3 +165,12 @@ def describe_weights(family: Family, values: Mapping[str, Any], headers: Mapping
     if values.get("tie_word_embeddings") and same_form:
         del tensors[family.tied[1]]
     return Weights(tensors, None)
+
+
+def digest_staged_hooked_weights(files: Sequence[Path], progress: Progress) -> Weights:
+    """Digest the tensors of a hooked checkpoint, of which nothing is stored but what counts."""
+    tensors: dict[str, TensorHeader] = {}
+    for file in files:
+        tensors |= read_header(file)
+    counter = Counter(progress, "hashing", sum(tensor.size_bytes for tensor in tensors.values()))
+    return Weights(tensors, digest_weights(tensors, digest_tensors(tensors.values(), counter.advance)))

@@ -46,10 +46,13 @@ MAX_NOISE = {torch.float64: 1e-3, torch.float32: 1e-2}
 
 @dataclass(frozen=True)
 class Parity:
-    """What was measured: the largest absolute differences of log-probs, in nats, over all positions and tokens."""
+    """What was measured: the largest absolute differences of log-probs, in nats, over all positions and tokens.
 
-    raw: float
-    processed: float
+    None was not measured: hooked weights whose norms are folded have no raw network.
+    """
+
+    raw: float | None
+    processed: float | None
     noise_floor: float
     bound: float
     dtype: str
@@ -61,7 +64,7 @@ class Parity:
     @property
     def passed(self) -> bool:
         """Whether raw and processed are both within the bound."""
-        return self.raw <= self.bound and self.processed <= self.bound
+        return all(value <= self.bound for value in (self.raw, self.processed) if value is not None)
 
     def as_dict(self) -> dict[str, Any]:
         """Give the measurement as plain data."""
@@ -215,7 +218,7 @@ def measure_reference(source: PreTrainedModel, family: Family, architecture: Arc
 def refuse_disparity(parity: Parity, location: str) -> None:
     """Raise ParityFailure if the converted network computes something else, or if noise would hide that it does."""
     numbers = (
-        f"raw {parity.raw:.1e}, processed {parity.processed:.1e}, bound {parity.bound:.1e} "
+        f"raw {_show(parity.raw)}, processed {_show(parity.processed)}, bound {parity.bound:.1e} "
         f"(noise floor {parity.noise_floor:.1e}, {parity.dtype}, {parity.n_tokens} tokens)"
     )
     noise_limit = MAX_NOISE[getattr(torch, parity.dtype)]
@@ -231,3 +234,7 @@ def refuse_disparity(parity: Parity, location: str) -> None:
             parity=parity,
             hint="Nothing was stored. This is a fault of the conversion, not of your checkpoint; please report it.",
         )
+
+
+def _show(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.1e}"

@@ -20,7 +20,8 @@ from registry.bridge import build_checked_bridge
 from registry.convert import Processing, guard_processing
 from registry.errors import UnsupportedBridge, UnsupportedLayout
 from registry.families import FAMILIES, find_family_by_name
-from registry.load import UnverifiedVersion, load_bridge_network, load_source_network
+from registry.load import load_bridge_network, load_source_network
+from registry.load_options import UnverifiedVersion
 from registry.quiet import quiet
 from registry.verify import BOUND, make_probe, measure_reference
 from tests.checkpoints import CLASSES, make_network

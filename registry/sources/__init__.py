@@ -9,6 +9,7 @@ from pathlib import Path
 from registry.errors import InvalidInput, SourceNotFound, UnsupportedSource
 from registry.sources.adapter import is_adapter, read_adapter
 from registry.sources.gguf import read_gguf
+from registry.sources.hooked_files import find_hooked_weights
 from registry.sources.hub import find_shadowed, open_hub
 from registry.sources.hub_id import HubId, parse_hub_id
 from registry.sources.huggingface import read_folder
@@ -48,6 +49,11 @@ def open_source(
         )
     if is_folder and is_adapter(path):
         return read_adapter(path.absolute(), str(location), scratch, parents)
+    hooked = find_hooked_weights(path.absolute()) if is_folder or is_file else None
+    if hooked is not None:
+        from registry.sources.hooked import read_hooked
+
+        return read_hooked(path.absolute(), hooked, str(location), scratch, parents, options)
     if is_folder:
         source = read_folder(path.absolute(), str(location), scratch, options)
         return replace(source, findings=(*source.findings, *find_shadowed(hub_id, path.absolute())))
@@ -56,7 +62,8 @@ def open_source(
     if is_file:
         raise UnsupportedSource(
             f"{location} is a file of a kind that cannot be registered.",
-            hint="Give a folder with config.json and model.safetensors, or a .gguf file.",
+            hint="Give a folder with config.json and model.safetensors, a .gguf file, or a TransformerLens state dict "
+            "(.safetensors, .pt).",
             path=str(location),
         )
     if hub_id is not None:

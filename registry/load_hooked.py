@@ -1,0 +1,71 @@
+"""Build the network of a version in hooked layout: as it was registered if its norms are folded, else as wanted."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence, Set
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors.torch import load_file
+
+from registry.checkpoint import check_fingerprint
+from registry.convert import Processing, build_hooked_network, choose_hooked_processing, guard_processing
+from registry.errors import ProcessingConflict
+from registry.load_options import LoadOptions, warn_left_out, warn_unverified
+from registry.processing import can_center_writing
+from registry.sources.hooked_json import HOOKED_CONFIG, read_description
+from registry.sources.json_file import read_json_object
+from registry.versions import Version
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
+
+def build_registered_network(folder: Path, version: Version, options: LoadOptions) -> HookedTransformer:
+    """Build the network of the hooked weights in `folder`, or raise ProcessingConflict for what cannot be undone."""
+    described = read_description(read_json_object(folder / HOOKED_CONFIG))
+    architecture, applied = described.architecture, described.processing
+    check_fingerprint(version, architecture, {})
+    _refuse_undoing(version, applied, options.processing)
+    warn_unverified(version)
+    allowed = guard_processing(architecture, options.processing)
+    warn_left_out(version, options.asked, allowed)
+    processing = choose_hooked_processing(architecture, applied, allowed)
+    possible = {name for name in allowed.active if name != "center_writing_weights" or can_center_writing(architecture)}
+    _warn_otherwise(version, possible, {*applied, *processing.active}, options.asked)
+    files = [folder / file.name for file in version.with_role("weights")]
+    network = build_hooked_network(
+        {name: tensor for file in files for name, tensor in load_file(file).items()},
+        architecture,
+        processing,
+        folded="fold_ln" in applied,
+        dtype=options.dtype,
+        device=options.device,
+        n_devices=options.n_devices,
+    )
+    if described.default_prepend_bos is not None:
+        network.cfg.default_prepend_bos = described.default_prepend_bos
+    return network
+
+
+def _refuse_undoing(version: Version, applied: Sequence[str], wanted: Processing) -> None:
+    """Refuse raw weights of a version whose norms were folded before it was registered: nobody has them."""
+    if "fold_ln" in applied and not wanted.fold_ln:
+        raise ProcessingConflict(
+            f"{version.ref} was registered with its norms folded, and folding cannot be undone.",
+            applied=applied,
+            hint="Load it without processed=False and fold_ln=False; it is given as it was registered.",
+        )
+
+
+def _warn_otherwise(version: Version, possible: Set[str], done: Set[str], asked: Mapping[str, bool]) -> None:
+    """Warn of flags that were asked for by name and are otherwise in weights that were registered processed.
+
+    None of them changes what is computed, and undoing or redoing one would rewrite what was trained.
+    """
+    for name, value in asked.items():
+        if value and name in possible - done:
+            warnings.warn(f"{name} was not applied to {version.ref}: it would rewrite trained weights.", stacklevel=5)
+        elif not value and name in done:
+            warnings.warn(f"{name} had been applied to {version.ref} already; it cannot be undone.", stacklevel=5)
