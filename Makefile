@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check format lint types imports tests docs bench clean
+.PHONY: demo test check docs families bench format clean
 .DEFAULT_GOAL := check
 
 $(READY): pyproject.toml constraints.txt
@@ -28,6 +28,9 @@ check: $(READY)  ## all that CI runs: format, lint, types, import rules, docs, a
 
 docs: $(READY)  ## write the generated pages again
 	@$(BIN)/python docs/write_cli_reference.py
+
+families: $(READY)  ## measure every family, and write docs/families.md
+	@$(BIN)/python -m docs.write_families
 
 bench: $(READY)  ## measure against the usual ways, and write docs/benchmarks.md
 	@$(BIN)/python benchmarks/compare.py
