@@ -8,7 +8,7 @@ VENV_TL4 := .venv-tl4
 READY_TL4 := $(VENV_TL4)/.ready
 REFERENCE_TL4 := $(VENV_TL4)/reference
 
-.PHONY: demo test tl4 check format lint types imports tests docs bench clean
+.PHONY: demo test tl4 check docs families bench format clean
 .DEFAULT_GOAL := check
 
 $(READY): pyproject.toml constraints.txt
@@ -48,6 +48,9 @@ check: $(READY) tl4  ## all that CI runs: format, lint, types, import rules, doc
 
 docs: $(READY)  ## write the generated pages again
 	@$(BIN)/python docs/write_cli_reference.py
+
+families: $(READY)  ## measure every family, and write docs/families.md
+	@$(BIN)/python -m docs.write_families
 
 bench: $(READY)  ## measure against the usual ways, and write docs/benchmarks.md
 	@$(BIN)/python benchmarks/compare.py
