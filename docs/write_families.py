@@ -29,7 +29,8 @@ ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "families.md"
 MEASURED = [
     "registry/architecture.py", "registry/convert.py", "registry/networks.py", "registry/verify.py", "registry/load.py",
-    "registry/bridge.py", "registry/routing.py", "registry/attention.py", "tests/checkpoints.py", "docs/write_families.py",
+    "registry/bridge.py", "registry/routing.py", "registry/attention.py", "tests/checkpoints.py",
+    "docs/write_families.py",
 ]  # fmt: skip
 LIBRARIES = ("torch", "transformers", "transformer-lens")
 # raw or processed, these hold the same numbers: folding and centring move the same function between other tensors

@@ -172,13 +172,16 @@ def make_hooked_config(
 
 def make_empty_hooked_network(cfg: HookedTransformerConfig) -> HookedTransformer:
     """Build a HookedTransformer on the meta device: shapes without memory."""
+    from registry.hooked_transformer import RegisteredHookedTransformer
+
     with torch.device("meta"), quiet():
-        return HookedTransformer(cfg, move_to_device=False)
+        return RegisteredHookedTransformer(cfg, move_to_device=False)
 
 
 def list_weights(network: HookedTransformer) -> dict[str, torch.Tensor]:
-    """Return what a HookedTransformer learns, by name; its buffers are made from its config."""
-    return dict(network.named_parameters(remove_duplicate=False))
+    """Return what a HookedTransformer learns, by name; its buffers but those of xIELU are made from its config."""
+    filed = {name: buffer for name, buffer in network.named_buffers() if _FILED_BUFFERS.fullmatch(name)}
+    return {**dict(network.named_parameters(remove_duplicate=False)), **filed}
 
 
 def make_hooked_network(cfg: HookedTransformerConfig, tensors: Mapping[str, torch.Tensor]) -> HookedTransformer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -135,9 +136,8 @@ _TABLES = ("wte", "wpe", "embed_", "word_embeddings")
 def make_network(family: str, seed: int = 0, **config: Any) -> PreTrainedModel:
     """Build a Hugging Face network: norm weights 1 + 0.3·N, biases 0.2·N, matrices 1.3·N/sqrt(fan_in)."""
     class_name, config_name, base = CLASSES[family]
-    network: PreTrainedModel = getattr(transformers, class_name)(
-        getattr(transformers, config_name)(**{**base, **config})
-    )
+    values = copy.deepcopy({**base, **config})  # transformers writes into what it is given
+    network: PreTrainedModel = getattr(transformers, class_name)(getattr(transformers, config_name)(**values))
     randomise(network, family, seed)
     return network.eval()
 
