@@ -251,7 +251,7 @@ def test_a_tokenizer_that_cannot_be_what_was_trained_with_is_refused(
     (folder / "evil.py").write_text("raise SystemExit('the code of the checkpoint was run')")
     damage(folder)
     before = read_contents(shared)
-    for options in ({}, {"verify": False}, {"dry_run": True}):
+    for options in ({}, {"parity": "skip"}, {"dry_run": True}):
         with pytest.raises(UnusableTokenizer) as refused:
             shared.register("damaged", folder, **options)
         assert refused.value.code == "unusable-tokenizer" and refused.value.hint
