@@ -25,13 +25,16 @@ if TYPE_CHECKING:
 @click.option(
     "--parity",
     type=click.Choice(["float64", "float32", "skip"]),
-    help="Precision in which it is verified (default: float64 where the family runs in it). "
-    "With skip it is not, and says so ever after.",
+    help="Precision in which it is verified (default: float64). With skip it is not, and says so ever after.",
 )
 @click.option(
     "--weights", type=click.Choice(["safetensors", "bin"]), help="Which one counts where the folder holds both."
 )
-@click.option("--config", type=click.Path(exists=True, dir_okay=False), help="Config file of a bare state dict.")
+@click.option(
+    "--config",
+    type=click.Path(exists=True, dir_okay=False),
+    help="Config file of what has none of its own: a bare state dict, or a folder.",
+)
 @click.option("--lazy", is_flag=True, help="Leave a Hub model's large files there until the first load.")
 @click.option("--link", is_flag=True, help="Hard-link the files into the store instead of copying them.")
 @click.option("--dry-run", is_flag=True, help="Do everything but write.")
@@ -57,9 +60,10 @@ def add(
 ) -> None:
     """Register SOURCE as the next version of the model NAME.
 
-    SOURCE is a Hugging Face folder (config.json, safetensors, tokenizer files), a GGUF file, or a model on the Hub:
-    ORG/NAME or ORG/NAME@REVISION, pinned to the commit that the revision is now. A path that exists wins over a Hub
-    id of the same spelling; hf://ORG/NAME always means the Hub.
+    SOURCE is a Hugging Face folder (safetensors or .bin; a Trainer's or FSDP's checkpoint), a PEFT adapter's folder,
+    which is merged into its one --parent, a TransformerLens state dict (.safetensors, .pt), which needs a --parent or a
+    --config, a GGUF file, or a model on the Hub: ORG/NAME or ORG/NAME@REVISION, pinned to the commit that the revision
+    is now. A path that exists wins over a Hub id of the same spelling; hf://ORG/NAME always means the Hub.
 
     It is converted and verified first: a checkpoint whose architecture is not its parent's is refused, and so is one
     whose converted network does not compute what the checkpoint does.

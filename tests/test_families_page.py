@@ -1,0 +1,22 @@
+"""docs/families.md: it was written by the code that is here, and a family that passes a bound is a fault."""
+
+from __future__ import annotations
+
+import pytest
+
+from docs.write_families import PAGE, digest_inputs, measure_family
+from registry.families import FAMILIES
+
+
+def test_the_page_is_current() -> None:
+    assert f"measured: {digest_inputs()}" in PAGE.read_text(), "docs/families.md is out of date: make families"
+    rows = [line for line in PAGE.read_text().splitlines() if line.startswith("| ")]
+    assert [row.split("|")[1].strip() for row in rows[1:]] == sorted(family.name for family in FAMILIES.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.name)
+def test_no_bound_is_passed(family: object) -> None:
+    measured = measure_family(family)  # type: ignore[arg-type]
+    assert measured.faults == []
+    assert measured.n_hooks >= 2 and measured.activations > 0
