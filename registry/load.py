@@ -78,9 +78,7 @@ def load_network(
     if version.layout == "hooked":
         from registry.load_hooked import build_registered_network
 
-        folder = open_files(store, version, progress)
-        network = build_registered_network(folder, version, options)
-        tokenizer = load_tokenizer(folder) if version.with_role("tokenizer") else None
+        network = build_registered_network(open_files(store, version, progress), version, options)
     else:
         opened = open_version(store, version, progress)
         processing = guard_processing(opened.architecture, options.processing)
@@ -95,9 +93,9 @@ def load_network(
             n_devices=options.n_devices,
         )
         tokenizer = opened.load_tokenizer()
+        if tokenizer is not None:
+            attach_tokenizer(network, tokenizer)
     network.cfg.model_name = version.ref
-    if tokenizer is not None:
-        attach_tokenizer(network, tokenizer)
     return network
 
 

@@ -16,6 +16,7 @@ from registry.load_options import LoadOptions, warn_left_out, warn_unverified
 from registry.processing import can_center_writing
 from registry.sources.hooked_json import HOOKED_CONFIG, read_description
 from registry.sources.json_file import read_json_object
+from registry.tokenizers import attach_tokenizer, load_tokenizer
 from registry.versions import Version
 
 if TYPE_CHECKING:
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
 
 
 def build_registered_network(folder: Path, version: Version, options: LoadOptions) -> HookedTransformer:
-    """Build the network of the hooked weights in `folder`, or raise ProcessingConflict for what cannot be undone."""
+    """Build the network of the hooked weights in `folder`, with its tokenizer.
+
+    Raises ProcessingConflict for what cannot be undone.
+    """
     described = read_description(read_json_object(folder / HOOKED_CONFIG))
     architecture, applied = described.architecture, described.processing
     check_fingerprint(version, architecture, {})
@@ -44,7 +48,9 @@ def build_registered_network(folder: Path, version: Version, options: LoadOption
         device=options.device,
         n_devices=options.n_devices,
     )
-    if described.default_prepend_bos is not None:
+    if version.with_role("tokenizer"):
+        attach_tokenizer(network, load_tokenizer(folder))
+    if described.default_prepend_bos is not None:  # as it was set in the network, whatever the tokenizer has
         network.cfg.default_prepend_bos = described.default_prepend_bos
     return network
 

@@ -110,7 +110,7 @@ def _refuse_foreign_parts(network: HookedTransformer, plain: HookedTransformer) 
     wrong += [f"{name} is missing" for name in sorted(set(expected) - set(modules))]
     for name in sorted(set(modules) & set(expected)):
         module = modules[name]
-        if type(module) is not type(expected[name]):
+        if name and type(module) is not type(expected[name]):  # what the whole is was asked before
             wrong.append(f"{name} is a {type(module).__name__}")
         if "forward" in vars(module):
             wrong.append(f"{name} has a forward of its own")

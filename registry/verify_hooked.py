@@ -44,14 +44,16 @@ def verify_hooked_weights(
     location: str,
     progress: Progress = no_progress,
 ) -> Parity | None:
-    """Measure parity in the precision that was chosen (None: float64) and refuse disparity.
+    """Measure parity in the precision that was chosen (None: float64, float32 with experts) and refuse disparity.
 
     With the choice `skip` None is returned; NaN and infinities are refused all the same.
     """
     if choice == "skip":
         check_finite_files(files)
         return None
-    dtype = getattr(torch, choice or "float64")
+    # transformer-lens's experts take their router's float32 weights, and so do not run in float64 in every architecture
+    default = "float64" if architecture["num_experts"] is None else "float32"
+    dtype = getattr(torch, choice or default)
     parity = measure_hooked_parity(architecture, applied, files, dtype=dtype, progress=progress)
     refuse_disparity(parity, location)
     return parity

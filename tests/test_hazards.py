@@ -166,7 +166,7 @@ UNREAD = [
     Unread("Llama attention_bias", "llama", {"attention_bias": True}),
     Unread("Llama mlp_bias", "llama", {"mlp_bias": True}, refused="mlp_bias"),
     Unread("Mistral rope yarn", "mistral", YARN),
-    Unread("Mistral rope linear", "mistral", LINEAR),
+    Unread("Mistral rope linear", "mistral", LINEAR | {"sliding_window": None}),
     Unread("Qwen2 rope yarn", "qwen2", YARN),
     Unread("Qwen2 rope linear", "qwen2", LINEAR),
     Unread(

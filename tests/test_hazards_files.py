@@ -406,7 +406,7 @@ def test_lora_among_the_weights(registry: Registry, make_checkpoint: MakeCheckpo
         return adapted
 
     edit_tensors(folder, adapt)
-    error = refuse(registry, folder, UnsupportedSource, "of an adapter that is not merged")
+    error = refuse(registry, folder, UnsupportedSource, "adapter layers in it that are not merged")
     assert "merge_and_unload" in str(error.hint)
 
 

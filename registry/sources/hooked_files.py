@@ -6,6 +6,7 @@ from pathlib import Path
 
 from registry.errors import MalformedArtifact, SourceNotFound, UnsupportedSource
 from registry.hooked_names import are_hooked
+from registry.sources.distributed import refuse_partitioned
 from registry.sources.hooked_json import HOOKED_CONFIG
 from registry.sources.weight_files import has_weights
 from registry.weights import read_header
@@ -30,7 +31,10 @@ def find_hooked_weights(path: Path) -> Path | None:
     if len(files) != 1:
         return None
     if files[0].suffix in PICKLES:
-        return None if has_weights(path) else files[0]
+        if has_weights(path):
+            return None
+        refuse_partitioned(path)
+        return files[0]
     return files[0] if are_hooked(_read_names(files[0])) else None
 
 
