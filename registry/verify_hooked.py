@@ -51,7 +51,7 @@ def verify_hooked_weights(
     if choice == "skip":
         check_finite_files(files)
         return None
-    # transformer-lens's experts take their router's float32 weights, and so do not run in float64 in every architecture
+    # not every kind of HookedTransformer's experts runs in float64: some raise for mixed dtypes
     default = "float64" if architecture["num_experts"] is None else "float32"
     dtype = getattr(torch, choice or default)
     parity = measure_hooked_parity(architecture, applied, files, dtype=dtype, progress=progress)
