@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tests.hub_server import FakeHub
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here may ask a network
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers share the cores, and small networks gain nothing by threads
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
