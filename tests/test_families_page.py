@@ -6,6 +6,7 @@ import pytest
 
 from docs.write_families import PAGE, digest_inputs, measure_family
 from registry.families import FAMILIES
+from registry.families.family import Family
 
 
 def test_the_page_is_current() -> None:
@@ -16,7 +17,8 @@ def test_the_page_is_current() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.name)
-def test_no_bound_is_passed(family: object) -> None:
-    measured = measure_family(family)  # type: ignore[arg-type]
+def test_no_bound_is_passed(family: Family) -> None:
+    measured = measure_family(family)
     assert measured.faults == []
-    assert measured.n_hooks >= 2 and measured.activations > 0
+    # in post-norm blocks nothing that these hooks see is processed
+    assert measured.n_hooks >= 12 and (measured.activations > 0) == (measured.family not in ("olmo2", "olmo3"))
