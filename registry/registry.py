@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from registry.audit import ChainFault, Event
+    from registry.audit import ChainFault, Event, Head
     from registry.check import Check
     from registry.fetch import ParityChoice
     from registry.lineage import Lineage
@@ -427,9 +427,19 @@ class Registry:
         with self.database.read() as connection:
             return read_events(connection, subject, limit)
 
-    def verify_events(self) -> ChainFault | None:
-        """Check the chain of events and return its first fault, or None."""
+    def events_head(self) -> Head:
+        """Return the digest that stands for the audit trail as it is now, to keep elsewhere."""
+        from registry.audit import read_head
+
+        with self.database.read() as connection:
+            return read_head(connection)
+
+    def verify_events(self, *, since: str | None = None) -> ChainFault | None:
+        """Check the chain of events and return its first fault, or None.
+
+        With `since`, a digest that `events_head` gave once, a trail that was cut or written anew is found too.
+        """
         from registry.audit import verify_chain
 
         with self.database.read() as connection:
-            return verify_chain(connection)
+            return verify_chain(connection, since)
