@@ -5,7 +5,7 @@ RegistryError
 │   ├── InvalidName             invalid-name
 │   ├── InvalidRef              invalid-ref
 │   └── UnknownField            unknown-field
-├── PackageMissing              package-missing         an extra of lens-registry is not installed
+├── PackageMissing              package-missing
 ├── NotFound
 │   ├── UnknownRef              unknown-ref             .candidates
 │   ├── AmbiguousRef            ambiguous-ref           .candidates
