@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from registry.audit import ChainFault, Event
+    from registry.attest import Attestation
+    from registry.audit import ChainFault, Event, Head
     from registry.check import Check
     from registry.fetch import ParityChoice
     from registry.lineage import Lineage
@@ -427,9 +428,57 @@ class Registry:
         with self.database.read() as connection:
             return read_events(connection, subject, limit)
 
-    def verify_events(self) -> ChainFault | None:
-        """Check the chain of events and return its first fault, or None."""
+    def events_head(self) -> Head:
+        """Return the digest that stands for the audit trail as it is now, to keep elsewhere."""
+        from registry.audit import read_head
+
+        with self.database.read() as connection:
+            return read_head(connection)
+
+    def attest(
+        self,
+        ref: str,
+        *,
+        sign: str | Path | None = None,
+        password: str | None = None,
+        folder: str | Path | None = None,
+    ) -> Attestation:
+        """Return the in-toto statement of a version; with `sign`, a private key in PEM, sign it over all its files.
+
+        The signature is kept in the audit trail, and both are saved in `folder` if one is given.
+        """
+        from registry.attest import attest_version, record_attestation
+        from registry.files import refuse_unfetched
+
+        version = self.version(ref)
+        refuse_unfetched(version)
+        attestation = attest_version(self.store, version, None if sign is None else Path(sign), password)
+        if folder is not None:
+            attestation.save(Path(folder))
+        if sign is not None:
+            with self.database.write() as connection:
+                record_attestation(connection, attestation)
+        return attestation
+
+    def verify_attestation(self, ref: str, public_key: str | Path, *, folder: str | Path | None = None) -> Attestation:
+        """Check that a version was signed with the private half of `public_key`, and is still what was signed.
+
+        The attestation is the one saved in `folder`, else any in the audit trail. Raises SignatureInvalid.
+        """
+        from registry.attest import read_attestations, read_saved_attestation, verify_any
+
+        with self.database.read() as connection:
+            version, found = read_attestations(connection, ref)
+        if folder is not None:
+            found = [read_saved_attestation(version, Path(folder))]
+        return verify_any(self.store, version, found, Path(public_key))
+
+    def verify_events(self, *, since: str | None = None) -> ChainFault | None:
+        """Check the chain of events and return its first fault, or None.
+
+        With `since`, a digest that `events_head` gave once, a trail that was cut or written anew is found too.
+        """
         from registry.audit import verify_chain
 
         with self.database.read() as connection:
-            return verify_chain(connection)
+            return verify_chain(connection, since)
