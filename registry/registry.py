@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from registry.lineage import Lineage
     from registry.register import Registration
     from registry.resolve import ResolvedRef
+    from registry.runs import RunPlan, RunStep
     from registry.versions import AliasSpan, ModelSummary, Version, VersionSummary
 
 
@@ -138,6 +139,47 @@ class Registry:
             dry_run=dry_run,
         )
         return register_version(self.database, self.store, request, progress)
+
+    def plan_run(self, name: str, folder: str | Path, *, parent: str | None = None) -> RunPlan:
+        """Say what `register_run` would do: the run's checkpoints in order, and which of them are there already."""
+        from registry.runs import plan_run
+
+        return plan_run(self.database, name, Path(folder), parent)
+
+    def register_run(
+        self,
+        plan: RunPlan,
+        *,
+        relation: str | None = None,
+        allow: Sequence[str] = (),
+        note: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        parity: ParityChoice | None = None,
+        link: bool = False,
+        progress: Progress = no_progress,
+    ) -> Iterator[tuple[RunStep, Registration | None]]:
+        """Register a run's checkpoints as steps of one model, each the child of the one before (`continued`).
+
+        The first is the child of the plan's parent. Gives every step as it is done, with None for what was there
+        already; it can be broken off and repeated. The other arguments are those of `register`, for every step.
+
+        Raises:
+            LineageConflict: a step is there with other weights.
+        """
+        from registry.register import Request
+        from registry.runs import register_run
+
+        base = Request(
+            name=plan.name,
+            source="",
+            relation=relation,
+            allow=tuple(allow),
+            note=note,
+            tags=dict(tags or {}),
+            parity=parity,
+            link=link,
+        )
+        return register_run(self.database, self.store, plan, base, progress)
 
     def register_network(
         self,
