@@ -26,6 +26,7 @@ COMMANDS = {
     "alias": "cli.alias:alias",
     "retire": "cli.versions:retire",
     "restore": "cli.versions:restore",
+    "suite": "cli.suite:suite",
     "audit": "cli.audit:audit",
     "attest": "cli.attest:attest",
     "db": "cli.db:db",

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from registry.register import Registration
     from registry.resolve import ResolvedRef
     from registry.runs import RunPlan, RunStep
+    from registry.suite import SuiteAudit
     from registry.versions import AliasSpan, ModelSummary, Version, VersionSummary
 
 
@@ -180,6 +181,16 @@ class Registry:
             link=link,
         )
         return register_run(self.database, self.store, plan, base, progress)
+
+    def audit_suite(self, suite: str | Path, *, progress: Progress = no_progress) -> SuiteAudit:
+        """Compare the weights of all steps of a suite by their digests: duplicates, gaps, a final step that is another.
+
+        `suite` is a registered model, a folder of `checkpoint-N`, or a model on the Hub with a branch for each step, of
+        which nothing is fetched but lists of files. `hf://ORG/NAME` always means the Hub.
+        """
+        from registry.find_suite import find_suite
+
+        return find_suite(self.database, str(suite), progress)
 
     def register_network(
         self,

@@ -53,7 +53,7 @@ def plan_run(database: Database, name: str, folder: Path, parent: str | None = N
     Raises SourceNotFound if there are none, and MalformedArtifact if a Trainer's state says another step than its name.
     """
     check_model_name(name)
-    steps, ignored = _find_checkpoints(folder)
+    steps, ignored = find_checkpoints(folder)
     with database.read() as connection:
         try:
             taken = {one.step: one for one in _in_use(list_history(connection, name)) if one.step is not None}
@@ -90,7 +90,7 @@ def register_run(
         yield one, done if done.outcome == "registered" else None
 
 
-def _find_checkpoints(folder: Path) -> tuple[Mapping[int, Path], tuple[str, ...]]:
+def find_checkpoints(folder: Path) -> tuple[Mapping[int, Path], tuple[str, ...]]:
     """Return the checkpoint folders by step, in order, and the names of the other folders."""
     try:
         folders = sorted(path for path in folder.iterdir() if path.is_dir())
