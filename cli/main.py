@@ -26,6 +26,8 @@ COMMANDS = {
     "alias": "cli.alias:alias",
     "retire": "cli.versions:retire",
     "restore": "cli.versions:restore",
+    "protect": "cli.retain:protect",
+    "retain": "cli.retain:retain",
     "suite": "cli.suite:suite",
     "audit": "cli.audit:audit",
     "attest": "cli.attest:attest",

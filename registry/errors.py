@@ -33,6 +33,7 @@ RegistryError
 ├── Conflict
 │   ├── VersionInUse            version-in-use          .users
 │   ├── LineageConflict         lineage-conflict
+│   ├── PlanOutdated            plan-outdated
 │   └── ProcessingConflict      processing-conflict     .applied
 ├── StorageError
 │   ├── StoreUnavailable        store-unavailable
@@ -284,6 +285,12 @@ class VersionInUse(Conflict):
 
 class LineageConflict(Conflict):
     code = "lineage-conflict"
+
+
+class PlanOutdated(Conflict):
+    """What a plan was made for has changed since; nothing of it was done."""
+
+    code = "plan-outdated"
 
 
 class ProcessingConflict(Conflict):

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from registry.lineage import Lineage
     from registry.register import Registration
     from registry.resolve import ResolvedRef
+    from registry.retain import RetentionPlan
     from registry.runs import RunPlan, RunStep
     from registry.suite import SuiteAudit
     from registry.versions import AliasSpan, ModelSummary, Version, VersionSummary
@@ -466,6 +467,46 @@ class Registry:
 
         with self.database.write() as connection:
             return retire_version(connection, ref, force=force, reason=reason)
+
+    def protect(self, name: str, *, protect: bool = True) -> None:
+        """Protect a model, so that none of its versions can be retired; with `protect=False` no longer."""
+        from registry.retire import protect_model
+
+        with self.database.write() as connection:
+            protect_model(connection, name, protect=protect)
+
+    def plan_retention(
+        self,
+        name: str,
+        *,
+        keep_last: int | None = None,
+        keep_every: int | None = None,
+        keep_best: int | None = None,
+        by: str | None = None,
+    ) -> RetentionPlan:
+        """Say which steps of a model would be kept and which retired; nothing is changed.
+
+        Args:
+            name: the model.
+            keep_last: so many of the last steps.
+            keep_every: the steps that are multiples of it.
+            keep_best: so many of the best by the metric `by`.
+            by: a metric, `"loss"` or `"suite.loss"`; the lowest are best, with `-` before it the highest.
+        """
+        from registry.retain import Retention, plan_retention
+
+        with self.database.read() as connection:
+            return plan_retention(connection, name, Retention(keep_last, keep_every, keep_best, by))
+
+    def retain(self, plan: RetentionPlan) -> None:
+        """Carry out a plan of `plan_retention`, in one transaction; nothing is deleted.
+
+        Raises PlanOutdated if the model has changed since.
+        """
+        from registry.retain import carry_out
+
+        with self.database.write() as connection:
+            carry_out(connection, plan)
 
     def restore(self, ref: str) -> ResolvedRef:
         """Put a retired version back to use."""
