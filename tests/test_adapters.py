@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -20,6 +21,8 @@ from registry.errors import (
     ArchitectureMismatch,
     InvalidInput,
     MalformedArtifact,
+    SourceNotFound,
+    UnsafeArtifact,
     UnsupportedConfig,
     UnsupportedSource,
     UnusableWeights,
@@ -34,6 +37,8 @@ from tests.checkpoints import edit_config, make_tokenizer
 from tests.contents import read_contents
 
 MakeCheckpoint = Callable[..., Path]
+Tensors = dict[str, torch.Tensor]
+PICKLE = "adapter_model.bin"
 BOUND = 1e-4  # DESIGN.md §7, for float64
 PROBE = torch.randint(0, 211, (2, 64), generator=torch.Generator().manual_seed(1))
 
@@ -205,6 +210,49 @@ def test_a_merge_is_kept_in_float32_at_least(
     assert difference(log_probs(registry.load_hf("m").to(torch.bfloat16).float()), expected) > 100 * BOUND
 
 
+# --- as peft saved it before safetensors
+
+
+def test_a_pickled_adapter_is_the_same_network(shared: Registry, adapter: Path, tmp_path: Path) -> None:
+    pickled = tmp_path / "pickled"
+    shutil.copytree(adapter, pickled)
+    to_pickle(pickled)
+    content = (pickled / PICKLE).read_bytes()
+    plain = shared.register("from-safetensors", adapter, parent="llama")
+    done = shared.register("from-pickle", pickled, parent="llama")
+    assert done.version is not None and done.weights_digest == plain.weights_digest
+    assert [finding.code for finding in done.findings] == ["from-pickle", "base-not-confirmed", "identical-weights"]
+    assert done.version.provenance["pickles"] == {PICKLE: hashlib.sha256(content).hexdigest()}
+    assert [file.name for file in done.version.with_role("original")] == [
+        f"original_{CONFIG}",
+        f"original_{WEIGHTS}",
+    ]
+    kept = load_file(shared.path("from-pickle") / f"original_{WEIGHTS}")
+    given = load_file(adapter / WEIGHTS)
+    assert kept.keys() == given.keys() and all(torch.equal(kept[name], given[name]) for name in given)
+    assert {path.name for path in pickled.iterdir()} == {path.name for path in adapter.iterdir()} - {WEIGHTS} | {PICKLE}
+
+
+def test_a_pickle_beside_the_adapter_is_the_same_or_one_is_picked(
+    shared: Registry, adapter: Path, tmp_path: Path
+) -> None:
+    pickle_tensors(adapter)
+    done = shared.register("both-same", adapter, parent="llama")
+    assert "both-formats" in [finding.code for finding in done.findings]
+    pickle_tensors(adapter, lambda tensors: {name: 2 * tensor for name, tensor in tensors.items()})
+    with pytest.raises(UnsupportedSource, match="different weights") as refused:
+        shared.register("both-other", adapter, parent="llama")
+    assert "--weights safetensors or --weights bin" in str(refused.value.hint)
+    picked = shared.register("both-safetensors", adapter, parent="llama", weights="safetensors")
+    assert picked.weights_digest == done.weights_digest
+    other = shared.register("both-bin", adapter, parent="llama", weights="bin")
+    doubled = edit_tensors(adapter, lambda tensors: {name: 2 * tensor for name, tensor in tensors.items()})
+    (doubled / PICKLE).unlink()
+    assert other.weights_digest == shared.register("doubled", doubled, parent="llama").weights_digest
+    with pytest.raises(SourceNotFound, match=PICKLE):
+        shared.register("no-bin", doubled, parent="llama", weights="bin")
+
+
 # --- hazards (HAZARDS.md §2.5): ways in which an adapter silently is its base
 
 
@@ -285,19 +333,55 @@ def config(**changes: Any) -> Spoil:
     return lambda folder: edit_adapter(folder, **changes)
 
 
+def pickle_tensors(folder: Path, change: Callable[[Tensors], Any] = dict) -> None:
+    """Save the adapter's tensors as peft did before safetensors, beside them."""
+    torch.save(change(load_file(folder / WEIGHTS)), folder / PICKLE)
+
+
+def to_pickle(folder: Path, change: Callable[[Tensors], Any] = dict) -> None:
+    pickle_tensors(folder, change)
+    (folder / WEIGHTS).unlink()
+
+
+def put_code(folder: Path) -> None:
+    to_pickle(folder, lambda tensors: tensors | {"more": Path("x")})
+
+
 Q0 = "model.layers.0.self_attn.q_proj"
 REFUSED: dict[str, tuple[type[RegistryError], str, Spoil]] = {
     # --- files
-    "pickle": (
-        UnsupportedSource,
-        "no adapter_model.safetensors; an adapter is read from safetensors only",
-        lambda folder: (folder / WEIGHTS).rename(folder / "adapter_model.bin"),
-    ),
     "pickle beside": (
         UnsupportedSource,
-        "both safetensors and a pickle",
-        lambda folder: (folder / "adapter_model.bin").write_bytes(b""),
+        "both safetensors and adapter_model.bin, and they cannot be compared",
+        lambda folder: (folder / PICKLE).write_bytes(b""),
     ),
+    "other pickle beside": (
+        UnsupportedSource,
+        "both safetensors and adapter_model.bin, and they hold different weights: 1 tensors differ",
+        lambda folder: pickle_tensors(folder, lambda tensors: tensors | {min(tensors): 2 * tensors[min(tensors)]}),
+    ),
+    "shortened pickle beside": (
+        UnsupportedSource,
+        "both safetensors and adapter_model.bin, and they hold different weights",
+        lambda folder: pickle_tensors(folder, lambda tensors: {n: t for n, t in tensors.items() if Q0 not in n}),
+    ),
+    "pickle of integers": (
+        UnusableWeights,
+        "not floating-point",
+        lambda folder: to_pickle(folder, lambda tensors: {n: t.to(torch.int8) for n, t in tensors.items()}),
+    ),
+    "pickle of code": (UnsafeArtifact, "more than tensors: it asks for", lambda folder: put_code(folder)),
+    "pickle, a pair missing": (
+        WeightsMismatch,
+        f"no tensors for 2 .* such as base_model.model.{Q0}.lora_A",
+        lambda folder: to_pickle(folder, lambda tensors: {n: t for n, t in tensors.items() if Q0 not in n}),
+    ),
+    "pickle, wrapped": (
+        WeightsMismatch,
+        "belong to no layer",
+        lambda folder: to_pickle(folder, lambda tensors: {f"module.{n}": t for n, t in tensors.items()}),
+    ),
+    "no tensors at all": (SourceNotFound, "no adapter_model.safetensors", lambda folder: (folder / WEIGHTS).unlink()),
     "no config": (UnsupportedSource, "no adapter_config.json", lambda folder: (folder / CONFIG).unlink()),
     "config cut": (MalformedArtifact, "not JSON", lambda folder: (folder / CONFIG).write_text('{"r": ')),
     "tensors cut": (
