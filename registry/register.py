@@ -92,7 +92,8 @@ def register_version(
         unpacked = folder / "unpacked"
         unpacked.mkdir()
         location = _save_network(request.network, folder) if request.network is not None else request.source
-        checkpoint = read_checkpoint(location, unpacked, list(parents.values()), request.source_options)
+        options = replace(request.source_options, parity=request.parity)
+        checkpoint = read_checkpoint(location, unpacked, list(parents.values()), options)
         edges = _compare_with_parents(request, checkpoint, parents)
         lazy = request.source_options.lazy
         files = stage_files(

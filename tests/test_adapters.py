@@ -210,6 +210,59 @@ def test_a_merge_is_kept_in_float32_at_least(
     assert difference(log_probs(registry.load_hf("m").to(torch.bfloat16).float()), expected) > 100 * BOUND
 
 
+# --- in the precision that was asked for
+
+
+@pytest.mark.parametrize("name", ["linear", "DoRA", "IA3", "bias of LoRA's own"])
+def test_it_is_merged_in_float32_if_that_is_how_parity_is_measured(name: str, shared: Registry, tmp_path: Path) -> None:
+    family, kind, fields = GOOD[name]
+    adapted = make_adapted(family, kind, **fields)
+    folder = save_adapter(tmp_path / "adapter", adapted)
+    number = list(GOOD).index(name)
+    done = shared.register(f"float32/{number}", folder, parent=family, parity="float32")
+    assert done.version is not None and done.parity is not None and done.parity.dtype == "float32"
+    merge = done.version.provenance["merge"]
+    assert merge["dtype"] == "float32" and merge["n_tokens"] >= 512
+    assert 0 < merge["difference"] <= merge["bound"] == 1e-3
+    skipped = shared.register(f"skip/{number}", folder, parent=family, parity="skip")
+    assert skipped.version is not None and not skipped.version.is_verified
+    assert skipped.weights_digest == done.weights_digest
+    unmeasured = skipped.version.provenance["merge"]
+    assert (unmeasured["dtype"], unmeasured["difference"], unmeasured["bound"], unmeasured["n_tokens"]) == (
+        "float32",
+        None,
+        None,
+        None,
+    )
+    assert difference(log_probs(shared.load(done.version.ref, dtype="float64")), log_probs(adapted)) <= BOUND
+
+
+def test_a_parent_in_float64_keeps_its_bits(registry: Registry, make_checkpoint: MakeCheckpoint, adapter: Path) -> None:
+    base = make_checkpoint("llama", tokenizer=False)
+    AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64).save_pretrained(base)
+    registry.register("base", base)
+    done = registry.register("m", adapter, parent="base", parity="float32")
+    assert done.version is not None and done.version.dtype == "float64"
+    assert done.version.provenance["merge"]["dtype"] == "float64"
+    assert registry.register("exact", adapter, parent="base").weights_digest == done.weights_digest
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("parity", ["float32", "skip"])
+def test_unmeasured_or_not_what_is_not_finite_is_refused(
+    value: float, parity: Any, shared: Registry, adapter: Path
+) -> None:
+    fill(value)(adapter)
+    with pytest.raises(UnusableWeights, match="NaN or infinite"):
+        shared.register("not-finite", adapter, parent="llama", parity=parity)
+
+
+def test_what_becomes_infinite_by_merging_is_refused_unmeasured(shared: Registry, adapter: Path) -> None:
+    edit_tensors(adapter, lambda tensors: {name: tensor * 1e30 for name, tensor in tensors.items()})
+    with pytest.raises(UnsupportedSource, match="peft cannot merge this adapter"):
+        shared.register("overflow", adapter, parent="llama", parity="skip")
+
+
 # --- as peft saved it before safetensors
 
 

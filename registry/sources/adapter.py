@@ -64,6 +64,7 @@ def read_adapter(
         parent_files=[parent_folder / file.name for file in version.with_role("weights")],
         parent_ref=version.ref,
         parent_dtype=version.dtype,
+        parity=options.parity,
         folder=merged,
     )
     _copy_rest(folder, parent_folder, version, merged)
