@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from registry.architecture import Architecture, find_differences
+from registry.architecture import find_differences, find_parameter_differences
 from registry.errors import ArchitectureMismatch, InvalidInput, UnsupportedSource
 from registry.families import find_family, find_family_by_name
 from registry.families.family import Family, check_config
@@ -51,7 +51,7 @@ def read_adapter(
     version, parent_folder = parent.version, parent.open_folder()
     family = find_family_by_name(version.family)
     values = check_config(family, read_json_object(parent_folder / CONFIG))
-    _compare_config_beside(folder, family, family.describe(values), version)
+    _compare_config_beside(folder, family, values, version)
 
     from registry.sources.adapter_merge import merge_adapter
 
@@ -140,7 +140,7 @@ def _last_part(name: str) -> str:
     return name.rstrip("/").rpartition("/")[2].partition("@")[0].casefold()
 
 
-def _compare_config_beside(folder: Path, family: Family, architecture: Architecture, parent: Version) -> None:
+def _compare_config_beside(folder: Path, family: Family, values: Mapping[str, Any], parent: Version) -> None:
     """Refuse a config.json that lies beside the adapter and describes another architecture than the parent's.
 
     It is what the adapter was trained with: other rope scaling, say, with which the parent's config would be wrong.
@@ -149,7 +149,9 @@ def _compare_config_beside(folder: Path, family: Family, architecture: Architect
         return
     config = read_json_object(folder / CONFIG)
     beside = find_family(config)
-    differences = find_differences(architecture, beside.describe(check_config(beside, config)), family.config_keys)
+    given = check_config(beside, config)
+    differences = find_differences(family.describe(values), beside.describe(given), family.config_keys)
+    differences += find_parameter_differences(values, given)
     if differences:
         raise ArchitectureMismatch(
             f"The config.json beside the adapter does not describe its parent {parent.ref}.",
