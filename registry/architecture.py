@@ -111,6 +111,11 @@ _FOLLOWERS: Mapping[str, Iterable[str]] = {
 
 FIELDS: frozenset[str] = frozenset([*ALWAYS, *_EXPERTS, *(name for _, _, fields in CONDITIONAL for name in fields)])
 
+# config.json fields that add parameters which every HookedTransformer has anyway, as zeros or ones: they leave no trace
+# in an architecture, and are compared with a parent's all the same
+PARAMETER_FIELDS = ("attention_bias", "enable_bias", "layer_norm_elementwise_affine")
+N_PARAMETERS = "n_parameters"
+
 # HookedTransformer computes the same for each of these (tanh approximations of GELU, written differently).
 _SAME_ACTIVATION = {"gelu_fast": "gelu_new", "gelu_pytorch_tanh": "gelu_new"}
 
@@ -195,14 +200,24 @@ def find_differences(
     return tuple(Difference(name, parent.get(name), checkpoint.get(name), keys.get(name)) for name in names)
 
 
+def find_parameter_differences(parent: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> tuple[Difference, ...]:
+    """List the fields of PARAMETER_FIELDS in which two checked configs differ, as far as both have them."""
+    return tuple(
+        Difference(name, parent[name], checkpoint[name], name)
+        for name in PARAMETER_FIELDS
+        if name in parent and name in checkpoint and parent[name] != checkpoint[name]
+    )
+
+
 def check_allowed(allow: Iterable[str]) -> frozenset[str]:
-    """Return the names in `allow` as a set, refusing any that is no architecture field."""
+    """Return the names in `allow` as a set, refusing any that is no field in which a checkpoint can differ."""
     allowed = frozenset(allow)
-    for name in sorted(allowed - FIELDS):
-        similar = find_similar(name, FIELDS)
+    known = FIELDS.union(PARAMETER_FIELDS, [N_PARAMETERS])
+    for name in sorted(allowed - known):
+        similar = find_similar(name, known)
         raise UnknownField(
             f"--allow names {name!r}, which is no architecture field.",
-            hint=f"Did you mean {similar[0]}?" if similar else f"The fields are: {', '.join(sorted(FIELDS))}.",
+            hint=f"Did you mean {similar[0]}?" if similar else f"The fields are: {', '.join(sorted(known))}.",
             name=name,
             candidates=similar,
         )

@@ -110,7 +110,8 @@ def convert_network(
 ) -> HookedTransformer:
     """Convert a Hugging Face network to a HookedTransformer in `dtype` on `device`.
 
-    Processing is done in float32 whatever `dtype` is, as transformer-lens does; the result is cast at the end.
+    Processing is done in float32 whatever `dtype` is, as transformer-lens does; the result is cast at the end. Only
+    attention matrices are refactored in float64.
     """
     tensors = convert_weights(network, family, architecture, processing)
     cfg = make_hooked_config(
@@ -162,8 +163,17 @@ def _process_weights(
         return tensors
     from transformer_lens.weight_processing import ProcessWeights  # takes seconds, and only processing needs it
 
+    refactors = processing.refactor_factored_attn_matrices
+    others = replace(processing, refactor_factored_attn_matrices=False)
     with quiet():
-        tensors = ProcessWeights.process_weights(tensors, cfg, **vars(processing))
+        tensors = ProcessWeights.process_weights(tensors, cfg, **vars(others))
+        if refactors:
+            dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
+            # in float32 the singular values leave W_Q @ W_K.T 1.2e-6 off, and unscaled scores make much of that:
+            # GPT-Neo's log-probs are up to 5e-4 off then, with scores of 40, and 5e-13 in float64
+            wide = {name: tensor.double() if ".attn." in name else tensor for name, tensor in tensors.items()}
+            refactored = ProcessWeights.refactor_factored_attn_matrices(wide, cfg)
+            tensors = {name: tensor.to(dtypes[name]) for name, tensor in refactored.items()}
     return _drop_folded_norms(tensors) if processing.fold_ln else tensors
 
 

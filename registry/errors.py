@@ -294,7 +294,7 @@ class PlanOutdated(Conflict):
 
 
 class ProcessingConflict(Conflict):
-    """Weights were wanted without a processing that was applied before they were registered; it cannot be undone."""
+    """The processing that weights have gone through is not what was wanted, or not what is recorded."""
 
     code = "processing-conflict"
 

@@ -244,6 +244,7 @@ def _describe(draft: Draft) -> dict[str, Any]:
         "weights_digest": draft.weights_digest,
         "fingerprint": draft.architecture.fingerprint,
         "vocabulary_digest": draft.vocabulary_digest,
+        "processing": None if draft.processing is None else list(draft.processing),
         "files": {file.name: file.digest for file in draft.files},
         "parents": {edge.ref: edge.relation for edge in draft.parents},
         "admitted": sorted({difference.field for edge in draft.parents for difference in edge.admitted_differences}),

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from sqlalchemy import Connection
 
-from registry.architecture import Architecture, Difference, check_allowed, find_differences, refuse_differences
+from registry.architecture import Architecture, Difference, check_allowed
 from registry.checkpoint import Checkpoint, read_checkpoint
 from registry.database import Database
 from registry.errors import InvalidInput, LineageConflict
 from registry.fetch import ParityChoice, describe_parity, fetch_version
 from registry.files import open_files
+from registry.parents import compare_with_parent
 from registry.progress import Progress, no_progress
 from registry.query import find_same_weights, find_step, read_newest, read_version
 from registry.record import Draft, ParentEdge, find_existing, record_version
@@ -94,8 +95,9 @@ def register_version(
         unpacked = folder / "unpacked"
         unpacked.mkdir()
         location = _save_network(request.network, folder) if request.network is not None else request.source
-        checkpoint = read_checkpoint(location, unpacked, list(parents.values()), request.source_options)
-        edges = _compare_with_parents(request, checkpoint, parents)
+        options = replace(request.source_options, parity=request.parity)
+        checkpoint = read_checkpoint(location, unpacked, list(parents.values()), options)
+        edges = _compare_with_parents(store, request, checkpoint, parents)
         lazy = request.source_options.lazy
         files = stage_files(
             store, checkpoint.source, folder, link=request.link, lazy=lazy, dry_run=request.dry_run, progress=progress
@@ -172,17 +174,15 @@ def _read_parent(
 
 
 def _compare_with_parents(
-    request: Request, checkpoint: Checkpoint, parents: Mapping[int, ParentVersion]
+    store: LocalStore, request: Request, checkpoint: Checkpoint, parents: Mapping[int, ParentVersion]
 ) -> list[ParentEdge]:
     """Compare with every parent, and make the edges with what was admitted."""
     allowed = check_allowed(request.allow)
     relation = request.relation or checkpoint.source.relation or ("merged" if len(parents) > 1 else "finetuned")
     edges = []
     for parent_id, parent in parents.items():
-        known, ref = Architecture(parent.version.architecture), parent.version.ref
-        differences = find_differences(known, checkpoint.architecture, checkpoint.config_keys)
-        admitted = refuse_differences(ref, request.source, differences, allowed)
-        edges.append(ParentEdge(parent_id, ref, relation, admitted))
+        admitted = compare_with_parent(store, parent.version, checkpoint, request.source, allowed)
+        edges.append(ParentEdge(parent_id, parent.version.ref, relation, admitted))
     return edges
 
 
