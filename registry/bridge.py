@@ -155,7 +155,7 @@ def _wrap(
     adapter.cfg.device = str(source.device)
     adapter.cfg.n_ctx = _NO_LIMIT if architecture["n_ctx"] is None else architecture["n_ctx"]
     if family.adapt_bridge is not None:
-        family.adapt_bridge(adapter)
+        family.adapt_bridge(adapter, source.config)
     adapter.prepare_model(source)
     return RegisteredBridge(source, adapter, tokenizer and fit_tokenizer(adapter.cfg, tokenizer))
 

@@ -133,7 +133,6 @@ GRANITE = LLAMA | {
     "mlp_bias": True,
 }
 STABLELM = LLAMA | {"use_qkv_bias": True, "qk_layernorm": True}
-COHERE = LLAMA | {"logit_scale": 0.8, "attention_bias": True, "pad_token_id": 0}
 QWEN_MOE = LLAMA | {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "norm_topk_prob": True}
 CLASSES = {
     "bloom": ("BloomForCausalLM", "BloomConfig", BLOOM),
@@ -159,7 +158,6 @@ CLASSES = {
     "olmo3": ("Olmo3ForCausalLM", "Olmo3Config", OLMO3),
     "olmoe": ("OlmoeForCausalLM", "OlmoeConfig", OLMOE),
     # these only a bridge can run
-    "cohere": ("CohereForCausalLM", "CohereConfig", COHERE),
     "falcon": ("FalconForCausalLM", "FalconConfig", FALCON),
     "gpt_bigcode": ("GPTBigCodeForCausalLM", "GPTBigCodeConfig", GPT2),
     "granite": ("GraniteForCausalLM", "GraniteConfig", GRANITE),

@@ -12,7 +12,6 @@ from registry.errors import MalformedArtifact, UnsupportedFamily
 from registry.families import (
     apertus,
     bloom,
-    cohere,
     falcon,
     gemma,
     gemma2,
@@ -69,7 +68,7 @@ _MODULES = (
     qwen2,
     qwen3,
 )
-_BRIDGED_MODULES = (cohere, falcon, gpt_bigcode, granite, mamba, qwen2_moe, qwen3_moe, stablelm, starcoder2)
+_BRIDGED_MODULES = (falcon, gpt_bigcode, granite, mamba, qwen2_moe, qwen3_moe, stablelm, starcoder2)
 FAMILIES: Mapping[str, Family] = {module.FAMILY.class_name: module.FAMILY for module in _MODULES}
 BRIDGED_FAMILIES: Mapping[str, Family] = {module.FAMILY.class_name: module.FAMILY for module in _BRIDGED_MODULES}
 

@@ -12,12 +12,16 @@ from typing import Any
 
 from registry.architecture import Architecture, describe_bridged_architecture
 from registry.families import like_llama, rope
-from registry.families.fields import Field
+from registry.families.fields import Field, refuse_value
 
 NO_BRIDGE = (
     "transformer-lens's TransformerBridge computes something else here. transformers itself can run this network."
 )
 
+# those that transformers's networks and their bridges were seen to compute alike
+_ACTIVATIONS = {
+    *("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu", "swish", "tanh"),
+}
 # field of the architecture -> the argument of the config class that says the same
 LIKE_LLAMA: Mapping[str, str] = {
     "d_model": "hidden_size",
@@ -36,6 +40,13 @@ EXPERTS: Mapping[str, str] = {
     "experts_per_token": "num_experts_per_tok",
     "norm_topk_prob": "norm_topk_prob",
 }
+
+
+def check_activation(name: str, value: str) -> None:
+    """Refuse an activation that is none of transformers's plain ones; `name` is the field that gives it."""
+    if value not in _ACTIVATIONS:
+        hint = f"What is provided for: {', '.join(sorted(_ACTIVATIONS))}."
+        raise refuse_value(name, value, "this activation is not provided for", hint)
 
 
 def describe(family: str, arguments: Mapping[str, Any], words: Mapping[str, str], **fields: Any) -> Architecture:
@@ -60,6 +71,7 @@ def describe_like_llama(
     **fields: Any,
 ) -> Architecture:
     """Describe a network with Llama's heads and rotary positions, or raise UnsupportedConfig."""
+    check_activation("hidden_act", config["hidden_act"])
     return describe_rotary(family, arguments, words, d_head=like_llama.read_heads(config)[1], **fields)
 
 

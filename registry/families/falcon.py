@@ -104,18 +104,19 @@ def describe(config: Mapping[str, Any]) -> Architecture:
     if d_head % 2:
         why = f"rotary embeddings turn pairs, and a head has {d_head} dimensions"
         raise refuse_value("num_attention_heads", n_heads, why)
+    bridged.check_activation("activation", config["activation"])
     return bridged.describe_rotary("falcon", make_arguments(config), _WORDS, d_head=d_head)
 
 
-def adapt_bridge(adapter: Any) -> None:
+def adapt_bridge(adapter: Any, config: Any) -> None:
     """Split the newer kind's fused matrix by groups, and name its norm as transformers does where it has one."""
-    cfg = adapter.cfg
-    if not cfg.new_decoder_architecture:
+    if not config.new_decoder_architecture:
         return
     parts = adapter.component_mapping["blocks"].submodules
-    n_groups = cfg.n_key_value_heads or cfg.n_heads
-    parts["attn"].split_qkv_matrix = lambda attention: _split_groups(attention.query_key_value, n_groups, cfg.d_head)
-    if cfg.num_ln_in_parallel_attn == 1:
+    parts["attn"].split_qkv_matrix = lambda attention: _split_groups(
+        attention.query_key_value, config.num_kv_heads, config.head_dim
+    )
+    if config.num_ln_in_parallel_attn == 1:
         parts["ln1"].name = "input_layernorm"
 
 

@@ -23,6 +23,7 @@ from registry.weights import TensorHeader
 if TYPE_CHECKING:
     import torch
     from transformer_lens import HookedTransformerConfig
+    from transformers import PreTrainedConfig
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ class Family:
     """What files call the matrices of an expert, where transformers's network has them fused and files do not."""
     router: str = ""
     """Which module of a layer chooses the experts, in transformers's network."""
-    adapt_bridge: Callable[[Any], None] | None = None
-    """Puts right what transformer-lens's adapter of this family gets wrong; it is given that adapter, to change it."""
+    adapt_bridge: Callable[[Any, PreTrainedConfig], None] | None = None
+    """Puts right what transformer-lens's adapter, which it changes, gets wrong of a network with this config."""
 
     def canonical_names(self, names: Iterable[str]) -> dict[str, str]:
         """Map the names of a checkpoint's tensors to those that transformers writes today, without ignored buffers.
@@ -137,14 +138,14 @@ def check_config(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
                 value=repr(value)[:200],
             )
     return {
-        name: _check_value(name, rule, given.get(name, rule.default))
+        name: _check_value(name, rule, given[name]) if name in given else rule.default
         for name, rule in family.fields.items()
         if rule.role == "used"
     }
 
 
 def _check_value(name: str, rule: Field, value: Any) -> Any:
-    if value is None and (rule.optional or rule.default is None):
+    if value is None and rule.optional:
         return None
     if type(value) is str and value == rule.default:
         return value  # Mamba's time_step_rank is "auto" or a number

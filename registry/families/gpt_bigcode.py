@@ -33,7 +33,7 @@ FIELDS = {
     "n_inner": used(int, None, optional=True),
     "activation_function": used(str, "gelu_pytorch_tanh"),
     "layer_norm_epsilon": used(float, 1e-5),
-    "scale_attn_weights": used(bool, True),
+    "scale_attn_weights": only(True, "transformer-lens's bridge divides attention scores always", bridged.NO_BRIDGE),
     "tie_word_embeddings": used(bool, True),
     "multi_query": only(True, "transformer-lens's bridge takes one key and value for all heads", bridged.NO_BRIDGE),
     "num_key_value_heads": only(1, "with multi_query there is one key and value for all heads", bridged.NO_BRIDGE),
@@ -52,17 +52,14 @@ FIELDS = {
 }
 
 
-def make_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Give GPTBigCodeConfig the width of its MLP in any case."""
-    return {**config, "n_inner": config["n_inner"] or 4 * config["n_embd"]}
-
-
 def describe(config: Mapping[str, Any]) -> Architecture:
     """Map GPTBigCode's config fields to the canonical architecture."""
     d_model, n_heads = config["n_embd"], config["n_head"]
     if d_model % n_heads:
         raise refuse_value("n_head", n_heads, f"n_embd = {d_model} is no multiple of it")
-    return bridged.describe("gpt_bigcode", make_arguments(config), _WORDS, positional_embedding_type="standard")
+    bridged.check_activation("activation_function", config["activation_function"])
+    filled = {**config, "n_inner": config["n_inner"] or 4 * d_model}
+    return bridged.describe("gpt_bigcode", filled, _WORDS, positional_embedding_type="standard")
 
 
 FAMILY = Family(
@@ -74,7 +71,6 @@ FAMILY = Family(
     describe=describe,
     convert=None,
     config_keys=bridged.name_keys(FIELDS, _WORDS),
-    arguments=make_arguments,
     base_prefix="transformer.",
     tied=("transformer.wte.weight", "lm_head.weight"),
     spellings={

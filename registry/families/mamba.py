@@ -33,7 +33,7 @@ FIELDS = {
     "layer_norm_epsilon": used(float, 1e-5),
     "expand": used(int, 2),
     # no field of the config class, but where it is given it takes the place of what expand makes
-    "intermediate_size": used(int, None, optional=True),
+    "intermediate_size": used(int, None),
     "conv_kernel": used(int, 4),
     "use_bias": used(bool, False),
     "use_conv_bias": used(bool, True),
@@ -74,6 +74,7 @@ def make_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def describe(config: Mapping[str, Any]) -> Architecture:
     """Map Mamba's config fields to the canonical architecture."""
+    bridged.check_activation("hidden_act", config["hidden_act"])
     return bridged.describe("mamba", make_arguments(config), _WORDS, n_ctx=None, positional_embedding_type=None)
 
 

@@ -20,9 +20,9 @@ FIELDS = {
     "hidden_size": used(int, 2048),
     "num_hidden_layers": used(int, 24),
     "num_attention_heads": used(int, 16),
-    "num_key_value_heads": used(int, 16, optional=True),
+    "num_key_value_heads": used(int, 16),
     # no field of the config class, but the network reads it where it is given
-    "head_dim": used(int, None, optional=True),
+    "head_dim": used(int, None),
     "hidden_act": used(str, "silu"),
     "max_position_embeddings": used(int, 32768),
     "rms_norm_eps": used(float, 1e-6),

@@ -20,7 +20,7 @@ FIELDS = {
     "num_attention_heads": used(int, 32),
     "num_key_value_heads": used(int, 4),
     # no field of the config class, but the network reads it where it is given
-    "head_dim": used(int, None, optional=True),
+    "head_dim": used(int, None),
     "hidden_act": used(str, "silu"),
     "max_position_embeddings": used(int, 32768),
     "rms_norm_eps": used(float, 1e-6),

@@ -1,4 +1,7 @@
-"""StarCoder2: `Starcoder2ForCausalLM`, with LayerNorm, biases, rotary positions and a window; a bridge runs it."""
+"""StarCoder2: `Starcoder2ForCausalLM`, with LayerNorm, biases, rotary positions and a window; a bridge runs it.
+
+transformer-lens 3.9 does not read `norm_epsilon`, and its bridge would have 1e-5 whatever that is.
+"""
 
 from __future__ import annotations
 
@@ -42,6 +45,11 @@ def describe(config: Mapping[str, Any]) -> Architecture:
     return bridged.describe_like_llama("starcoder2", config, arguments, **windows)
 
 
+def adapt_bridge(adapter: Any, config: Any) -> None:
+    """Give the bridge the epsilon of the norms."""
+    adapter.cfg.eps = config.norm_epsilon
+
+
 FAMILY = Family(
     name="starcoder2",
     class_name="Starcoder2ForCausalLM",
@@ -60,4 +68,5 @@ FAMILY = Family(
     base_prefix=like_llama.BASE_PREFIX,
     tied=like_llama.TIED,
     ignored=like_llama.IGNORED,
+    adapt_bridge=adapt_bridge,
 )

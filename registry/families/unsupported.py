@@ -45,6 +45,10 @@ _BRIDGED = """
 """
 BRIDGED = frozenset(_BRIDGED.split())
 
+# measured on networks with randomised norms and biases, with transformer-lens 3.9
+_WRONG_BRIDGES = {
+    "CohereForCausalLM": "something else: 0.8 to 14 nats off (it rotates halves of a head, and Cohere adjacent pairs)",
+}
 _NO_CONVERTER = "transformer-lens has no converter for it"
 # what the name of an architecture class says about it, first match first; the group is the name without its head
 _REASONS = (
@@ -83,10 +87,13 @@ def refuse_architecture(class_name: str, convertible: Iterable[str], bridged: It
     whole = [name for name in known if stem and name in (f"{stem}ForCausalLM", f"{stem}LMHeadModel")]
     similar = find_similar(class_name, [*known, *bridged])
     hints = []
-    if class_name in BRIDGED:
+    if class_name in _WRONG_BRIDGES:
+        hints.append(f"transformer-lens's TransformerBridge builds it, and computes {_WRONG_BRIDGES[class_name]}.")
+    elif class_name in BRIDGED:
         hints.append(
             "transformer_lens.model_bridge.TransformerBridge can run it, outside of the registry: "
-            "TransformerBridge.boot_transformers(folder)."
+            "TransformerBridge.boot_transformers(folder). Nobody has measured here whether that computes the same as "
+            "transformers does, so compare their logits first."
         )
     elif why is None and similar:
         hints.append(f"Did you mean {similar[0]}?")
