@@ -134,7 +134,7 @@ def check_config(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
             raise UnsupportedConfig(
                 f"config.json has {name} = {shorten(value)}, only {rule.default!r} can be converted: {rule.reason}.",
                 field=name,
-                hint=rule.hint,
+                hint=rule.hint.replace("{class_name}", family.class_name),
                 value=repr(value)[:200],
             )
     return {
