@@ -153,12 +153,12 @@ def summary_row(one: VersionSummary) -> dict[str, Any]:
 def version_facts(version: Version) -> dict[str, str | None]:
     """Give what tells a version from others, for a card."""
     fields = version.architecture
+    sizes = ", ".join(f"{name} {fields[name]}" for name in _SIZES if name in fields)
     return {
         "step": None if version.step is None else f"{version.step}",
         "weights": f"{name_weights(version.weights_digest)}  {format_parameters(version.n_parameters)} parameters, "
         f"{version.dtype}, {format_size(version.size_bytes)}",
-        "architecture": f"{version.family}  d_model {fields['d_model']}, n_layers {fields['n_layers']}, "
-        f"n_heads {fields['n_heads']}, d_vocab {fields['d_vocab']}  (sha256:{version.fingerprint[:16]})",
+        "architecture": f"{version.family}  {sizes}  (sha256:{version.fingerprint[:16]})",
         "registered": f"{format_instant(version.created_at)} UTC",
     }
 
@@ -187,6 +187,8 @@ def describe_version(version: Version) -> dict[str, str | None]:
     }
 
 
+# of an architecture, what tells people which it is; Mamba has no heads
+_SIZES = ("d_model", "n_layers", "n_heads", "d_vocab")
 _METRICS = ("raw", "processed", "bridge")
 
 

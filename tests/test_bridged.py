@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformer_lens.model_bridge import TransformerBridge
 
-from cli.versions import describe_parity
+from cli.versions import describe_parity, describe_version
 from registry import Registry
 from registry.architecture import Architecture
 from registry.errors import (
@@ -97,6 +97,8 @@ def test_it_is_measured_against_its_bridge(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_there_is_no_hooked_transformer_and_the_bridge_is_named(name: str, shared: Registry) -> None:
+    card = describe_version(shared.version(name))
+    assert str(card["architecture"]).startswith(f"{name}  d_model ") and str(card["parity"]).startswith("bridge ")
     with pytest.raises(UnsupportedFamily, match="cannot be converted to a HookedTransformer") as refused:
         shared.load(name)
     assert f'Registry.load_bridge("{name}@v1")' in str(refused.value.hint)
