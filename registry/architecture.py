@@ -4,6 +4,9 @@ The fields are `HookedTransformerConfig`'s, in the words of transformer-lens 3.9
 change the computed function (found by changing each one over 15 families: HAZARDS.md §3). What only matters under a
 condition (`rotary_base` without rotary embeddings, `window_size` without local attention) is left out when the
 condition does not hold, so that equal functions have equal fingerprints.
+
+Of a network that no HookedTransformer can be, those words say some of it only. Its architecture names its family, and
+has all else that decides the function in the words of that family's own config.json, as `config.NAME`.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -100,6 +104,8 @@ CONDITIONAL: tuple[tuple[str, Any, dict[str, Any]], ...] = (
     ("use_logn_attn", True, {"train_seq_length": ...}),
     ("use_dynamic_ntk_rope", True, {"train_seq_length": ...}),
 )
+# what every architecture has, whatever it cannot say otherwise
+_SIZES = ("d_model", "n_layers", "d_vocab", "n_ctx", "positional_embedding_type", "tie_word_embeddings")
 _EXPERTS: dict[str, Any] = {"experts_per_token": ..., "norm_topk_prob": False}
 
 # field -> those that are admitted with it: they are there because of it, or say the same again
@@ -108,6 +114,10 @@ _FOLLOWERS: Mapping[str, Iterable[str]] = {
     "num_experts": _EXPERTS,
     **{condition: names for condition, _, names in CONDITIONAL if condition.startswith("use_")},
 }
+
+# which family it is whose own words are the fields `config.NAME`; none where HookedTransformerConfig's words say all
+FAMILY = "family"
+_OWN_WORD = re.compile(r"config\.[A-Za-z_0-9]+")
 
 FIELDS: frozenset[str] = frozenset([*ALWAYS, *_EXPERTS, *(name for _, _, fields in CONDITIONAL for name in fields)])
 
@@ -187,13 +197,27 @@ def describe_architecture(**fields: Any) -> Architecture:
     return Architecture(canonical)
 
 
+def describe_bridged_architecture(family: str, config: Mapping[str, Any], **fields: Any) -> Architecture:
+    """Build the architecture of a network that no HookedTransformer can be, for want of words.
+
+    `fields` are in HookedTransformerConfig's words; all else that decides the function is in `config`, in the family's.
+    Two families never have equal fingerprints, since each gives the words of its config a meaning of its own.
+    """
+    unknown = set(fields) - FIELDS
+    if unknown:
+        raise ValueError(f"not fields of an architecture: {sorted(unknown)}")
+    sizes = {name: fields[name] for name in _SIZES}
+    own = {f"config.{name}": value for name, value in config.items()}
+    return Architecture({FAMILY: family, "d_vocab_out": fields["d_vocab"], **sizes, **fields, **own})
+
+
 def find_differences(
     parent: Architecture, checkpoint: Architecture, config_keys: Mapping[str, str] | None = None
 ) -> tuple[Difference, ...]:
     """List the fields in which `checkpoint` differs from `parent`; `config_keys` names the config.json keys."""
     names = [
         name
-        for name in [*ALWAYS, *sorted(FIELDS - set(ALWAYS))]
+        for name in [FAMILY, *ALWAYS, *sorted({*parent.fields, *checkpoint.fields} - {FAMILY, *ALWAYS})]
         if parent.get(name, _ABSENT) != checkpoint.get(name, _ABSENT)
     ]
     keys = config_keys or {}
@@ -212,8 +236,10 @@ def find_parameter_differences(parent: Mapping[str, Any], checkpoint: Mapping[st
 def check_allowed(allow: Iterable[str]) -> frozenset[str]:
     """Return the names in `allow` as a set, refusing any that is no field in which a checkpoint can differ."""
     allowed = frozenset(allow)
-    known = FIELDS.union(PARAMETER_FIELDS, [N_PARAMETERS])
+    known = FIELDS.union(PARAMETER_FIELDS, [N_PARAMETERS, FAMILY])
     for name in sorted(allowed - known):
+        if _OWN_WORD.fullmatch(name):
+            continue
         similar = find_similar(name, known)
         raise UnknownField(
             f"--allow names {name!r}, which is no architecture field.",

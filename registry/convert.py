@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import PreTrainedModel
 
-from registry.architecture import Architecture
+from registry.architecture import FAMILY, Architecture
 from registry.errors import UnusableWeights, WeightsMismatch
 from registry.families.family import Family
+from registry.families.unsupported import refuse_hooked_transformer
 from registry.networks import make_hooked_config, make_hooked_network
 from registry.processing import POST_NORM_BLOCKS, can_center_writing
 from registry.quiet import quiet
@@ -54,6 +55,8 @@ def guard_processing(architecture: Architecture, wanted: Processing) -> Processi
     shortformers, make folding and centring wrong, too.
     """
     allowed = wanted
+    if FAMILY in architecture.fields:  # no words for what would be in the way; bridges are measured when they are built
+        return wanted
     if architecture["positional_embedding_type"] == "shortformer":
         allowed = replace(allowed, fold_ln=False, center_writing_weights=False)
     if architecture["normalization_type"] == "LN" and architecture["final_rms"]:
@@ -124,6 +127,8 @@ def convert_weights(
     network: PreTrainedModel, family: Family, architecture: Architecture, processing: Processing
 ) -> dict[str, torch.Tensor]:
     """Return the state dict in hooked layout, processed, in the network's dtype; raw tensors are views of its own."""
+    if family.convert is None:
+        raise refuse_hooked_transformer(family, "The network cannot be converted", "Take a TransformerBridge.")
     cfg = make_hooked_config(architecture, family, folded=False, dtype=network.dtype, device="cpu")
     tensors = {name: tensor.detach() for name, tensor in family.convert(network, cfg).items()}
     for name in family.absent:

@@ -261,7 +261,7 @@ def _verify(
     """Check tensors and tokenizer, convert and measure parity; return the vocabulary digest and the measurement."""
     from registry.tokenizers import check_tokenizer, load_tokenizer
 
-    if request.parity != "skip":
+    if request.parity != "skip" and not checkpoint.is_bridged_only:
         import registry.hooked_transformer  # noqa: F401 (raises HookedTransformerMissing)
     _check_tensors(checkpoint, weights)
     vocabulary_digest = None
@@ -295,7 +295,7 @@ def _measure_parity(
         return verify_hooked_weights(
             checkpoint.architecture, applied, paths, choice=request.parity, location=request.source, progress=progress
         )
-    from registry.verify import verify_weights
+    from registry.verify_weights import verify_weights
 
     return verify_weights(
         checkpoint.family,

@@ -82,7 +82,7 @@ class Version:
 
     @property
     def parity(self) -> dict[str, Measurement]:
-        """The newest parity measurements, by metric (`raw`, `processed`); empty when it was not verified."""
+        """The newest parity measurements, by metric (`raw`, `processed`, `bridge`); empty when it was not verified."""
         return {m.metric: m for m in self.validations if m.suite == "parity"}
 
     @property

@@ -38,7 +38,9 @@ MakeCheckpoint = Callable[..., Path]
         ({"architectures": ["GPT2LMHeadModel", "LlamaForCausalLM"]}, MalformedArtifact, "architectures is"),
         ({"architectures": ["GPT2LMHeadModel"], "model_type": "llama"}, MalformedArtifact, "model_type 'llama'"),
         ({"architectures": ["GPT2LMHeadModel"], "model_type": ["gpt2"]}, MalformedArtifact, "model_type"),
-        ({"architectures": ["StableLmForCausalLM"]}, UnsupportedFamily, "StableLmForCausalLM"),
+        ({"architectures": ["Cohere2ForCausalLM"]}, UnsupportedFamily, "Cohere2ForCausalLM"),
+        ({"architectures": ["StableLmForCausalLm"]}, UnsupportedFamily, "Did you mean StableLmForCausalLM?"),
+        ({"architectures": ["FalconForCausalLM"], "model_type": "RefinedWeb"}, MalformedArtifact, "'RefinedWeb'"),
         ({"architectures": ["GPT2LMHead"]}, UnsupportedFamily, "Did you mean GPT2LMHeadModel?"),
         ({"architectures": ["GPT2ForSequenceClassification"]}, UnsupportedFamily, "cannot be converted"),
         ({"architectures": ["LlamaModel"]}, UnsupportedFamily, "cannot be converted"),
@@ -57,9 +59,9 @@ def test_the_family_is_what_config_json_says_and_nothing_else(
 @pytest.mark.parametrize(
     ("class_name", "why", "hint"),
     [
-        ("StableLmForCausalLM", "no converter", "TransformerBridge can run it"),
-        ("FalconForCausalLM", "no converter", "TransformerBridge can run it"),
-        ("MambaForCausalLM", "recurrent", "TransformerBridge can run it"),
+        ("Cohere2ForCausalLM", "no converter", "TransformerBridge can run it"),
+        ("CohereForCausalLM", "no converter", "0.8 to 14 nats off"),
+        ("Mamba2ForCausalLM", "recurrent", "TransformerBridge can run it"),
         ("FalconMambaForCausalLM", "recurrent", "TransformerBridge can run it"),
         ("T5ForConditionalGeneration", "encoder", "TransformerBridge can run it"),
         ("T5EncoderModel", "encoder", ""),
@@ -83,7 +85,7 @@ def test_what_cannot_be_a_hooked_transformer_is_refused_with_the_reason(class_na
         find_family({"architectures": [class_name]})
     assert refused.value.fields["family"] == class_name
     assert why in refused.value.message and hint in str(refused.value.hint)
-    assert "GPT2LMHeadModel, " in str(refused.value.hint)
+    assert "GPT2LMHeadModel, " in str(refused.value.hint) and "StableLmForCausalLM" in str(refused.value.hint)
     assert ("TransformerBridge" in str(refused.value.hint)) == (class_name in SUPPORTED_ARCHITECTURES)
 
 
