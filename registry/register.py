@@ -14,12 +14,20 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from sqlalchemy import Connection
 
+from registry.absent import explain_declarations
 from registry.architecture import Architecture, Difference, check_allowed, find_differences, refuse_differences
 from registry.checkpoint import Checkpoint, read_checkpoint
 from registry.database import Database
-from registry.errors import InvalidInput, LineageConflict
+from registry.errors import InvalidInput
 from registry.fetch import ParityChoice, describe_parity, fetch_version
 from registry.files import open_files
+from registry.parents import (
+    check_relations,
+    choose_relations,
+    declare_absent,
+    parse_absent_parents,
+    refuse_other_lineage,
+)
 from registry.progress import Progress, no_progress
 from registry.query import find_same_weights, read_newest, read_version
 from registry.record import Draft, ParentEdge, find_existing, record_version
@@ -37,8 +45,7 @@ from registry.stage import (
     stage_files,
 )
 from registry.store import LocalStore
-from registry.tables import RELATIONS
-from registry.versions import Version
+from registry.versions import AbsentParent, Version
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -48,12 +55,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """What somebody asks to have registered: what is at `source`, or the network in memory that it then describes."""
+    """What somebody asks to have registered: what is at `source`, or the network in memory that it then describes.
+
+    `relations` are those of single parents, absent or not, as they are written; `relation` is that of all others.
+    """
 
     name: str
     source: str
     parents: tuple[str, ...] = ()
     relation: str | None = None
+    relations: Mapping[str, str | None] = field(default_factory=dict)
+    absent_parents: tuple[str, ...] = ()
     step: int | None = None
     allow: tuple[str, ...] = ()
     note: str | None = None
@@ -86,14 +98,19 @@ def register_version(
     """Register what `request` describes, or raise a RegistryError and leave nothing behind."""
     _check_request(request)
     with database.read() as connection:
-        found = [_read_parent(connection, database, store, ref, progress) for ref in request.parents]
-    parents = dict(found)  # two refs may mean one version
+        found = {ref: _read_parent(connection, database, store, ref, progress) for ref in request.parents}
+    parents = dict(found.values())  # two refs may mean one version
     with open_working_folder(store, dry_run=request.dry_run) as folder:
         unpacked = folder / "unpacked"
         unpacked.mkdir()
         location = _save_network(request.network, folder) if request.network is not None else request.source
         checkpoint = read_checkpoint(location, unpacked, list(parents.values()), request.source_options)
-        edges = _compare_with_parents(request, checkpoint, parents)
+        default = request.relation or checkpoint.source.relation or _guess_relation(request, len(parents))
+        relations = choose_relations({ref: one for ref, (one, _) in found.items()}, request.relations, default)
+        absent = parse_absent_parents(request.absent_parents, request.relations, default, request.allow)
+        edges = _compare_with_parents(request, checkpoint, parents, relations)
+        with database.read() as connection:
+            declare_absent(connection, request.source, checkpoint, absent, parents)
         lazy = request.source_options.lazy
         files = stage_files(
             store, checkpoint.source, folder, link=request.link, lazy=lazy, dry_run=request.dry_run, progress=progress
@@ -105,8 +122,8 @@ def register_version(
             return _heal(database, store, unchanged, files, request, progress)
         vocabulary_digest, parity = _verify(request, checkpoint, weights, files, progress)
         with database.read() as connection:
-            findings = _find_notable(connection, request.name, checkpoint, weights, vocabulary_digest, edges)
-        draft = _make_draft(request, checkpoint, weights, vocabulary_digest, files, edges, findings, parity)
+            findings = _find_notable(connection, request.name, checkpoint, weights, vocabulary_digest, files, edges)
+        draft = _make_draft(request, checkpoint, weights, vocabulary_digest, files, edges, absent, findings, parity)
         registration = _describe(draft, parity, version=None)
         if request.dry_run:
             return registration
@@ -130,9 +147,9 @@ def _check_request(request: Request) -> None:
     for key, value in request.tags.items():
         check_tag_key(key)
         check_text(value, f"tag {key}")
-    if request.relation is not None and request.relation not in RELATIONS:
-        raise InvalidInput(f"{request.relation!r} is no relation.", hint=f"The relations are: {', '.join(RELATIONS)}.")
-    if request.relation is not None and not request.parents:
+    check_relations([request.relation, *request.relations.values()])
+    parse_absent_parents(request.absent_parents, request.relations, "finetuned", request.allow)
+    if request.relation is not None and not (request.parents or request.absent_parents):
         raise InvalidInput("A relation needs a parent.", hint="Name it with --parent REF.")
     if request.source_options.lazy and request.parity is not None:
         raise InvalidInput(
@@ -170,18 +187,21 @@ def _read_parent(
 
 
 def _compare_with_parents(
-    request: Request, checkpoint: Checkpoint, parents: Mapping[int, ParentVersion]
+    request: Request, checkpoint: Checkpoint, parents: Mapping[int, ParentVersion], relations: Mapping[int, str]
 ) -> list[ParentEdge]:
     """Compare with every parent, and make the edges with what was admitted."""
     allowed = check_allowed(request.allow)
-    relation = request.relation or checkpoint.source.relation or ("merged" if len(parents) > 1 else "finetuned")
     edges = []
     for parent_id, parent in parents.items():
         known, ref = Architecture(parent.version.architecture), parent.version.ref
         differences = find_differences(known, checkpoint.architecture, checkpoint.config_keys)
         admitted = refuse_differences(ref, request.source, differences, allowed)
-        edges.append(ParentEdge(parent_id, ref, relation, admitted))
+        edges.append(ParentEdge(parent_id, ref, relations[parent_id], admitted))
     return edges
+
+
+def _guess_relation(request: Request, n_parents: int) -> str:
+    return "merged" if n_parents + len(request.absent_parents) > 1 else "finetuned"
 
 
 def _choose_step(request: Request, checkpoint: Checkpoint) -> int | None:
@@ -199,13 +219,10 @@ def _find_unchanged(
         step = _choose_step(request, checkpoint)
         if step is not None and step != version.step:
             continue
-        wanted = {resolve_ref(connection, ref).ref for ref in request.parents}
-        if wanted and wanted != {parent.ref for parent in version.parents}:
-            had = ", ".join(parent.ref for parent in version.parents) or "no parent"
-            raise LineageConflict(
-                f"{version.ref} holds these weights already, with {had}, and lineage never changes.",
-                hint="Retire that version first if its parent was wrong, or leave out --parent.",
-            )
+        absent = parse_absent_parents(request.absent_parents, {}, "finetuned", ())
+        texts = (*request.parents, *request.absent_parents)
+        named = {text: request.relations.get(text) or request.relation for text in texts}
+        refuse_other_lineage(connection, version, request.parents, absent, named)
         return Registration(
             outcome="unchanged",
             name=request.name,
@@ -301,6 +318,7 @@ def _find_notable(
     checkpoint: Checkpoint,
     weights: Weights,
     vocabulary_digest: str | None,
+    files: Files,
     edges: Sequence[ParentEdge],
 ) -> tuple[Finding, ...]:
     """Point out what is no fault but may surprise: the same weights elsewhere, another vocabulary than the parent's."""
@@ -313,6 +331,8 @@ def _find_notable(
         if parent.vocabulary_digest and vocabulary_digest and parent.vocabulary_digest != vocabulary_digest:
             message = f"The tokenizer's vocabulary is not that of {edge.ref}: the same text gives other token ids."
             findings.append(Finding("other-vocabulary", message))
+    origin, architecture = checkpoint.source.provenance, checkpoint.architecture
+    findings += explain_declarations(connection, origin, weights.digest, files.stored, architecture)
     return tuple(findings)
 
 
@@ -337,6 +357,7 @@ def _make_draft(
     vocabulary_digest: str | None,
     files: Files,
     edges: Sequence[ParentEdge],
+    absent: Sequence[AbsentParent],
     findings: Sequence[Finding],
     parity: Parity | None,
 ) -> Draft:
@@ -361,6 +382,9 @@ def _make_draft(
         parents=edges,
         measurements=describe_parity(parity) if parity else [],
         operation_id=uuid.uuid4().hex,
+        absent_parents=absent,
+        tensors=weights.tensors,
+        tensor_digests=weights.digests,
     )
 
 

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from registry.versions import AliasSpan, ModelSummary, Version, VersionSummary
 
 
+Parents = str | Sequence[str] | Mapping[str, str | None]
+"""One parent, several, or a mapping from each to its relation (None: the one that all others have)."""
+
+
 class Registry:
     """A registry of models: `Registry()` opens the one that $LENSREG_URL and $LENSREG_STORE, or the defaults, name.
 
@@ -75,7 +79,8 @@ class Registry:
         name: str,
         source: str | Path,
         *,
-        parent: str | Sequence[str] = (),
+        parent: Parents = (),
+        absent_parents: Parents = (),
         relation: str | None = None,
         step: int | None = None,
         allow: Sequence[str] = (),
@@ -98,7 +103,10 @@ class Registry:
             name: one or two segments, `name` or `org/name`.
             source: the folder or file, or a Hub id `ORG/NAME[@REVISION]`; it is copied, and never opened again. A path
                 that exists wins over a Hub id of the same spelling; `hf://ORG/NAME` always means the Hub.
-            parent: the ref, or refs, of what it was made from; their architecture must be the same.
+            parent: the ref, or refs, of what it was made from; their architecture must be the same. A mapping gives
+                each its relation: `{"base": "finetuned", "teacher": "distilled"}`.
+            absent_parents: parents that are not registered, as `ORG/NAME@REVISION` on the Hub, or with the digest of
+                their weights, `ORG/NAME@REVISION#sha256:DIGEST`; joined when they are. One, several, or a mapping.
             relation: what it is to its parents; `finetuned`, or `merged` if there are several.
             step: the training step, for `name@step-N`.
             allow: architecture fields that may differ from the parent's.
@@ -121,12 +129,13 @@ class Registry:
         from registry.register import Request, register_version
         from registry.sources import SourceOptions
 
-        parents = (parent,) if isinstance(parent, str) else tuple(parent)
         request = Request(
             name=name,
             source=str(source),
-            parents=parents,
+            parents=_list_parents(parent),
             relation=relation,
+            relations=_list_relations(parent, absent_parents),
+            absent_parents=_list_parents(absent_parents),
             step=step,
             allow=tuple(allow),
             note=note,
@@ -143,7 +152,8 @@ class Registry:
         name: str,
         network: HookedTransformer,
         *,
-        parent: str | Sequence[str] = (),
+        parent: Parents = (),
+        absent_parents: Parents = (),
         relation: str | None = None,
         step: int | None = None,
         allow: Sequence[str] = (),
@@ -169,8 +179,10 @@ class Registry:
             name=name,
             source="HookedTransformer in memory",
             network=network,
-            parents=(parent,) if isinstance(parent, str) else tuple(parent),
+            parents=_list_parents(parent),
             relation=relation,
+            relations=_list_relations(parent, absent_parents),
+            absent_parents=_list_parents(absent_parents),
             step=step,
             allow=tuple(allow),
             note=note,
@@ -377,13 +389,32 @@ class Registry:
             self.store.check(file.digest, file.size_bytes, read=False)
         return self.store.link_folder((file.name, file.digest) for file in version.files)
 
-    def lineage(self, ref: str, *, up: bool = True, down: bool = True) -> Lineage:
-        """Return the ancestors and descendants of a version."""
-        from registry.lineage import read_lineage
+    def lineage(self, ref: str, *, up: bool = True, down: bool = True, depth: int | None = None) -> Lineage:
+        """Return the lineage of a version, `depth` generations of it at most: ancestors, descendants, edges, ways."""
+        from registry.lineage import Lineage
         from registry.resolve import resolve_ref
 
         with self.database.read() as connection:
-            return read_lineage(connection, resolve_ref(connection, ref), up=up, down=down)
+            version = resolve_ref(connection, ref)
+        return Lineage(self.database, version, up=up, down=down, depth=depth)
+
+    def join_parent(self, ref: str, parent: str, *, declared: str | None = None, allow: Sequence[str] = ()) -> Version:
+        """Say that an absent parent of the version `ref` means is the registered version `parent`; return the child.
+
+        `declared` says which, as `ORG/NAME@REVISION`, if it has several; `allow` names architecture fields that may
+        differ. What was declared by its commit or digest is joined by itself when it is registered.
+
+        Raises:
+            LineageConflict: the record shows that it is another one, or it came from `ref` itself.
+            ArchitectureMismatch: it computes something else.
+            UnknownRef: there is no such absent parent.
+        """
+        from registry.absent import join_by_hand
+        from registry.query import read_version
+
+        with self.database.write() as connection:
+            child = join_by_hand(connection, ref, parent, declared, allow)
+            return read_version(connection, child.id)
 
     def set_alias(self, alias: str, ref: str) -> AliasSpan:
         """Make `NAME@ALIAS` mean the version that `ref` means now."""
@@ -433,3 +464,11 @@ class Registry:
 
         with self.database.read() as connection:
             return verify_chain(connection)
+
+
+def _list_parents(parents: Parents) -> tuple[str, ...]:
+    return (parents,) if isinstance(parents, str) else tuple(parents)
+
+
+def _list_relations(*given: Parents) -> dict[str, str | None]:
+    return {ref: relation for one in given if isinstance(one, Mapping) for ref, relation in one.items()}

@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 from registry.aliases import list_aliases, remove_alias
 from registry.audit import append_event
 from registry.errors import VersionInUse
-from registry.lineage import read_lineage
+from registry.lineage import read_relatives
 from registry.refs import check_text
 from registry.resolve import ResolvedRef, resolve_ref
 from registry.tables import versions
@@ -28,7 +28,7 @@ def retire_version(connection: Connection, ref: str, *, force: bool = False, rea
     if version.retired_at is not None:
         return version
     held_by = [span.ref for span in list_aliases(connection, version.model) if span.version == version.ref]
-    below = [one.version for one in read_lineage(connection, version, up=False).descendants()]
+    below = [one.version for one in read_relatives(connection, version.id, upwards=False)]
     users = [*held_by, *(one.ref for one in below if one.retired_at is None)]
     if users and not force:
         more = f" and {len(users) - N_NAMED:,} more" if len(users) > N_NAMED else ""
