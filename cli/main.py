@@ -23,6 +23,7 @@ COMMANDS = {
     "path": "cli.versions:path",
     "lineage": "cli.lineage:lineage",
     "join": "cli.lineage:join",
+    "diff": "cli.diff:diff",
     "alias": "cli.alias:alias",
     "retire": "cli.versions:retire",
     "restore": "cli.versions:restore",

@@ -28,7 +28,9 @@ class Layout:
     n_layers: int
 
 
-def place_in_layers(widths: Mapping[str, float], edges: Sequence[tuple[str, str]], gap: float) -> Layout:
+def place_in_layers(
+    widths: Mapping[str, float], edges: Sequence[tuple[str, str]], gap: float, waypoint_width: float = 0
+) -> Layout:
     """Place nodes that are so wide, at least `gap` apart; an edge is (parent, child)."""
     layer: dict[Key, int] = {**_find_layers(widths, edges)}
     sizes: dict[Key, float] = {**widths}
@@ -39,7 +41,7 @@ def place_in_layers(widths: Mapping[str, float], edges: Sequence[tuple[str, str]
         points = tuple((parent, child, number) for number in range(layer[parent] + 1, layer[child]))
         waypoints[parent, child] = points
         layer |= {point: point[2] for point in points}
-        sizes |= dict.fromkeys(points, 0.0)
+        sizes |= dict.fromkeys(points, waypoint_width)
         way: tuple[Key, ...] = (parent, *points, child)
         for upper, lower in pairwise(way):
             above[lower].append(upper)

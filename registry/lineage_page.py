@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 MAX_DRAWN = 200
 MAX_LISTED = 100
-_CHARACTER, _LINE, _GAP, _LAYER = 7.8, 17, 28, 104
+_CHARACTER, _LINE, _GAP, _LAYER, _LABEL = 7.8, 17, 28, 104, 60
 _MAX_CHARACTERS = 40
 _COMMIT = re.compile(r"(?<=@)([0-9a-f]{12})[0-9a-f]{28}$")
 
@@ -92,7 +92,7 @@ def _draw_picture(lineage: Lineage, *, links: bool) -> str | None:
     if len(nodes) > MAX_DRAWN:
         return None
     edges = {(edge.parent, edge.child): edge for edge in lineage.steps}
-    layout = place_in_layers({ref: _measure(node) for ref, node in nodes.items()}, list(edges), _GAP)
+    layout = place_in_layers({ref: _measure(node) for ref, node in nodes.items()}, list(edges), _GAP, _LABEL)
     width, height = layout.width + 2 * _GAP, (layout.n_layers - 1) * _LAYER + 2 * _LINE + 2 * _GAP
     drawn = [_draw_edge(layout, ends, edge, _height(nodes[edge.parent])) for ends, edge in edges.items()]
     drawn += [_draw_node(layout, node, link=links) for node in nodes.values()]
@@ -126,7 +126,7 @@ def _draw_node(layout: Layout, node: Node, *, link: bool) -> str:
 
 
 def _draw_edge(layout: Layout, ends: tuple[str, str], edge: Edge, parent_height: float) -> str:
-    """Draw a curve from below the parent through the waypoints to above the child, and its relation before the end."""
+    """Draw a curve from below the parent through the waypoints to above the child, and its relation beside it."""
     parent, child = ends
     points = [(layout.x[parent] + _GAP, _top(layout, parent) + parent_height)]
     points += [(layout.x[one] + _GAP, _top(layout, one) + 1.5 * _LINE) for one in layout.waypoints[ends]]
@@ -135,11 +135,14 @@ def _draw_edge(layout: Layout, ends: tuple[str, str], edge: Edge, parent_height:
     for (x, y), (to_x, to_y) in pairwise(points):
         middle = (y + to_y) / 2
         way += f"C{x:.1f} {middle:.1f} {to_x:.1f} {middle:.1f} {to_x:.1f} {to_y:.1f}"
-    (x, y), (to_x, to_y) = points[-2:]
+    if len(points) > 2:
+        x, y = points[1]
+    else:
+        x, y = (points[0][0] + points[1][0]) / 2, (points[0][1] + points[1][1]) / 2
     dashed = ' stroke-dasharray="4 3"' if edge.parent.startswith("hf://") else ""
     return (
         f'<path d="{way}" fill="none" stroke="currentColor" opacity="0.6"{dashed} marker-end="url(#lensreg-arrow)"/>'
-        f'<text class="relation" x="{(x + to_x) / 2 + 6:.1f}" y="{(y + to_y) / 2 + 4:.1f}" font-size="11" font-family="sans-serif" '
+        f'<text class="relation" x="{x + 6:.1f}" y="{y + 4:.1f}" font-size="11" font-family="sans-serif" '
         f'fill="currentColor" opacity="0.75">{escape(edge.relation)}</text>'
     )
 
@@ -150,7 +153,8 @@ def _write_versions(lineage: Lineage) -> str:
     for edge in lineage.steps:
         steps.setdefault(edge.child, []).append(edge)
     rows = [
-        f'<tr id="{escape(node.ref)}"><td class="ref">{escape(node.ref)}</td><td></td><td colspan="7">not registered</td></tr>'
+        f'<tr id="{escape(node.ref)}"><td class="ref">{escape(node.ref)}</td>'
+        '<td></td><td colspan="7">not registered</td></tr>'
         for node in list_nodes(lineage)
         if node.kind == "absent"
     ]

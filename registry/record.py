@@ -209,6 +209,19 @@ def record_fetched(
     return True
 
 
+def record_missing_tensors(
+    connection: Connection,
+    version: Version,
+    tensors: Mapping[str, TensorForm],
+    digests: Mapping[str, str],
+) -> None:
+    """Keep the digests of the tensors of a version that was registered before they were kept, with an event."""
+    if version.weights_digest is None or not record_tensors(connection, version.weights_digest, tensors, digests):
+        return
+    details = {"weights_digest": version.weights_digest, "n_tensors": len(digests)}
+    append_event(connection, "version.tensors-recorded", version.ref, details)
+
+
 def _insert_model(connection: Connection, name: str, now: datetime) -> int:
     model_id = connection.execute(select(models.c.id).where(models.c.name == name)).scalar()
     if model_id is None:

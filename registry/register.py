@@ -30,7 +30,7 @@ from registry.parents import (
 )
 from registry.progress import Progress, no_progress
 from registry.query import find_same_weights, read_newest, read_version
-from registry.record import Draft, ParentEdge, find_existing, record_version
+from registry.record import Draft, ParentEdge, find_existing, record_missing_tensors, record_version
 from registry.refs import check_model_name, check_tag_key, check_text
 from registry.resolve import refuse_retired, resolve_ref
 from registry.sources import Finding, ParentVersion, SourceOptions
@@ -45,6 +45,7 @@ from registry.stage import (
     stage_files,
 )
 from registry.store import LocalStore
+from registry.tensor_digests import has_tensors
 from registry.versions import AbsentParent, Version
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def register_version(
         with database.read() as connection:
             unchanged = _find_unchanged(connection, request, checkpoint, weights, files)
         if unchanged:
-            return _heal(database, store, unchanged, files, request, progress)
+            return _heal(database, store, unchanged, files, weights, request, progress)
         vocabulary_digest, parity = _verify(request, checkpoint, weights, files, progress)
         with database.read() as connection:
             findings = _find_notable(connection, request.name, checkpoint, weights, vocabulary_digest, files, edges)
@@ -242,12 +243,14 @@ def _heal(
     store: LocalStore,
     unchanged: Registration,
     files: Files,
+    weights: Weights,
     request: Request,
     progress: Progress,
 ) -> Registration:
     """Put the blobs of the version that is there already in place again, in case one was lost or damaged.
 
-    Weights that had been left elsewhere are here now, so that they can be measured.
+    Weights that had been left elsewhere are here now, so that they can be measured; and so are tensors whose digests
+    were not kept when it was registered.
     """
     version = unchanged.version
     if version is None:
@@ -256,7 +259,18 @@ def _heal(
     store.publish(file for file in files.staged if file.digest in kept)
     if request.source_options.lazy:
         return unchanged
+    _record_missing_tensors(database, version, weights)
     return replace(unchanged, version=fetch_version(database, store, version, request.parity, progress))
+
+
+def _record_missing_tensors(database: Database, version: Version, weights: Weights) -> None:
+    if version.weights_digest is None or weights.digest != version.weights_digest:
+        return
+    with database.read() as connection:
+        missing = not has_tensors(connection, version.weights_digest)
+    if missing:
+        with database.write() as connection:
+            record_missing_tensors(connection, version, weights.tensors, weights.digests)
 
 
 def _verify(

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from registry.audit import ChainFault, Event
     from registry.check import Check
+    from registry.diff import ChangedTensors, RecordedDiff
     from registry.fetch import ParityChoice
     from registry.lineage import Lineage
     from registry.register import Registration
@@ -415,6 +416,44 @@ class Registry:
         with self.database.write() as connection:
             child = join_by_hand(connection, ref, parent, declared, allow)
             return read_version(connection, child.id)
+
+    def diff(self, a: str, b: str, *, read: bool = False, progress: Progress = no_progress) -> RecordedDiff:
+        """Say what changed from one version to another, from what is recorded: facts, architecture, tensors.
+
+        `read` reads the weights of versions that were registered before the digests of tensors were kept, and keeps
+        them. Where tensors cannot be compared, `tensors` is None and `obstacle` says why.
+        """
+        from registry.diff import read_diff
+
+        if read:
+            self._digest_missing((a, b), progress)
+        with self.database.read() as connection:
+            return read_diff(connection, a, b)
+
+    def changed_tensors(
+        self, a: str, b: str, *, read: bool = False, progress: Progress = no_progress
+    ) -> ChangedTensors:
+        """Say which tensors are equal, changed, added or gone from one version to another, from their digests alone.
+
+        Raises:
+            TensorsUnknown: they are not recorded; `read` reads the weights once and records them.
+            UnsupportedLayout: the two versions name their tensors differently.
+        """
+        from registry.diff import compare_tensors
+        from registry.query import read_version
+        from registry.resolve import resolve_ref
+
+        if read:
+            self._digest_missing((a, b), progress)
+        with self.database.read() as connection:
+            one, other = (read_version(connection, resolve_ref(connection, ref).id) for ref in (a, b))
+            return compare_tensors(connection, one, other)
+
+    def _digest_missing(self, refs: Sequence[str], progress: Progress) -> None:
+        from registry.redigest import digest_missing
+
+        for ref in refs:
+            digest_missing(self.database, self.store, self.version(ref), progress)
 
     def set_alias(self, alias: str, ref: str) -> AliasSpan:
         """Make `NAME@ALIAS` mean the version that `ref` means now."""

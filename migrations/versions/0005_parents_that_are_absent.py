@@ -64,7 +64,9 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Take them away again; what was joined stays in the lineage, and that it had been absent is forgotten."""
+    """Take them away again; refused while an absent parent is declared, which the schema before cannot keep."""
+    if op.get_bind().scalar(sa.text("SELECT count(*) FROM absent_parents")):
+        raise ValueError("parents that are declared but absent would be forgotten")
     op.drop_table("tensor_digests")
     with op.batch_alter_table("version_parents") as batch:
         batch.drop_constraint(op.f("ck_version_parents_parent_first"), type_="check")
