@@ -134,6 +134,8 @@ def split_relations(values: tuple[str, ...]) -> dict[str, str | None]:
     """Split the relation off each RELATION=PARENT; `=` is in no ref and in no Hub id."""
     relations: dict[str, str | None] = {}
     for value in values:
-        relation, equals, parent = value.partition("=")
-        relations[parent if equals else value] = relation if equals else None
+        before, equals, after = value.partition("=")
+        parent, relation = (after, before) if equals else (value, None)
+        if relations.setdefault(parent, relation) != relation:
+            raise click.UsageError(f"{parent} is named with two relations.")
     return relations

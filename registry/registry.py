@@ -392,9 +392,12 @@ class Registry:
 
     def lineage(self, ref: str, *, up: bool = True, down: bool = True, depth: int | None = None) -> Lineage:
         """Return the lineage of a version, `depth` generations of it at most: ancestors, descendants, edges, ways."""
+        from registry.errors import InvalidInput
         from registry.lineage import Lineage
         from registry.resolve import resolve_ref
 
+        if depth is not None and not 1 <= depth < 2**31:
+            raise InvalidInput(f"{depth} is no number of generations.", hint="Leave it out to have all of them.")
         with self.database.read() as connection:
             version = resolve_ref(connection, ref)
         return Lineage(self.database, version, up=up, down=down, depth=depth)

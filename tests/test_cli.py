@@ -264,7 +264,15 @@ def test_a_miss_says_did_you_mean(populated: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [("ad",), ("add", "x"), ("show",), ("ls", "-o", "xml"), ("add", "x", ".", "--tag", "a")]
+    "arguments",
+    [
+        ("ad",),
+        ("add", "x"),
+        ("show",),
+        ("ls", "-o", "xml"),
+        ("add", "x", ".", "--tag", "a"),
+        ("add", "x", ".", "--parent", "a=y", "--parent", "b=y"),
+    ],
 )
 def test_wrong_usage_is_exit_code_2(run: Run, arguments: tuple[str, ...]) -> None:
     assert run(*arguments).code == 2
