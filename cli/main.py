@@ -15,6 +15,7 @@ from cli.options import Session, registry_options
 # command -> where it is; imported when it is called, so that `lensreg` starts fast
 COMMANDS = {
     "add": "cli.add:add",
+    "add-run": "cli.add_run:add_run",
     "check": "cli.check:check",
     "fetch": "cli.check:fetch",
     "ls": "cli.versions:ls",
@@ -27,7 +28,11 @@ COMMANDS = {
     "alias": "cli.alias:alias",
     "retire": "cli.versions:retire",
     "restore": "cli.versions:restore",
+    "protect": "cli.retain:protect",
+    "retain": "cli.retain:retain",
+    "suite": "cli.suite:suite",
     "audit": "cli.audit:audit",
+    "attest": "cli.attest:attest",
     "db": "cli.db:db",
     "demo": "cli.demo.tour:demo",
 }

@@ -19,6 +19,7 @@ from sqlalchemy import Connection, Engine
 
 from registry import engines
 from registry.engines import WRITES, find_frozen, make_engine, parse_url, sign_frozen
+from registry.environment import observe_git
 from registry.errors import (
     DatabaseError,
     DatabaseReadOnly,
@@ -65,6 +66,7 @@ class Database:
     @contextlib.contextmanager
     def write(self) -> Iterator[Connection]:
         """Give a connection that alone may write until the block ends; an exception undoes all of it."""
+        observe_git()  # for the event, while nobody waits
         with self.typed_errors(), self.queue_for_writing(), self._writer.begin() as connection:
             if not self.is_sqlite:
                 take_turn(connection, f"pg_advisory_xact_lock({WRITER_LOCK})")

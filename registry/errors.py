@@ -5,6 +5,7 @@ RegistryError
 │   ├── InvalidName             invalid-name
 │   ├── InvalidRef              invalid-ref
 │   └── UnknownField            unknown-field
+├── PackageMissing              package-missing
 ├── NotFound
 │   ├── UnknownRef              unknown-ref             .candidates
 │   ├── AmbiguousRef            ambiguous-ref           .candidates
@@ -25,6 +26,7 @@ RegistryError
 │   └── SourceChanged           source-changed
 ├── ArchitectureMismatch        architecture-mismatch   .differences
 ├── ParityFailure               parity-failure          .parity
+├── SignatureInvalid            signature-invalid
 ├── LoadError                   what is registered cannot be had in the form that was asked for
 │   ├── HookedTransformerMissing  hooked-transformer-missing
 │   ├── UnsupportedBridge       unsupported-bridge
@@ -32,6 +34,7 @@ RegistryError
 ├── Conflict
 │   ├── VersionInUse            version-in-use          .users
 │   ├── LineageConflict         lineage-conflict
+│   ├── PlanOutdated            plan-outdated
 │   └── ProcessingConflict      processing-conflict     .applied
 ├── StorageError
 │   ├── StoreUnavailable        store-unavailable
@@ -99,6 +102,12 @@ class InvalidRef(InvalidInput):
 
 class UnknownField(InvalidInput):
     code = "unknown-field"
+
+
+class PackageMissing(RegistryError):
+    """What was asked for needs a package that lens-registry does not install by itself."""
+
+    code = "package-missing"
 
 
 class NotFound(RegistryError):
@@ -241,6 +250,12 @@ class ParityFailure(RegistryError):
         self.parity = parity
 
 
+class SignatureInvalid(RegistryError):
+    """A version's attestation does not agree with the registry, or its signature with the files or the key."""
+
+    code = "signature-invalid"
+
+
 class LoadError(RegistryError):
     code = "load-error"
 
@@ -277,6 +292,12 @@ class VersionInUse(Conflict):
 
 class LineageConflict(Conflict):
     code = "lineage-conflict"
+
+
+class PlanOutdated(Conflict):
+    """What a plan was made for has changed since; nothing of it was done."""
+
+    code = "plan-outdated"
 
 
 class ProcessingConflict(Conflict):

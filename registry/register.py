@@ -18,7 +18,7 @@ from registry.absent import explain_declarations
 from registry.architecture import Architecture, Difference, check_allowed, find_differences, refuse_differences
 from registry.checkpoint import Checkpoint, read_checkpoint
 from registry.database import Database
-from registry.errors import InvalidInput
+from registry.errors import InvalidInput, LineageConflict
 from registry.fetch import ParityChoice, describe_parity, fetch_version
 from registry.files import open_files
 from registry.parents import (
@@ -29,7 +29,7 @@ from registry.parents import (
     refuse_other_lineage,
 )
 from registry.progress import Progress, no_progress
-from registry.query import find_same_weights, read_newest, read_version
+from registry.query import find_same_weights, find_step, read_newest, read_version
 from registry.record import Draft, ParentEdge, find_existing, record_missing_tensors, record_version
 from registry.refs import check_model_name, check_tag_key, check_text
 from registry.resolve import refuse_retired, resolve_ref
@@ -76,6 +76,8 @@ class Request:
     link: bool = False
     dry_run: bool = False
     network: HookedTransformer | None = None
+    new_step: bool = False
+    """Refuse other weights than those that the model has under this step already."""
 
 
 @dataclass(frozen=True)
@@ -235,7 +237,18 @@ def _find_unchanged(
             parity=None,
             findings=(),
         )
+    if request.new_step:
+        _refuse_taken_step(connection, request.name, _choose_step(request, checkpoint))
     return None
+
+
+def _refuse_taken_step(connection: Connection, name: str, step: int | None) -> None:
+    taken = find_step(connection, name, step) if step is not None else None
+    if taken is not None:
+        raise LineageConflict(
+            f"{taken} holds other weights for step {step} of {name}.",
+            hint="Register another run under another NAME, or retire that version first.",
+        )
 
 
 def _heal(

@@ -1,6 +1,7 @@
 """The SQLAlchemy tables and their constraints; no behaviour.
 
-Everything but `aliases.removed_at`, `versions.retired_at` and new rows is written once and never changed.
+Everything but `aliases.removed_at`, `versions.retired_at`, `models.protected_at` and new rows is written once and never
+changed.
 """
 
 from __future__ import annotations
@@ -82,6 +83,7 @@ models = Table(
     Column("id", _id, primary_key=True),
     Column("name", _text(200), nullable=False, unique=True),
     Column("created_at", UtcDateTime, nullable=False),
+    Column("protected_at", UtcDateTime),  # since when none of its versions can be retired
 )
 
 architectures = Table(
