@@ -23,6 +23,8 @@ COMMANDS = {
     "history": "cli.versions:history",
     "path": "cli.versions:path",
     "lineage": "cli.lineage:lineage",
+    "join": "cli.lineage:join",
+    "diff": "cli.diff:diff",
     "alias": "cli.alias:alias",
     "retire": "cli.versions:retire",
     "restore": "cli.versions:restore",

@@ -175,7 +175,9 @@ def describe_version(version: Version) -> dict[str, str | None]:
         admitted = ", ".join(
             f"{one['field']} {one['parent']} → {one['checkpoint']}" for one in parent.admitted_differences
         )
-        parents.append(f"{parent.ref} ({parent.relation})" + (f", admitted: {admitted}" if admitted else ""))
+        declared = f", declared as {parent.declared}" if parent.declared else ""
+        parents.append(f"{parent.ref} ({parent.relation})" + (f", admitted: {admitted}" if admitted else "") + declared)
+    parents += [f"{one.ref} ({one.relation}), absent" for one in version.absent_parents if one.joined is None]
     return {
         **version_facts(version),
         "parent": "\n".join(parents) or None,

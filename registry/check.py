@@ -9,6 +9,7 @@ from pathlib import Path
 
 from registry.architecture import Architecture, Difference, check_allowed
 from registry.checkpoint import Checkpoint, read_checkpoint
+from registry.compare_parent import compare_with_parent
 from registry.database import Database
 from registry.errors import (
     AccessDenied,
@@ -20,7 +21,6 @@ from registry.errors import (
 )
 from registry.fetch import fetch_version
 from registry.files import open_files
-from registry.parents import compare_with_parent
 from registry.query import read_version
 from registry.resolve import refuse_retired, resolve_ref
 from registry.sources import Finding, ParentVersion, SourceOptions

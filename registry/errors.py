@@ -9,7 +9,8 @@ RegistryError
 ├── NotFound
 │   ├── UnknownRef              unknown-ref             .candidates
 │   ├── AmbiguousRef            ambiguous-ref           .candidates
-│   └── VersionRetired          version-retired
+│   ├── VersionRetired          version-retired
+│   └── TensorsUnknown          tensors-unknown
 ├── SourceError                 what was handed in cannot become a version
 │   ├── SourceNotFound          source-not-found
 │   ├── SourceUnreachable       source-unreachable
@@ -127,6 +128,12 @@ class AmbiguousRef(NotFound):
 
 class VersionRetired(NotFound):
     code = "version-retired"
+
+
+class TensorsUnknown(NotFound):
+    """The digests of a version's single tensors are not recorded."""
+
+    code = "tensors-unknown"
 
 
 class SourceError(RegistryError):

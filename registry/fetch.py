@@ -57,7 +57,9 @@ def fetch_version(
         store.link_folder((file.name, file.digest) for file in version.files)
         with database.write() as connection:
             version_id = resolve_ref(connection, version.ref).id
-            record_fetched(connection, version_id, weights.digest or "", describe_parity(measured) if measured else [])
+            parity_rows = describe_parity(measured) if measured else []
+            digest = weights.digest or ""
+            record_fetched(connection, version_id, digest, parity_rows, weights.tensors, weights.digests)
             return read_version(connection, version_id)
 
 

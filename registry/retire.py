@@ -11,7 +11,7 @@ from sqlalchemy import Connection, select
 from registry.aliases import list_aliases, remove_alias
 from registry.audit import append_event
 from registry.errors import VersionInUse
-from registry.lineage import read_lineage
+from registry.lineage import read_relatives
 from registry.refs import Ref, check_model_name, check_text
 from registry.resolve import ResolvedRef, explain_miss, resolve_ref
 from registry.tables import models, versions
@@ -31,7 +31,7 @@ def retire_version(connection: Connection, ref: str, *, force: bool = False, rea
         return version
     refuse_protected(connection, version.model)
     held_by = [span.ref for span in list_aliases(connection, version.model) if span.version == version.ref]
-    below = [one.version for one in read_lineage(connection, version, up=False).descendants()]
+    below = [one.version for one in read_relatives(connection, version.id, upwards=False)]
     users = [*held_by, *(one.ref for one in below if one.retired_at is None)]
     if users and not force:
         more = f" and {len(users) - N_NAMED:,} more" if len(users) > N_NAMED else ""
