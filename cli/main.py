@@ -25,6 +25,7 @@ COMMANDS = {
     "alias": "cli.alias:alias",
     "retire": "cli.versions:retire",
     "restore": "cli.versions:restore",
+    "verify": "cli.verify:verify",
     "audit": "cli.audit:audit",
     "db": "cli.db:db",
     "demo": "cli.demo.tour:demo",

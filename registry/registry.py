@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from registry.lineage import Lineage
     from registry.register import Registration
     from registry.resolve import ResolvedRef
+    from registry.verify_store import Verification
     from registry.versions import AliasSpan, ModelSummary, Version, VersionSummary
 
 
@@ -433,3 +434,16 @@ class Registry:
 
         with self.database.read() as connection:
             return verify_chain(connection)
+
+    def verify(
+        self, *refs: str, read_data: bool | tuple[int, int] = False, progress: Progress = no_progress
+    ) -> Verification:
+        """Check that what was registered is still there: the versions that `refs` mean, or all, retired ones too.
+
+        Every blob must be there in its size, the chain of events unbroken, and the rows what the events say. With
+        `read_data` every byte is hashed as well; `(n, t)` reads the n-th of t parts, so that t runs read everything.
+        Nothing is written, and faults are returned, not raised.
+        """
+        from registry.verify_store import verify_store
+
+        return verify_store(self.database, self.store, refs, read_data, progress)
