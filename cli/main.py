@@ -31,6 +31,7 @@ COMMANDS = {
     "protect": "cli.retain:protect",
     "retain": "cli.retain:retain",
     "suite": "cli.suite:suite",
+    "verify": "cli.verify:verify",
     "audit": "cli.audit:audit",
     "attest": "cli.attest:attest",
     "db": "cli.db:db",

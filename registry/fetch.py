@@ -6,7 +6,7 @@ transaction. If two processes do it at once, both end with the same blobs, and o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -52,7 +52,7 @@ def fetch_version(
     _check_writable(database, version)
     with store.stage() as folder:
         staged = _bring_in(store, version, folder, progress)
-        weights, measured = _verify(version, folder, parity, progress)
+        weights, measured = _verify(version, folder, staged, parity, progress)
         store.publish(staged)
         store.link_folder((file.name, file.digest) for file in version.files)
         with database.write() as connection:
@@ -103,12 +103,15 @@ def _bring_in(store: LocalStore, version: Version, folder: Path, progress: Progr
         if file not in missing:
             (folder / file.name).symlink_to(store.check(file.digest, file.size_bytes))
     counter = Counter(progress, "fetching", sum(file.size_bytes for file in missing))
+    family = find_family_by_name(version.family)
     staged = []
     for file in missing:
         path = fetch_file(*_read_origin(version.provenance, file), file.name, counter.advance)
         fetched = SourceFile(file.name, path, "weights", file.digest)
         staged.append(
-            stage_file(store, fetched, folder / file.name, link=False, unpacked_in=folder, advance=lambda _: None)
+            stage_file(
+                store, fetched, family, folder / file.name, link=False, unpacked_in=folder, advance=lambda _: None
+            )
         )
     return staged
 
@@ -133,7 +136,7 @@ def _read_origin(provenance: Mapping[str, Any], file: StoredFile) -> tuple[str, 
 
 
 def _verify(
-    version: Version, folder: Path, parity: ParityChoice | None, progress: Progress
+    version: Version, folder: Path, staged: Sequence[StagedFile], parity: ParityChoice | None, progress: Progress
 ) -> tuple[Weights, Parity | None]:
     """Verify the network as when registering; what the headers said then must be what the files hold."""
     from registry.networks import check_tensors
@@ -144,7 +147,7 @@ def _verify(
     architecture = family.describe(values)
     check_fingerprint(version, architecture, family.config_keys)
     files = [folder / file.name for file in version.with_role("weights")]
-    weights = digest_staged_weights(family, values, files, progress)
+    weights = digest_staged_weights(family, values, files, progress, staged)
     check_tensors(family, values, weights.tensors)
     measured = verify_weights(
         family, values, architecture, files, choice=parity, location=version.ref, progress=progress

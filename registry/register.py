@@ -118,7 +118,14 @@ def register_version(
             declare_absent(connection, store, request.source, checkpoint, absent, parents)
         lazy = request.source_options.lazy
         files = stage_files(
-            store, checkpoint.source, folder, link=request.link, lazy=lazy, dry_run=request.dry_run, progress=progress
+            store,
+            checkpoint.source,
+            checkpoint.family,
+            folder,
+            link=request.link,
+            lazy=lazy,
+            dry_run=request.dry_run,
+            progress=progress,
         )
         weights = _describe_weights(request, checkpoint, files, progress)
         with database.read() as connection:
@@ -174,10 +181,11 @@ def _save_network(network: HookedTransformer, folder: Path) -> Path:
 def _describe_weights(request: Request, checkpoint: Checkpoint, files: Files, progress: Progress) -> Weights:
     """Digest the staged tensors, or describe by their headers those that are left where they are."""
     if checkpoint.family is None:
-        return digest_staged_hooked_weights(files.paths("weights"), progress)
+        return digest_staged_hooked_weights(files.paths("weights"), progress, files.staged)
     if request.source_options.lazy:
         return describe_weights(checkpoint.family, checkpoint.values, checkpoint.source.tensors)
-    return digest_staged_weights(checkpoint.family, checkpoint.values, files.paths("weights"), progress)
+    paths = files.paths("weights")
+    return digest_staged_weights(checkpoint.family, checkpoint.values, paths, progress, files.staged)
 
 
 def _read_parent(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from registry.database import Database
+from registry.errors import InvalidInput, SignatureInvalid, StorageError
 from registry.progress import Progress, no_progress
 from registry.schema import SCHEMA_REVISION, prepare_schema, read_revision, upgrade_schema
 from registry.settings import read_settings
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from registry.retain import RetentionPlan
     from registry.runs import RunPlan, RunStep
     from registry.suite import SuiteAudit
+    from registry.verify_store import Verification
     from registry.versions import AliasSpan, ModelSummary, Version, VersionSummary
 
 
@@ -649,6 +651,35 @@ class Registry:
 
         with self.database.read() as connection:
             return verify_chain(connection, since)
+
+    def verify(
+        self,
+        *refs: str,
+        read_data: bool | tuple[int, int] = False,
+        key: str | Path | None = None,
+        progress: Progress = no_progress,
+    ) -> Verification:
+        """Check that what was registered is still there: the versions that `refs` mean, or all, retired ones too.
+
+        Every blob must be there in its size, the chain of events unbroken, and the rows what the events say. With
+        `read_data` every byte is hashed as well; `(n, t)` reads the n-th of t parts, so that t runs read everything.
+        With `key`, a public key in PEM, each of the `refs` must be signed with its private half (see `attest`).
+        Nothing is written, and faults are returned, not raised.
+        """
+        from registry.verify_store import Fault, verify_store
+
+        done = verify_store(self.database, self.store, refs, read_data, progress)
+        if key is None:
+            return done
+        if not refs:
+            raise InvalidInput("Signatures are checked of versions that are named.", hint="Name them: REF …")
+        faults = []
+        for ref in refs:
+            try:
+                self.verify_attestation(ref, key)
+            except (SignatureInvalid, StorageError) as error:
+                faults.append(Fault(error.code, ref, error.message, error.hint or "", (ref,), 1))
+        return done.with_faults(faults)
 
 
 def _list_parents(parents: Parents) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Stage a source: copy its files into a working folder, hashing them on the way, and digest its tensors.
+"""Stage a source: copy its files into a working folder, digesting them and their tensors in the same pass.
 
 What is staged here is what gets converted, verified, and made blobs; the source itself is not read again.
 """
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from registry.digests import Range
 from registry.errors import SourceChanged
 from registry.families.family import Family
 from registry.progress import Counter, Progress
@@ -75,9 +76,19 @@ def open_working_folder(store: LocalStore, *, dry_run: bool) -> Iterator[Path]:
 
 
 def stage_files(
-    store: LocalStore, source: Source, folder: Path, *, link: bool, lazy: bool, dry_run: bool, progress: Progress
+    store: LocalStore,
+    source: Source,
+    family: Family | None,
+    folder: Path,
+    *,
+    link: bool,
+    lazy: bool,
+    dry_run: bool,
+    progress: Progress,
 ) -> Files:
-    """Copy the files into the working folder, hashing them on the way; a dry run reads them where they are.
+    """Copy the files into the working folder, digesting them and their tensors on the way.
+
+    A dry run reads them where they are.
 
     Files that are elsewhere are fetched first; with `lazy` the weights stay there, under the digest that is stated.
     """
@@ -96,7 +107,7 @@ def stage_files(
     counter = Counter(progress, "copying", sum(file.path.stat().st_size for file in files))
     staged = []
     for file in files:
-        one = stage_file(store, file, kept / file.name, link=link, unpacked_in=folder, advance=counter.advance)
+        one = stage_file(store, file, family, kept / file.name, link=link, unpacked_in=folder, advance=counter.advance)
         staged.append(one)
         stored.append(StoredFile(file.name, file.role, one.digest, one.size_bytes))
     config = HOOKED_CONFIG if source.layout == "hooked" else CONFIG
@@ -109,9 +120,16 @@ def stage_files(
 
 
 def stage_file(
-    store: LocalStore, file: SourceFile, target: Path, *, link: bool, unpacked_in: Path, advance: Advance
+    store: LocalStore,
+    file: SourceFile,
+    family: Family | None,
+    target: Path,
+    *,
+    link: bool,
+    unpacked_in: Path,
+    advance: Advance,
 ) -> StagedFile:
-    """Copy one file to `target`, and refuse other bytes than those that are stated for it.
+    """Copy one file to `target`, with the digests of its tensors, and refuse other bytes than are stated for it.
 
     What was unpacked into the working folder is linked, and so are fetched weights where the file system allows: they
     lie in a cache that replaces its files and never writes into them. Somebody who does is found out at the next load.
@@ -119,10 +137,25 @@ def stage_file(
     unpacked_here = file.path.is_relative_to(unpacked_in)
     fetched = file.stated_digest is not None and file.role == "weights"
     one = store.copy_in(
-        file.path, target, link=link or unpacked_here or fetched, or_copy=fetched and not link, advance=advance
+        file.path,
+        target,
+        ranges=_find_ranges(family, file),
+        link=link or unpacked_here or fetched,
+        or_copy=fetched and not link,
+        advance=advance,
     )
     check_stated(file, one.digest)
     return one
+
+
+def _find_ranges(family: Family | None, file: SourceFile) -> list[Range]:
+    """List where the tensors lie that will be digested, if the file is still the same when it is copied."""
+    if file.role != "weights":
+        return []
+    tensors = read_header(file.path)
+    if family is not None:
+        tensors = family.canonical_headers(tensors)
+    return [(tensor.start, tensor.size_bytes) for tensor in tensors.values()]
 
 
 def check_stated(file: SourceFile, digest: str) -> None:
@@ -140,15 +173,21 @@ def _fetch(source: Source, left: set[str], progress: Progress) -> list[SourceFil
 
 
 def digest_staged_weights(
-    family: Family, values: Mapping[str, Any], files: Sequence[Path], progress: Progress
+    family: Family,
+    values: Mapping[str, Any],
+    files: Sequence[Path],
+    progress: Progress,
+    staged: Sequence[StagedFile] = (),
 ) -> Weights:
-    """Digest the tensors that count: without ignored buffers, and without a tied head that repeats the embedding."""
+    """Digest the tensors that count: without ignored buffers, and without a tied head that repeats the embedding.
+
+    What was digested when it was staged is not read again.
+    """
     headers: dict[str, TensorHeader] = {}
     for file in files:
         headers |= read_header(file)
     tensors = family.canonical_headers(headers)
-    counter = Counter(progress, "hashing", sum(tensor.size_bytes for tensor in tensors.values()))
-    digests = digest_tensors(tensors.values(), counter.advance)
+    digests = _digest_tensors(tensors, staged, progress)
     embedding, head = family.tied
     if values.get("tie_word_embeddings") and digests.get(head) == digests.get(embedding):
         digests.pop(head, None)
@@ -169,11 +208,30 @@ def describe_weights(family: Family, values: Mapping[str, Any], headers: Mapping
     return Weights(tensors, None)
 
 
-def digest_staged_hooked_weights(files: Sequence[Path], progress: Progress) -> Weights:
+def digest_staged_hooked_weights(
+    files: Sequence[Path], progress: Progress, staged: Sequence[StagedFile] = ()
+) -> Weights:
     """Digest the tensors of a hooked checkpoint, of which nothing is stored but what counts."""
     tensors: dict[str, TensorHeader] = {}
     for file in files:
         tensors |= read_header(file)
-    counter = Counter(progress, "hashing", sum(tensor.size_bytes for tensor in tensors.values()))
-    digests = digest_tensors(tensors.values(), counter.advance)
+    digests = _digest_tensors(tensors, staged, progress)
     return Weights(tensors, digest_weights(tensors, digests), digests)
+
+
+def _digest_tensors(
+    tensors: Mapping[str, TensorHeader], staged: Sequence[StagedFile], progress: Progress
+) -> dict[str, str]:
+    """Return the digests of the tensors' bytes by name: those known from staging, and the others by reading."""
+    known = {(file.path, *place): digest for file in staged for place, digest in file.ranges.items()}
+    digests, unknown = {}, []
+    for name, tensor in tensors.items():
+        digest = known.get((tensor.file, tensor.start, tensor.size_bytes))
+        if digest is None:
+            unknown.append(tensor)
+        else:
+            digests[name] = digest
+    if unknown:
+        counter = Counter(progress, "hashing", sum(tensor.size_bytes for tensor in unknown))
+        digests |= digest_tensors(unknown, counter.advance)
+    return digests

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from registry.digests import CHUNK_BYTES
 from registry.errors import MalformedArtifact
 
 MAX_HEADER_BYTES = 25 * 2**20
 MAX_TENSORS = 200_000
 MAX_NAME_BYTES = 512
 MAX_DIMENSIONS = 16
-_CHUNK_BYTES = 4 * 2**20
 
 # https://github.com/huggingface/safetensors: the dtypes of the format, with their sizes in bytes
 DTYPE_BYTES = {
@@ -143,18 +143,19 @@ def digest_weights(tensors: Mapping[str, TensorForm], digests: Mapping[str, str]
 def digest_file(path: Path, advance: Advance | None = None) -> str:
     """Return the SHA-256 of a file, in hex."""
     total = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            total.update(chunk)
+    chunk = memoryview(bytearray(CHUNK_BYTES))
+    with path.open("rb", buffering=0) as file:
+        while n_read := file.readinto(chunk):
+            total.update(chunk[:n_read])
             if advance:
-                advance(len(chunk))
+                advance(n_read)
     return total.hexdigest()
 
 
 def _digest_slice(view: memoryview, tensor: TensorHeader, advance: Advance | None) -> str:
     total = hashlib.sha256()
-    for start in range(tensor.start, tensor.start + tensor.size_bytes, _CHUNK_BYTES):
-        chunk = view[start : min(start + _CHUNK_BYTES, tensor.start + tensor.size_bytes)]
+    for start in range(tensor.start, tensor.start + tensor.size_bytes, CHUNK_BYTES):
+        chunk = view[start : min(start + CHUNK_BYTES, tensor.start + tensor.size_bytes)]
         total.update(chunk)
         if advance:
             advance(len(chunk))

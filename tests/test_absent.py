@@ -109,6 +109,7 @@ def test_it_is_joined_when_its_commit_is_registered(any_registry: Registry) -> N
         event = any_registry.events(f"{child}@v1")[0]
         assert (event.action, event.details["by"], event.details["parent"]) == ("parent.joined", "commit", "gpt2@v1")
     assert sorted(one.version.ref for one in any_registry.lineage("gpt2").descendants()) == ["one@v1", "two@v1"]
+    assert "record-altered" not in {one.code for one in any_registry.verify().faults}, "the events say of the edge"
     # it is joined once: what is the same again, later, is no parent
     record(any_registry, "again", provenance=ORIGIN)
     assert any_registry.lineage("again").descendants() == []

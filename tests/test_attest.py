@@ -95,6 +95,16 @@ def test_any_of_several_signers_will_do(filled: Registry, keys: tuple[Path, Path
         filled.verify_attestation("tuned", _make_keys(tmp_path, "eve")[1])
 
 
+def test_verify_checks_signatures_too(filled: Registry, keys: tuple[Path, Path]) -> None:
+    filled.attest("tuned", sign=keys[0])
+    assert filled.verify("tuned", key=keys[1]).ok
+    done = filled.verify("tuned", "team/base", key=keys[1])
+    assert [(one.code, one.subject) for one in done.faults] == [("signature-invalid", "team/base")]
+    assert filled.verify("team/base").ok and done.n_faults == 1
+    with pytest.raises(InvalidInput, match="that are named"):
+        filled.verify(key=keys[1])
+
+
 def test_nothing_holds_for_a_version_that_was_never_signed(filled: Registry, keys: tuple[Path, Path]) -> None:
     filled.attest("team/base", sign=keys[0])
     with pytest.raises(SignatureInvalid, match=r"tuned@v1 was never signed"):

@@ -14,10 +14,13 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from io import BufferedWriter
 from pathlib import Path
 
+from registry.digests import Digests, Range, digest_stream
 from registry.errors import (
     ArtifactCorrupt,
     ArtifactMissing,
@@ -29,18 +32,19 @@ from registry.errors import (
 )
 from registry.weights import Advance, digest_file
 
-_CHUNK_BYTES = 4 * 2**20
+_SYNC_BYTES = 64 * 2**20
 _FICLONE = 0x40049409  # linux/fs.h: share the other file's blocks
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
 class StagedFile:
-    """A file that is in the store's temporary folder and not yet a blob."""
+    """A file that is in the store's temporary folder and not yet a blob; `ranges` are digests of parts of it."""
 
     path: Path
     digest: str
     size_bytes: int
+    ranges: Mapping[Range, str] = field(default_factory=dict)
 
 
 class LocalStore:
@@ -79,36 +83,41 @@ class LocalStore:
         source: Path,
         target: Path,
         *,
+        ranges: Iterable[Range] = (),
         link: bool = False,
         or_copy: bool = False,
         advance: Advance | None = None,
     ) -> StagedFile:
-        """Copy a file to `target` in a staging folder, hashing it in the same pass; `link` makes a hard link.
+        """Copy a file to `target` in a staging folder, digesting it and ranges of it in the same pass.
 
-        With `or_copy` it is copied where the file system cannot link.
+        `link` makes a hard link; with `or_copy` it is copied where the file system cannot link.
         """
         with self._typed_errors():
             if link and (_try_link(source, target) if or_copy else _link(source, target)):
-                digest = digest_file(target, advance)
+                digests = _digest(target, ranges, advance)
             else:
-                digest = _copy(source, target, advance)
-            return StagedFile(target, digest, target.stat().st_size)
+                digests = _copy(source, target, ranges, advance)
+            return StagedFile(target, digests.whole, target.stat().st_size, digests.ranges)
 
     def publish(self, files: Iterable[StagedFile]) -> None:
-        """Make staged files blobs: rename each in, then sync the folders, so that a name never comes before bytes.
+        """Make staged files blobs: sync all bytes, rename all in, sync the folders. A name never comes before bytes.
 
         A blob that is there already is replaced too: that heals it, whatever is wrong with it. Only a hard link, which
         somebody else can write to, does not take the place of a blob that is whole.
         """
-        folders = set()
+        fresh, folders = [], set()
         with self._typed_errors():
             for file in files:
                 blob = self.blob_path(file.digest)
                 blob.parent.mkdir(parents=True, exist_ok=True)
-                if file.path.stat().st_nlink > 1 and self._is_whole(file):
-                    continue
-                file.path.replace(blob)
+                # one that is there may have been renamed in by somebody who has not synced the folder yet
                 folders |= {blob.parent, blob.parent.parent, self.root}
+                if file.path.stat().st_nlink == 1 or not self._is_whole(file):
+                    fresh.append((file.path, blob))
+            for path, _ in fresh:
+                _sync(path)
+            for path, blob in fresh:
+                path.replace(blob)
             for folder in folders:
                 _sync(folder)
 
@@ -184,22 +193,47 @@ class LocalStore:
             raise _type_error(self, error) from error
 
 
-def _copy(source: Path, target: Path, advance: Advance | None) -> str:
-    """Copy by sharing blocks where the file system can, else byte by byte; return the SHA-256, in hex."""
-    total = hashlib.sha256()
-    with source.open("rb") as reader, target.open("xb") as writer:
-        cloned = _clone(reader.fileno(), writer.fileno())
-        with contextlib.nullcontext(reader) if not cloned else target.open("rb") as bytes_in:
-            while chunk := bytes_in.read(_CHUNK_BYTES):
-                total.update(chunk)
-                if not cloned:
-                    writer.write(chunk)
-                if advance:
-                    advance(len(chunk))
+def _copy(source: Path, target: Path, ranges: Iterable[Range], advance: Advance | None) -> Digests:
+    """Copy by sharing blocks where the file system can, else byte by byte, and digest what is then in the copy."""
+    with source.open("rb", buffering=0) as reader, target.open("xb") as writer:
+        if _clone(reader.fileno(), writer.fileno()):
+            digests = _digest(target, ranges, advance)
+        else:
+            with _write_back(writer) as write:
+                digests = digest_stream(reader, ranges, write, advance)
         writer.flush()
         os.fchmod(writer.fileno(), 0o444)
-        os.fsync(writer.fileno())
-    return total.hexdigest()
+    return digests
+
+
+def _digest(path: Path, ranges: Iterable[Range], advance: Advance | None) -> Digests:
+    with path.open("rb", buffering=0) as reader:
+        return digest_stream(reader, ranges, advance=advance)
+
+
+@contextlib.contextmanager
+def _write_back(writer: BufferedWriter) -> Iterator[Callable[[memoryview], None]]:
+    """Give a function that writes, and has the disk begin with what was written while the rest is still to come.
+
+    `publish` syncs what is left; nothing relies on what was written back before.
+    """
+    waiting = 0
+    syncing: Future[None] | None = None
+
+    def write(chunk: memoryview) -> None:
+        nonlocal waiting, syncing
+        writer.write(chunk)
+        waiting += len(chunk)
+        if waiting >= _SYNC_BYTES and (syncing is None or syncing.done()):
+            if syncing is not None:
+                syncing.result()
+            syncing = pool.submit(os.fsync, writer.fileno())
+            waiting = 0
+
+    with ThreadPoolExecutor(1) as pool:
+        yield write
+    if syncing is not None:
+        syncing.result()
 
 
 def _clone(source: int, target: int) -> bool:
@@ -222,7 +256,6 @@ def _refuse_altered(folder: Path, name: str, digest: str) -> ArtifactCorrupt:
 
 def _link(source: Path, target: Path) -> bool:
     os.link(source.resolve(), target)
-    _sync(target)
     return True
 
 
