@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -25,9 +26,12 @@ class Session:
 
     def open(self) -> Registry:
         """Open the registry that the options, or else the environment, name."""
-        from registry.registry import Registry
-
         if self._registry is None:
+            gc.disable()  # importing makes many objects and no garbage
+            try:
+                from registry.registry import Registry
+            finally:
+                gc.enable()
             self._registry = Registry(self.url, self.store)
         return self._registry
 

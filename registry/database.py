@@ -13,7 +13,6 @@ import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
-import filelock
 import sqlalchemy
 from sqlalchemy import Connection, Engine
 
@@ -42,7 +41,6 @@ class Database:
         self._engine = make_engine(self.url, self._frozen)
         self._writer = self._engine.execution_options(**{WRITES: True})
         self._reader = self._engine if self.is_sqlite else self._engine.execution_options(**_ONE_MOMENT)
-        self._lock = self._make_lock()
         _databases.add(self)
 
     @property
@@ -73,11 +71,14 @@ class Database:
     @contextlib.contextmanager
     def queue_for_writing(self) -> Iterator[None]:
         """Wait for one's turn on SQLite, where waiting on the database's own lock is unfair; nothing on Postgres."""
-        if self._lock is None:
+        if not self.is_sqlite:
             yield
             return
+        import filelock  # costs as much as a query, and reading needs none
+
+        lock = filelock.FileLock(f"{self.url.database}.lock", timeout=engines.BUSY_SECONDS)
         try:
-            self._lock.acquire()
+            lock.acquire()
         except filelock.Timeout:
             raise RegistryBusy(
                 f"Another process has been writing to {self} for more than {engines.BUSY_SECONDS} s.",
@@ -92,7 +93,7 @@ class Database:
         try:
             yield
         finally:
-            self._lock.release()
+            lock.release()
 
     @property
     def writer(self) -> Engine:
@@ -119,10 +120,6 @@ class Database:
     def leave_to_parent(self) -> None:
         """Forget, in a forked child, what is the parent's: two processes on one connection read each other's rows."""
         self._engine.dispose(close=False)
-        self._lock = self._make_lock()
-
-    def _make_lock(self) -> filelock.BaseFileLock | None:
-        return filelock.FileLock(f"{self.url.database}.lock", timeout=engines.BUSY_SECONDS) if self.is_sqlite else None
 
     @contextlib.contextmanager
     def typed_errors(self) -> Iterator[None]:

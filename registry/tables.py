@@ -163,14 +163,7 @@ aliases = Table(
     Column("removed_at", UtcDateTime),
     Index(None, "model_id", "name"),
     # a row is one stretch of an alias's life; at most one of them is open
-    Index(
-        "uq_aliases_open",
-        "model_id",
-        "name",
-        unique=True,
-        sqlite_where=Column("removed_at", UtcDateTime).is_(None),
-        postgresql_where=Column("removed_at", UtcDateTime).is_(None),
-    ),
+    Index("uq_aliases_open", "model_id", "name", unique=True),  # of those rows: see limit_indexes
     sqlite_autoincrement=True,
 )
 
@@ -215,3 +208,11 @@ events = Table(
     Column("details", JSON, nullable=False),
     Column("environment", JSON, nullable=False),
 )
+
+
+def limit_indexes() -> None:
+    """Say which rows a partial index is of: for migrations only, as SQLAlchemy imports both databases' parts for it."""
+    for index in aliases.indexes:
+        if index.name == "uq_aliases_open":
+            is_open = aliases.c.removed_at.is_(None)
+            index.dialect_kwargs.update(sqlite_where=is_open, postgresql_where=is_open)
