@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from sqlalchemy import create_engine, select
+from sqlalchemy import bindparam, create_engine, select
 
 from registry import Registry
 from registry.tables import models, versions
@@ -41,10 +41,10 @@ def time_resolving(registry: Registry, repeat: int) -> dict[str, list[float]]:
         named = select(versions.c.id, models.c.name, versions.c.number, versions.c.weights_digest)
         rows = connection.execute(named.join_from(versions, models).where(versions.c.number > 1)).all()
         rows = random.Random(0).sample(rows, min(repeat, len(rows)))
-        bare = select(versions.c.id).where(versions.c.model_id == 2)
+        bare = select(versions.c.id).where(versions.c.model_id == 2, versions.c.number == bindparam("number"))
 
         forms: dict[str, Callable[[int], object]] = {
-            "bare query": lambda i: connection.execute(bare.where(versions.c.number == rows[i].number)).all(),
+            "bare query": lambda i: connection.execute(bare, {"number": rows[i].number}).all(),
             "NAME": lambda i: registry.resolve(rows[i].name),
             "NAME@vN": lambda i: registry.resolve(f"{rows[i].name}@v{rows[i].number}"),
             "NAME@step-N": lambda i: registry.resolve(f"{rows[i].name}@step-{rows[i].number * 10}"),

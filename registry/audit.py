@@ -17,7 +17,7 @@ from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from sqlalchemy import JSON, Connection, Row, Text, cast, func, select
+from sqlalchemy import JSON, Connection, Row, Text, cast, select
 
 from registry.errors import InvalidInput, InvalidRef
 from registry.refs import parse_ref
@@ -69,18 +69,28 @@ def append_event(connection: Connection, action: str, subject: str, details: Map
     connection.execute(events.insert().values(digest=digest_event(row), **row))
 
 
-def read_events(connection: Connection, subject: str | None = None, limit: int | None = None) -> list[Event]:
-    """Return events, newest first; `subject` is a model (with all its versions) or one version, `NAME@vN`."""
+def read_events(
+    connection: Connection, subject: str | None = None, limit: int | None = None, *, before: int | None = None
+) -> list[Event]:
+    """Return events, newest first; `subject` is a model (with all its versions) or one version, `NAME@vN`.
+
+    `before` is the sequence of an event that they all came before.
+    """
     if limit is not None and not 0 <= limit < 2**31:
         raise InvalidInput(f"{limit} is no number of events.", hint="Leave it out to have all of them.")
-    query = select(events).order_by(events.c.sequence.desc()).limit(limit)
+    query = select(events.c.sequence).order_by(events.c.sequence.desc()).limit(limit)
+    if before is not None:
+        query = query.where(events.c.sequence < before)
     if subject is not None:
         if parse_ref(subject).kind not in ("newest", "number"):
             raise InvalidRef(f"Events are not kept under {subject}.", hint="Write NAME or NAME@vN.", ref=subject)
-        # not LIKE: on SQLite it takes upper case for lower
-        start = func.substr(events.c.subject, 1, len(subject) + 1)
-        query = query.where((events.c.subject == subject) | (start == f"{subject}@"))
-    return [_make_event(row) for row in connection.execute(query)]
+        # not LIKE: on SQLite it takes upper case for lower. A is the character after @
+        of_versions = (events.c.subject > f"{subject}@") & (events.c.subject < f"{subject}A")
+        query = query.where((events.c.subject == subject) | of_versions)
+    # the index alone says which ones they are; only those are read whole
+    wanted = query.subquery()
+    found = select(events).join(wanted, wanted.c.sequence == events.c.sequence).order_by(events.c.sequence.desc())
+    return [_make_event(row) for row in connection.execute(found)]
 
 
 def verify_chain(connection: Connection) -> ChainFault | None:

@@ -336,10 +336,9 @@ class Registry:
 
     def resolve(self, ref: str) -> ResolvedRef:
         """Return which version `ref` means now."""
-        from registry.resolve import resolve_ref
+        from registry.resolve import resolve_at_once
 
-        with self.database.read() as connection:
-            return resolve_ref(connection, ref)
+        return resolve_at_once(self.database, ref)
 
     def version(self, ref: str) -> Version:
         """Return everything that is recorded of the version that `ref` means."""

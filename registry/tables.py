@@ -126,6 +126,7 @@ versions = Table(
     Column("retired_at", UtcDateTime),
     UniqueConstraint("model_id", "number"),
     Index(None, "model_id", "step"),
+    Index("ix_versions_live", "model_id", "number"),  # of versions that are not retired: see limit_indexes
     _one_of("layout", ("huggingface", "hooked")),
     CheckConstraint("number >= 1", name="number"),
     sqlite_autoincrement=True,
@@ -204,15 +205,19 @@ events = Table(
     Column("at", String(32), nullable=False),  # kept as the text that was digested
     Column("actor", String(255), nullable=False),
     Column("action", String(64), nullable=False),
-    Column("subject", String(255), nullable=False, index=True),
+    Column("subject", _text(255), nullable=False),
     Column("details", JSON, nullable=False),
     Column("environment", JSON, nullable=False),
+    Index(None, "subject", "sequence"),
 )
 
 
 def limit_indexes() -> None:
     """Say which rows a partial index is of: for migrations only, as SQLAlchemy imports both databases' parts for it."""
-    for index in aliases.indexes:
-        if index.name == "uq_aliases_open":
-            is_open = aliases.c.removed_at.is_(None)
-            index.dialect_kwargs.update(sqlite_where=is_open, postgresql_where=is_open)
+    for table, name, column in (
+        (versions, "ix_versions_live", "retired_at"),
+        (aliases, "uq_aliases_open", "removed_at"),
+    ):
+        (index,) = (one for one in table.indexes if one.name == name)
+        is_open = table.c[column].is_(None)
+        index.dialect_kwargs.update(sqlite_where=is_open, postgresql_where=is_open)
