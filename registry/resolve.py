@@ -147,11 +147,11 @@ def _candidates_of(connection: Connection, ref: Ref) -> list[str]:
         return [f"{ref.model}@{name}" for name in names]
     if ref.kind == "step":
         step = versions.c.step
-        rows = [
+        around = [
             *connection.execute(of_model.where(step < ref.step).order_by(step.desc()).limit(N_CANDIDATES)),
             *connection.execute(of_model.where(step > ref.step).order_by(step).limit(N_CANDIDATES)),
         ]
-        nearest = sorted(rows, key=lambda row: (abs(row.step - (ref.step or 0)), row.step))[:N_CANDIDATES]
+        nearest = sorted(around, key=lambda row: (abs(row.step - (ref.step or 0)), row.step))[:N_CANDIDATES]
         return list(dict.fromkeys(f"{ref.model}@step-{row.step}" for row in nearest))
     rows = connection.execute(of_model.order_by(versions.c.number.desc()).limit(N_CANDIDATES)).all()
     return [f"{ref.model}@v{row.number}" for row in rows]
