@@ -45,22 +45,52 @@ def log(session: Session, subject: str | None, limit: int) -> None:
 @audit.command()
 @output_option("table", "json")
 @registry_options
+@click.pass_obj
+def head(session: Session) -> None:
+    """Print the digest that stands for the whole trail as it is now.
+
+    Keep it where nobody who can write to the database can change it (a commit, a mail, a printed page), and give it to
+    audit verify --since later.
+    """
+    from cli.output import print_json
+
+    newest = session.open().events_head()
+    if session.output == "json":
+        print_json({"n_events": newest.n_events, "head": newest.digest})
+    else:
+        click.echo(f"sha256:{newest.digest}")
+
+
+@audit.command()
+@click.option("--since", metavar="DIGEST", help="What audit head printed once: the trail must still hold that event.")
+@output_option("table", "json")
+@registry_options
 @click.pass_context
-def verify(ctx: click.Context) -> None:
-    """Check the chain of events; exit code 3 and the first fault if it does not hold."""
+def verify(ctx: click.Context, since: str | None) -> None:
+    """Check the chain of events; exit code 3 and the first fault if it does not hold.
+
+    The chain shows events that were altered, removed, inserted or moved. Who can write to the database could still cut
+    off the newest events, or write the whole chain anew; that shows only against a digest kept elsewhere (--since).
+    """
     from cli.output import print_json
 
     session: Session = ctx.obj
     registry = session.open()
-    fault = registry.verify_events()
-    newest = [] if fault else registry.events(limit=1)  # a damaged row cannot be read
-    n_events = newest[0].sequence if newest else None if fault else 0
-    head = newest[0].digest if newest else None
+    fault = registry.verify_events(since=since)
+    newest = None if fault else registry.events_head()  # of a damaged trail nobody can say where it ends
     if session.output == "json":
-        print_json({"ok": fault is None, "n_events": n_events, "head": head, "fault": fault and fault.message})
-    elif fault is None:
-        click.echo(f"{n_events} events, unbroken" + (f"; the newest is sha256:{head}" if head else ""))
-    else:
+        print_json(
+            {
+                "ok": fault is None,
+                "n_events": newest and newest.n_events,
+                "head": newest and newest.digest,
+                "fault": fault and fault.message,
+            }
+        )
+    elif newest:
+        kept = "" if since is None else ", and it holds the event that was the newest then"
+        click.echo(f"{newest.n_events} events, unbroken{kept}; the newest is sha256:{newest.digest}")
+    elif fault:
         click.echo(f"the audit trail does not hold: {fault.message}", err=True)
     if fault:
         ctx.exit(3)

@@ -17,6 +17,7 @@ from cli.options import Session, registry_options
 # command -> where it is; imported when it is called, so that `lensreg` starts fast
 COMMANDS = {
     "add": "cli.add:add",
+    "add-run": "cli.add_run:add_run",
     "check": "cli.check:check",
     "fetch": "cli.check:fetch",
     "ls": "cli.versions:ls",
@@ -27,7 +28,9 @@ COMMANDS = {
     "alias": "cli.alias:alias",
     "retire": "cli.versions:retire",
     "restore": "cli.versions:restore",
+    "suite": "cli.suite:suite",
     "audit": "cli.audit:audit",
+    "attest": "cli.attest:attest",
     "db": "cli.db:db",
     "demo": "cli.demo.tour:demo",
 }

@@ -6,22 +6,18 @@ it cannot show that its newest events were cut off, unless somebody kept the dig
 
 from __future__ import annotations
 
-import getpass
 import hashlib
 import json
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from sqlalchemy import JSON, Connection, Row, Text, cast, select
 
+from registry.environment import describe_actor, describe_environment
 from registry.errors import InvalidInput, InvalidRef
 from registry.refs import parse_ref
-from registry.settings import read_ci_variables
 from registry.tables import events
 
 GENESIS = "0" * 64
@@ -43,6 +39,14 @@ class Event:
 
 
 @dataclass(frozen=True)
+class Head:
+    """Where the trail ends: how many events there are, and the digest of the newest, which stands for all of them."""
+
+    n_events: int
+    digest: str
+
+
+@dataclass(frozen=True)
 class ChainFault:
     """The first event at which the chain does not hold, and why."""
 
@@ -52,15 +56,12 @@ class ChainFault:
 
 def append_event(connection: Connection, action: str, subject: str, details: Mapping[str, Any]) -> None:
     """Append one event within the caller's write transaction, which must be the only writer."""
-    last = connection.execute(
-        select(events.c.sequence, events.c.digest).order_by(events.c.sequence.desc()).limit(1)
-    ).first()
+    head = read_head(connection)
     row: dict[str, Any] = {
-        "sequence": last.sequence + 1 if last else 1,
-        "previous_digest": last.digest if last else GENESIS,
+        "sequence": head.n_events + 1,
+        "previous_digest": head.digest,
         "at": datetime.now(UTC).isoformat(timespec="microseconds"),
-        # a name from the environment may hold bytes that are no text
-        "actor": f"{_user()}@{socket.gethostname()}"[:255].encode(errors="replace").decode(),
+        "actor": describe_actor(),
         "action": action,
         "subject": subject,
         "details": dict(details),
@@ -93,9 +94,21 @@ def read_events(
     return [_make_event(row) for row in connection.execute(found)]
 
 
-def verify_chain(connection: Connection) -> ChainFault | None:
-    """Walk the chain from its beginning and return the first fault, or None."""
-    previous = GENESIS
+def read_head(connection: Connection) -> Head:
+    """Return where the trail ends: keep it elsewhere, and `verify_chain` notices if the end was cut off."""
+    row = connection.execute(
+        select(events.c.sequence, events.c.digest).order_by(events.c.sequence.desc()).limit(1)
+    ).first()
+    return Head(row.sequence, row.digest) if row else Head(0, GENESIS)
+
+
+def verify_chain(connection: Connection, since: str | None = None) -> ChainFault | None:
+    """Walk the chain from its beginning and return the first fault, or None.
+
+    `since` is the digest of an event that was the newest once, as `read_head` gave it: the trail must still hold it.
+    """
+    wanted = None if since is None else _parse_digest(since)
+    previous, n_events, held = GENESIS, 0, wanted in (None, GENESIS)
     as_text = [cast(one, Text).label(one.name) if isinstance(one.type, JSON) else one for one in events.c]
     rows = connection.execute(select(*as_text).order_by(events.c.sequence))
     for sequence, row in enumerate(rows, start=1):
@@ -107,20 +120,23 @@ def verify_chain(connection: Connection) -> ChainFault | None:
             return ChainFault(sequence, f"event {sequence} does not follow the one before it")
         if row.digest != _digest_as_read(row):
             return ChainFault(sequence, f"event {sequence} was altered")
-        previous = row.digest
+        previous, n_events, held = row.digest, sequence, held or row.digest == wanted
+    if not held:
+        return ChainFault(
+            n_events + 1,
+            f"no event has the digest {wanted} that was the newest once: the trail was cut there or written anew, "
+            f"and the {n_events} events that are there came after, or instead",
+        )
     return None
 
 
-@lru_cache
-def describe_environment() -> dict[str, Any]:
-    """Name the versions of what converts and records, and what the environment says of the job."""
-    packages: dict[str, str | None] = {}
-    for package in ("lens-registry", "torch", "transformers", "transformer-lens"):
-        try:
-            packages[package] = version(package)
-        except PackageNotFoundError:
-            packages[package] = None
-    return {"packages": packages, "job": read_ci_variables()}
+def _parse_digest(text: str) -> str:
+    digest = text.strip().lower().removeprefix("sha256:")
+    if len(digest) != len(GENESIS) or set(digest) - set("0123456789abcdef"):
+        raise InvalidInput(
+            f"{text!r} is no digest of an event.", hint="Give the 64 digits that lensreg audit head printed then."
+        )
+    return digest
 
 
 def digest_event(row: Mapping[str, Any]) -> str:
@@ -141,10 +157,3 @@ def _digest_as_read(row: Row[Any]) -> str | None:
 
 def _make_event(row: Row[Any]) -> Event:
     return Event(**row._asdict())
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have no name
-        return "unknown"

@@ -19,6 +19,7 @@ from sqlalchemy import Connection, Engine
 
 from registry import engines
 from registry.engines import find_frozen, make_engine, parse_url, sign_frozen
+from registry.environment import observe_git
 from registry.errors import (
     DatabaseError,
     DatabaseReadOnly,
@@ -79,6 +80,7 @@ class Database:
     @contextlib.contextmanager
     def write(self) -> Iterator[Connection]:
         """Give a connection that alone may write until the block ends; an exception undoes all of it."""
+        observe_git()  # for the event, while nobody waits
         with self.typed_errors(), self.queue_for_writing(), self._engine.begin() as connection:
             if self.is_sqlite:
                 connection.exec_driver_sql(BEGIN_WRITING)

@@ -5,6 +5,7 @@ RegistryError
 │   ├── InvalidName             invalid-name
 │   ├── InvalidRef              invalid-ref
 │   └── UnknownField            unknown-field
+├── PackageMissing              package-missing
 ├── NotFound
 │   ├── UnknownRef              unknown-ref             .candidates
 │   ├── AmbiguousRef            ambiguous-ref           .candidates
@@ -24,6 +25,7 @@ RegistryError
 │   └── SourceChanged           source-changed
 ├── ArchitectureMismatch        architecture-mismatch   .differences
 ├── ParityFailure               parity-failure          .parity
+├── SignatureInvalid            signature-invalid
 ├── LoadError                   what is registered cannot be had in the form that was asked for
 │   ├── HookedTransformerMissing  hooked-transformer-missing
 │   ├── UnsupportedBridge       unsupported-bridge
@@ -98,6 +100,12 @@ class InvalidRef(InvalidInput):
 
 class UnknownField(InvalidInput):
     code = "unknown-field"
+
+
+class PackageMissing(RegistryError):
+    """What was asked for needs a package that lens-registry does not install by itself."""
+
+    code = "package-missing"
 
 
 class NotFound(RegistryError):
@@ -232,6 +240,12 @@ class ParityFailure(RegistryError):
     def __init__(self, message: str, *, parity: Parity, hint: str | None = None) -> None:
         super().__init__(message, hint=hint, parity=parity.as_dict())
         self.parity = parity
+
+
+class SignatureInvalid(RegistryError):
+    """A version's attestation does not agree with the registry, or its signature with the files or the key."""
+
+    code = "signature-invalid"
 
 
 class LoadError(RegistryError):

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from registry.audit import describe_environment
 from registry.checkpoint import check_fingerprint
 from registry.database import Database
+from registry.environment import describe_environment
 from registry.errors import ArtifactMissing, DatabaseReadOnly, InvalidInput, MalformedArtifact, StorageError
 from registry.families import find_family_by_name
 from registry.families.family import check_config

@@ -61,6 +61,16 @@ def read_newest(connection: Connection, model: str) -> Version | None:
     return None if newest is None else read_version(connection, newest)
 
 
+def find_step(connection: Connection, model: str, step: int) -> str | None:
+    """Return the ref of the model's newest version of this step that is not retired, if there is one."""
+    number = connection.execute(
+        select(func.max(versions.c.number))
+        .join_from(versions, models)
+        .where(models.c.name == model, versions.c.step == step, versions.c.retired_at.is_(None))
+    ).scalar()
+    return None if number is None else f"{model}@v{number}"
+
+
 def list_models(connection: Connection) -> list[ModelSummary]:
     """List every model by name, with its newest version that is not retired."""
     live = and_(versions.c.model_id == models.c.id, versions.c.retired_at.is_(None))

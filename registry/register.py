@@ -21,7 +21,7 @@ from registry.errors import InvalidInput, LineageConflict
 from registry.fetch import ParityChoice, describe_parity, fetch_version
 from registry.files import open_files
 from registry.progress import Progress, no_progress
-from registry.query import find_same_weights, read_newest, read_version
+from registry.query import find_same_weights, find_step, read_newest, read_version
 from registry.record import Draft, ParentEdge, find_existing, record_version
 from registry.refs import check_model_name, check_tag_key, check_text
 from registry.resolve import refuse_retired, resolve_ref
@@ -63,6 +63,8 @@ class Request:
     link: bool = False
     dry_run: bool = False
     network: HookedTransformer | None = None
+    new_step: bool = False
+    """Refuse other weights than those that the model has under this step already."""
 
 
 @dataclass(frozen=True)
@@ -217,7 +219,18 @@ def _find_unchanged(
             parity=None,
             findings=(),
         )
+    if request.new_step:
+        _refuse_taken_step(connection, request.name, _choose_step(request, checkpoint))
     return None
+
+
+def _refuse_taken_step(connection: Connection, name: str, step: int | None) -> None:
+    taken = find_step(connection, name, step) if step is not None else None
+    if taken is not None:
+        raise LineageConflict(
+            f"{taken} holds other weights for step {step} of {name}.",
+            hint="Register another run under another NAME, or retire that version first.",
+        )
 
 
 def _heal(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -20,12 +20,15 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from registry.audit import ChainFault, Event
+    from registry.attest import Attestation
+    from registry.audit import ChainFault, Event, Head
     from registry.check import Check
     from registry.fetch import ParityChoice
     from registry.lineage import Lineage
     from registry.register import Registration
     from registry.resolve import ResolvedRef
+    from registry.runs import RunPlan, RunStep
+    from registry.suite import SuiteAudit
     from registry.versions import AliasSpan, ModelSummary, Version, VersionSummary
 
 
@@ -137,6 +140,57 @@ class Registry:
             dry_run=dry_run,
         )
         return register_version(self.database, self.store, request, progress)
+
+    def plan_run(self, name: str, folder: str | Path, *, parent: str | None = None) -> RunPlan:
+        """Say what `register_run` would do: the run's checkpoints in order, and which of them are there already."""
+        from registry.runs import plan_run
+
+        return plan_run(self.database, name, Path(folder), parent)
+
+    def register_run(
+        self,
+        plan: RunPlan,
+        *,
+        relation: str | None = None,
+        allow: Sequence[str] = (),
+        note: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        parity: ParityChoice | None = None,
+        link: bool = False,
+        progress: Progress = no_progress,
+    ) -> Iterator[tuple[RunStep, Registration | None]]:
+        """Register a run's checkpoints as steps of one model, each the child of the one before (`continued`).
+
+        The first is the child of the plan's parent. Gives every step as it is done, with None for what was there
+        already; it can be broken off and repeated. The other arguments are those of `register`, for every step.
+
+        Raises:
+            LineageConflict: a step is there with other weights.
+        """
+        from registry.register import Request
+        from registry.runs import register_run
+
+        base = Request(
+            name=plan.name,
+            source="",
+            relation=relation,
+            allow=tuple(allow),
+            note=note,
+            tags=dict(tags or {}),
+            parity=parity,
+            link=link,
+        )
+        return register_run(self.database, self.store, plan, base, progress)
+
+    def audit_suite(self, suite: str | Path, *, progress: Progress = no_progress) -> SuiteAudit:
+        """Compare the weights of all steps of a suite by their digests: duplicates, gaps, a final step that is another.
+
+        `suite` is a registered model, a folder of `checkpoint-N`, or a model on the Hub with a branch for each step, of
+        which nothing is fetched but lists of files. `hf://ORG/NAME` always means the Hub.
+        """
+        from registry.find_suite import find_suite
+
+        return find_suite(self.database, str(suite), progress)
 
     def register_network(
         self,
@@ -426,9 +480,57 @@ class Registry:
         with self.database.read() as connection:
             return read_events(connection, subject, limit)
 
-    def verify_events(self) -> ChainFault | None:
-        """Check the chain of events and return its first fault, or None."""
+    def events_head(self) -> Head:
+        """Return the digest that stands for the audit trail as it is now, to keep elsewhere."""
+        from registry.audit import read_head
+
+        with self.database.read() as connection:
+            return read_head(connection)
+
+    def attest(
+        self,
+        ref: str,
+        *,
+        sign: str | Path | None = None,
+        password: str | None = None,
+        folder: str | Path | None = None,
+    ) -> Attestation:
+        """Return the in-toto statement of a version; with `sign`, a private key in PEM, sign it over all its files.
+
+        The signature is kept in the audit trail, and both are saved in `folder` if one is given.
+        """
+        from registry.attest import attest_version, record_attestation
+        from registry.files import refuse_unfetched
+
+        version = self.version(ref)
+        refuse_unfetched(version)
+        attestation = attest_version(self.store, version, None if sign is None else Path(sign), password)
+        if folder is not None:
+            attestation.save(Path(folder))
+        if sign is not None:
+            with self.database.write() as connection:
+                record_attestation(connection, attestation)
+        return attestation
+
+    def verify_attestation(self, ref: str, public_key: str | Path, *, folder: str | Path | None = None) -> Attestation:
+        """Check that a version was signed with the private half of `public_key`, and is still what was signed.
+
+        The attestation is the one saved in `folder`, else any in the audit trail. Raises SignatureInvalid.
+        """
+        from registry.attest import read_attestations, read_saved_attestation, verify_any
+
+        with self.database.read() as connection:
+            version, found = read_attestations(connection, ref)
+        if folder is not None:
+            found = [read_saved_attestation(version, Path(folder))]
+        return verify_any(self.store, version, found, Path(public_key))
+
+    def verify_events(self, *, since: str | None = None) -> ChainFault | None:
+        """Check the chain of events and return its first fault, or None.
+
+        With `since`, a digest that `events_head` gave once, a trail that was cut or written anew is found too.
+        """
         from registry.audit import verify_chain
 
         with self.database.read() as connection:
-            return verify_chain(connection)
+            return verify_chain(connection, since)

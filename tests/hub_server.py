@@ -1,7 +1,7 @@
 """A local HTTP server that answers as the Hugging Face Hub does, with the faults that a test asks for.
 
-It speaks what huggingface_hub needs: a model's info at a revision with the digests of its files, and the files
-themselves, the large ones by a redirect to another host (as the Hub's CDN is), with ranges.
+It speaks what huggingface_hub needs: a model's branches, its info at a revision with the digests of its files, and
+the files themselves, the large ones by a redirect to another host (as the Hub's CDN is), with ranges.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 _INFO = re.compile(r"/api/models/(?P<repo>[^/]+(?:/[^/]+)?)(?:/revision/(?P<revision>[^/]+))?")
+_REFS = re.compile(r"/api/models/(?P<repo>[^/]+(?:/[^/]+)?)/refs")
 _RESOLVE = re.compile(r"/(?P<repo>[^/]+(?:/[^/]+)?)/resolve/(?P<revision>[^/]+)/(?P<name>[^/]+)")
 _CDN = re.compile(r"/cdn/(?P<digest>[0-9a-f]{64})")
 _LFS = (".safetensors", ".bin", ".model")
@@ -135,6 +136,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, self.hub.page, {"Content-Type": "text/html"}, "")
         elif match := _CDN.fullmatch(path):
             self._serve_large(match["digest"])
+        elif match := _REFS.fullmatch(urlsplit(self.path).path):
+            self._list_refs(unquote(match["repo"]))
         elif match := _INFO.fullmatch(urlsplit(self.path).path):
             self._describe(unquote(match["repo"]), unquote(match["revision"] or "main"))
         elif match := _RESOLVE.fullmatch(urlsplit(self.path).path):
@@ -159,6 +162,16 @@ class _Handler(BaseHTTPRequestHandler):
                 return commit, one.commits[commit]
             self._refuse(404, "RevisionNotFound")
         return None
+
+    def _list_refs(self, repo: str) -> None:
+        if self._find(repo, "main", to_read=False) is None:
+            return
+        branches = [
+            {"name": name, "ref": f"refs/heads/{name}", "targetCommit": commit}
+            for name, commit in self.hub.repos[repo].branches.items()
+        ]
+        body = json.dumps({"branches": branches, "converts": [], "tags": []}).encode()
+        self._send(200, body, {"Content-Type": "application/json"}, "")
 
     def _describe(self, repo: str, revision: str) -> None:
         found = self._find(repo, revision, to_read=False)

@@ -13,7 +13,7 @@ from sqlalchemy import select, text
 
 from registry import Registry, RegistryError
 from registry.audit import GENESIS, append_event, digest_event
-from registry.errors import DatabaseError, InvalidRef
+from registry.errors import DatabaseError, InvalidInput, InvalidRef
 from registry.tables import events
 from tests.records import add_version, record, record_all
 
@@ -214,6 +214,34 @@ def test_an_inserted_event_with_a_link_that_fits_is_altered_all_the_same(trail: 
 def test_a_trail_cut_off_at_its_end_still_holds_as_is_documented(trail: Registry) -> None:
     _run(trail, "DELETE FROM events WHERE sequence > 4")
     assert trail.verify_events() is None
+
+
+def test_a_digest_kept_elsewhere_shows_that_the_end_was_cut_off(trail: Registry) -> None:
+    kept = trail.events_head()
+    assert (kept.n_events, kept.digest) == (6, trail.events(limit=1)[0].digest)
+    for since in (kept.digest, f"sha256:{kept.digest.upper()}", trail.events()[3].digest, GENESIS):
+        assert trail.verify_events(since=since) is None
+    _run(trail, "DELETE FROM events WHERE sequence > 4")
+    assert trail.verify_events(since=trail.events_head().digest) is None
+    trail.set_alias("m@new", "m@v1")  # grows over the cut
+    fault = trail.verify_events(since=kept.digest)
+    assert fault is not None
+    assert (fault.sequence, "cut there or written anew" in fault.message) == (6, True)
+
+
+def test_the_head_of_an_empty_trail_is_in_every_trail(any_registry: Registry) -> None:
+    empty = any_registry.events_head()
+    assert (empty.n_events, empty.digest) == (0, GENESIS)
+    record(any_registry, "m")
+    assert any_registry.verify_events(since=empty.digest) is None
+    _run(any_registry, "DELETE FROM events")
+    assert any_registry.verify_events(since=empty.digest) is None
+
+
+@pytest.mark.parametrize("since", ["", "abc", "sha256:", "g" * 64, "v1"])
+def test_what_is_no_digest_is_no_head(trail: Registry, since: str) -> None:
+    with pytest.raises(InvalidInput, match="no digest of an event"):
+        trail.verify_events(since=since)
 
 
 NO_JSON = ["nonsense", '{"a": NaN}', "[" * 100_000, '"text"', ""]

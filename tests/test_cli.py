@@ -158,6 +158,7 @@ def test_the_keys_of_json_objects_are_a_contract(populated: Run, tuned: Path) ->
     }  # fmt: skip
     assert set(populated("path", "tuned", "-o", "json").json) == {"schema_version", "path"}
     assert set(populated("audit", "verify", "-o", "json").json) == {"schema_version", "ok", "n_events", "head", "fault"}
+    assert set(populated("audit", "head", "-o", "json").json) == {"schema_version", "n_events", "head"}
     status = {"schema_version", "database", "store", "schema", "needed_schema"}
     assert set(populated("db", "status", "-o", "json").json) == status
 

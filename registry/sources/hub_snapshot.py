@@ -131,6 +131,15 @@ def find_snapshot(repo: str, revision: str | None) -> Snapshot:
         return cached
 
 
+def list_revisions(repo: str) -> list[str]:
+    """Ask the Hub for the names of all branches and tags. Raises SourceNotFound, AccessDenied, SourceUnreachable."""
+    from huggingface_hub import HfApi
+
+    with typed_errors(repo, DEFAULT_REVISION):
+        refs = HfApi().list_repo_refs(repo)
+        return list(dict.fromkeys(one.name for one in [*refs.branches, *refs.tags]))
+
+
 def fetch_file(repo: str, commit: str, name: str, advance: Advance | None = None) -> Path:
     """Return where a file of that commit is in the Hub cache, fetching it if it is not there; a cut is resumed."""
     from huggingface_hub import constants, hf_hub_download
