@@ -12,6 +12,7 @@ import click
 if TYPE_CHECKING:
     from registry.registry import Registry
 
+N_COMPLETED = 200
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -77,6 +78,13 @@ def output_option(*formats: str) -> Callable[[F], F]:
     )
 
 
+def limit_option(function: F) -> F:
+    """Add --limit."""
+    return click.option(
+        "--limit", type=click.IntRange(1), metavar="N", help="How many (default: 1000 in a table, otherwise all)."
+    )(function)
+
+
 def _complete(what: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:
     def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
         from registry.errors import RegistryError
@@ -89,7 +97,7 @@ def _complete(what: str) -> Callable[[click.Context, click.Parameter, str], list
             elif what == "alias":
                 found = [span.ref for span in registry.aliases(name)]
             else:
-                versions = registry.history(name)
+                versions = registry.history(name, limit=N_COMPLETED)
                 found = [version.ref for version in versions]
                 found += [f"{name}@{alias}" for version in versions for alias in version.aliases]
         except RegistryError:

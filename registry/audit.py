@@ -17,7 +17,7 @@ from sqlalchemy import JSON, Connection, Row, Text, cast, select
 
 from registry.environment import describe_actor, describe_environment
 from registry.errors import InvalidInput, InvalidRef
-from registry.refs import parse_ref
+from registry.refs import check_limit, parse_ref
 from registry.tables import events
 
 GENESIS = "0" * 64
@@ -77,9 +77,7 @@ def read_events(
 
     `before` is the sequence of an event that they all came before.
     """
-    if limit is not None and not 0 <= limit < 2**31:
-        raise InvalidInput(f"{limit} is no number of events.", hint="Leave it out to have all of them.")
-    query = select(events.c.sequence).order_by(events.c.sequence.desc()).limit(limit)
+    query = select(events.c.sequence).order_by(events.c.sequence.desc()).limit(check_limit(limit))
     if before is not None:
         query = query.where(events.c.sequence < before)
     if subject is not None:
@@ -110,7 +108,8 @@ def verify_chain(connection: Connection, since: str | None = None) -> ChainFault
     wanted = None if since is None else _parse_digest(since)
     previous, n_events, held = GENESIS, 0, wanted in (None, GENESIS)
     as_text = [cast(one, Text).label(one.name) if isinstance(one.type, JSON) else one for one in events.c]
-    rows = connection.execute(select(*as_text).order_by(events.c.sequence))
+    query = select(*as_text).order_by(events.c.sequence).execution_options(yield_per=1000)
+    rows = connection.execute(query)
     for sequence, row in enumerate(rows, start=1):
         if row.sequence < sequence:
             return ChainFault(row.sequence, f"event {row.sequence} comes before the first")

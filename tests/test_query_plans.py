@@ -62,7 +62,12 @@ def filled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 # what reads all of a table, because all of it was asked for
-WHOLE = {"models()": {"models"}, "aliases()": {"aliases", "models"}, "verify_events()": {"events"}}
+WHOLE = {
+    "models()": {"models"},
+    "count_models()": {"models"},
+    "aliases()": {"aliases", "models"},
+    "verify_events()": {"events"},
+}
 # looking for what somebody may have meant goes through the models' names
 SUGGESTS = {"models"}
 
@@ -99,6 +104,10 @@ CALLS: dict[str, Callable[[Registry], object]] = {
     "resolve(unknown alias)": lambda one: one.resolve(f"{M}@bst"),
     "version()": lambda one: one.version(M),
     "models()": lambda one: one.models(),
+    "models(page)": lambda one: one.models(limit=5, after=M),
+    "count_models()": lambda one: one.count_models(),
+    "history(page)": lambda one: one.history(M, limit=5, before=50),
+    "count_versions()": lambda one: one.count_versions(M),
     "history()": lambda one: one.history(M),
     "history(unknown)": lambda one: one.history("nothing"),
     "path()": lambda one: one.path(M),
@@ -117,6 +126,8 @@ CALLS: dict[str, Callable[[Registry], object]] = {
     "events()": lambda one: one.events(limit=50),
     "events(NAME)": lambda one: one.events(M, limit=50),
     "events(NAME@vN)": lambda one: one.events(f"{M}@v7", limit=50),
+    "events(page)": lambda one: one.events(limit=5, before=50),
+    "events(page of NAME)": lambda one: one.events(M, limit=5, before=500),
     "verify_events()": lambda one: one.verify_events(),
     "register": lambda one: record(one, M, parents=[f"{M}@v7"], tags={"a": "b"}),
     "register(unchanged)": _in_read(find_existing, M, FINGERPRINT, WEIGHTS, FILES),
