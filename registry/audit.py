@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -106,10 +106,15 @@ def verify_chain(connection: Connection, since: str | None = None) -> ChainFault
     `since` is the digest of an event that was the newest once, as `read_head` gave it: the trail must still hold it.
     """
     wanted = None if since is None else _parse_digest(since)
-    previous, n_events, held = GENESIS, 0, wanted in (None, GENESIS)
     as_text = [cast(one, Text).label(one.name) if isinstance(one.type, JSON) else one for one in events.c]
+    # not all at once, which a driver would keep in memory
     query = select(*as_text).order_by(events.c.sequence).execution_options(yield_per=1000)
-    rows = connection.execute(query)
+    with connection.execute(query) as rows:
+        return _find_fault(rows, wanted)
+
+
+def _find_fault(rows: Iterable[Row[Any]], wanted: str | None) -> ChainFault | None:
+    previous, n_events, held = GENESIS, 0, wanted in (None, GENESIS)
     for sequence, row in enumerate(rows, start=1):
         if row.sequence < sequence:
             return ChainFault(row.sequence, f"event {row.sequence} comes before the first")
