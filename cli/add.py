@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from cli.options import Session, output_option, parse_tags, registry_options
+from cli.options import (
+    Session,
+    complete_parent,
+    complete_relation,
+    output_option,
+    parse_tags,
+    registry_options,
+    split_relations,
+)
 
 if TYPE_CHECKING:
     from registry.fetch import ParityChoice
@@ -16,8 +24,28 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("name", metavar="NAME")
 @click.argument("source", metavar="SOURCE")
-@click.option("--parent", "parents", multiple=True, metavar="REF", help="What it was made from; may be given again.")
-@click.option("--relation", metavar="WORD", help="What it is to its parents: finetuned (default), continued, merged, …")
+@click.option(
+    "--parent",
+    "parents",
+    multiple=True,
+    metavar="[RELATION=]REF",
+    shell_complete=complete_parent,
+    help="What it was made from; may be given again.",
+)
+@click.option(
+    "--parent-absent",
+    "absent_parents",
+    multiple=True,
+    metavar="[RELATION=]ORG/NAME@REVISION[#sha256:DIGEST]",
+    help="What it was made from and is not registered, on the Hub; joined when it is.",
+)
+@click.option(
+    "--relation",
+    metavar="RELATION",
+    shell_complete=complete_relation,
+    help="What it is to its parents: finetuned (default), continued, adapter-merged, merged (default if there are "
+    "several), converted, quantised or distilled.",
+)
 @click.option("--step", type=int, metavar="N", help="Training step, for NAME@step-N.")
 @click.option("--allow", multiple=True, metavar="FIELD", help="Architecture field that may differ from the parent's.")
 @click.option("--tag", "tags", multiple=True, metavar="K=V", callback=parse_tags, help="Tag; may be given again.")
@@ -46,6 +74,7 @@ def add(
     name: str,
     source: str,
     parents: tuple[str, ...],
+    absent_parents: tuple[str, ...],
     relation: str | None,
     step: int | None,
     allow: tuple[str, ...],
@@ -65,6 +94,9 @@ def add(
     --config, a GGUF file, or a model on the Hub: ORG/NAME or ORG/NAME@REVISION, pinned to the commit that the revision
     is now. A path that exists wins over a Hub id of the same spelling; hf://ORG/NAME always means the Hub.
 
+    Parents may each have their RELATION before them: --parent merged=REF. One that is not registered is recorded with
+    --parent-absent, and joined when the commit or the digest that it names is registered, or by `lensreg join`.
+
     It is converted and verified first: a checkpoint whose architecture is not its parent's is refused, and so is one
     whose converted network does not compute what the checkpoint does.
     """
@@ -74,7 +106,8 @@ def add(
         done = session.open().register(
             name,
             source,
-            parent=parents,
+            parent=split_relations(parents),
+            absent_parents=split_relations(absent_parents),
             relation=relation,
             step=step,
             allow=allow,

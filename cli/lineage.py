@@ -1,35 +1,79 @@
-"""`lensreg lineage`: who came from whom, as a tree or as data."""
+"""`lensreg lineage` and `lensreg join`: who came from whom, as a tree, a drawing or data; parents that were absent."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from cli.options import Session, output_option, ref_argument, registry_options
-from cli.versions import summary_row
 
 if TYPE_CHECKING:
+    from rich.text import Text
     from rich.tree import Tree
 
     from registry.lineage import Edge, Lineage
+    from registry.versions import VersionSummary
 
 
 @click.command()
 @ref_argument()
 @click.option("--up", "direction", flag_value="up", help="Ancestors only.")
 @click.option("--down", "direction", flag_value="down", help="Descendants only.")
-@output_option("tree", "table", "json", "csv", "ids")
+@click.option("--depth", type=click.IntRange(min=1), metavar="N", help="So many generations at most.")
+@output_option("tree", "table", "mermaid", "dot", "html", "json", "csv", "ids", also=("--format",))
 @registry_options
 @click.pass_obj
-def lineage(session: Session, ref: str, direction: str | None) -> None:
-    """Show what the version that REF means came from, and what came from it."""
-    from cli.output import Column, print_rows, stdout
+def lineage(session: Session, ref: str, direction: str | None, depth: int | None) -> None:
+    """Show what the version that REF means came from, and what came from it.
 
-    found = session.open().lineage(ref, up=direction != "down", down=direction != "up")
+    Parents that were declared and are not registered are shown as hf://ORG/NAME@REVISION. mermaid and dot are for those
+    tools; html is a page that needs nothing else.
+    """
+    found = session.open().lineage(ref, up=direction != "down", down=direction != "up", depth=depth)
     if session.output == "tree":
+        from cli.output import stdout
+
         for tree in _make_trees(found, direction):
             stdout().print(tree)
+    elif session.output == "mermaid":
+        click.echo(found.to_mermaid(), nl=False)
+    elif session.output == "dot":
+        click.echo(found.to_dot(), nl=False)
+    elif session.output == "html":
+        click.echo(found.to_html(), nl=False)
+    else:
+        _print_rows(found, session.output)
+
+
+@click.command()
+@ref_argument()
+@ref_argument("parent")
+@click.option("--declared", metavar="ORG/NAME@REVISION", help="Which absent parent it is, if there are several.")
+@click.option("--allow", multiple=True, metavar="FIELD", help="Architecture field that may differ from the parent's.")
+@registry_options
+@click.pass_obj
+def join(session: Session, ref: str, parent: str, declared: str | None, allow: tuple[str, ...]) -> None:
+    """Say that an absent parent of REF is the registered version PARENT.
+
+    An absent parent that was declared by its commit or digest is joined by itself when it is registered; this is for
+    those declared by a branch or a tag, and for architectures that differ and are meant to. It is refused where the
+    record shows that PARENT is another one.
+    """
+    child = session.open().join_parent(ref, parent, declared=declared, allow=allow)
+    click.echo(f"joined {child.ref}: {', '.join(one.ref for one in child.parents)}")
+
+
+def _print_rows(found: Lineage, output: str) -> None:
+    from cli.output import Column, print_json, print_rows
+
+    rows = _make_rows(found)
+    if output == "json":
+        absent = [{"child": one.child, "ref": one.parent.ref, **asdict(one.parent)} for one in found.absent]
+        for one in absent:
+            del one["joined"]
+        print_json({"ref": found.ref, "rows": rows, "edges": [asdict(edge) for edge in found.edges], "absent": absent})
         return
     columns = [
         Column("version", "ref"),
@@ -40,10 +84,12 @@ def lineage(session: Session, ref: str, direction: str | None) -> None:
         Column("step", "step", right=True),
         Column("verified", "verified"),
     ]
-    print_rows(_make_rows(found), columns, session.output, f"{found.ref} has no relatives.", "ref")
+    print_rows(rows, columns, output, f"{found.ref} has no registered relatives.", "ref")
 
 
 def _make_rows(found: Lineage) -> list[dict[str, Any]]:
+    from cli.versions import summary_row
+
     relations = {ref: [edge.relation for edge in edges] for ref, edges in found.parents_of().items()}
     rows = []
     for direction, relatives in (("up", found.ancestors()), ("down", found.descendants())):
@@ -59,15 +105,15 @@ def _make_rows(found: Lineage) -> list[dict[str, Any]]:
 
 def _make_trees(found: Lineage, direction: str | None) -> list[Tree]:
     """Make the trees: from REF upwards, or else downwards from REF or from its oldest ancestors."""
-    if direction == "up":
-        edges = found.parents_of()
-        return [_grow(found, found.ref, edges, upwards=True)]
-    edges = found.children_of()
-    if direction == "down":
-        return [_grow(found, found.ref, edges, upwards=False)]
-    with_parents = {edge.child for edge in found.edges}
-    roots = [ref for ref in found.versions if ref not in with_parents]
-    return [_grow(found, root, edges, upwards=False) for root in roots]
+    steps: dict[str, list[Edge]] = {}
+    for step in found.steps:
+        steps.setdefault(step.child if direction == "up" else step.parent, []).append(step)
+    if direction is not None:
+        return [_grow(found, found.ref, steps, upwards=direction == "up")]
+    with_parents = {step.child for step in found.steps}
+    refs = [*(one.parent.ref for one in found.absent), *found.versions]
+    roots = [ref for ref in dict.fromkeys(refs) if ref not in with_parents]
+    return [_grow(found, root, steps, upwards=False) for root in roots]
 
 
 def _grow(found: Lineage, root: str, edges: dict[str, list[Edge]], *, upwards: bool) -> Tree:
@@ -94,12 +140,22 @@ def _grow(found: Lineage, root: str, edges: dict[str, list[Edge]], *, upwards: b
 def _label(found: Lineage, ref: str, relation: str | None, *, again: bool = False) -> Any:
     from rich.text import Text
 
-    from cli.output import clean
-
-    version = found.versions[ref]
+    version = found.versions.get(ref)
     label = Text(ref, style="bold cyan" if ref == found.ref else "")
     if relation:
         label.append(f"  {relation}", style="dim")
+    if version is None:
+        label.append("  absent", style="yellow")
+    else:
+        _describe(label, version)
+    if again:
+        label.append("  (see above)", style="dim")
+    return label
+
+
+def _describe(label: Text, version: VersionSummary) -> None:
+    from cli.output import clean
+
     if version.step is not None:
         label.append(f"  step {version.step}", style="dim")
     if version.aliases:
@@ -110,6 +166,3 @@ def _label(found: Lineage, ref: str, relation: str | None, *, again: bool = Fals
         label.append("  retired", style="red")
     if version.note:
         label.append(f"  {clean(version.note)}", style="italic dim")
-    if again:
-        label.append("  (see above)", style="dim")
-    return label

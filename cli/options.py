@@ -63,11 +63,13 @@ def registry_options(function: F) -> F:
     return function
 
 
-def output_option(*formats: str) -> Callable[[F], F]:
-    """Add --output with these formats; the first is the default."""
+def output_option(*formats: str, also: tuple[str, ...] = ()) -> Callable[[F], F]:
+    """Add --output with these formats; the first is the default, and `also` are other spellings of the option."""
     return click.option(
         "-o",
         "--output",
+        *also,
+        "output",
         type=click.Choice(formats),
         default=formats[0],
         show_default=True,
@@ -107,6 +109,23 @@ def _complete(what: str) -> Callable[[click.Context, click.Parameter, str], list
     return complete
 
 
+def complete_parent(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Complete `REF` from what is registered, and `RELATION=REF` from the relations, too."""
+    relation, equals, ref = incomplete.partition("=")
+    if equals:
+        return [f"{relation}={one}" for one in _complete("version")(ctx, param, ref)]
+    from registry.tables import RELATIONS
+
+    return _complete("version")(ctx, param, incomplete) + [f"{one}=" for one in RELATIONS if one.startswith(incomplete)]
+
+
+def complete_relation(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Complete a relation."""
+    from registry.tables import RELATIONS
+
+    return [one for one in RELATIONS if one.startswith(incomplete)]
+
+
 def ref_argument(name: str = "ref", what: str = "version") -> Callable[[F], F]:
     """Add the argument REF (or NAME, or NAME@ALIAS), completed from what is registered."""
     return click.argument(name, metavar=name.upper(), shell_complete=_complete(what))
@@ -121,3 +140,14 @@ def parse_tags(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
             raise click.BadParameter(f"{value!r} is not KEY=VALUE.")
         tags[key] = text
     return tags
+
+
+def split_relations(values: tuple[str, ...]) -> dict[str, str | None]:
+    """Split the relation off each RELATION=PARENT; `=` is in no ref and in no Hub id."""
+    relations: dict[str, str | None] = {}
+    for value in values:
+        before, equals, after = value.partition("=")
+        parent, relation = (after, before) if equals else (value, None)
+        if relations.setdefault(parent, relation) != relation:
+            raise click.UsageError(f"{parent} is named with two relations.")
+    return relations

@@ -170,12 +170,12 @@ def summary_row(one: VersionSummary) -> dict[str, Any]:
 def version_facts(version: Version) -> dict[str, str | None]:
     """Give what tells a version from others, for a card."""
     fields = version.architecture
+    sizes = ", ".join(f"{name} {fields[name]}" for name in _SIZES if name in fields)
     return {
         "step": None if version.step is None else f"{version.step}",
         "weights": f"{name_weights(version.weights_digest)}  {format_parameters(version.n_parameters)} parameters, "
         f"{version.dtype}, {format_size(version.size_bytes)}",
-        "architecture": f"{version.family}  d_model {fields['d_model']}, n_layers {fields['n_layers']}, "
-        f"n_heads {fields['n_heads']}, d_vocab {fields['d_vocab']}  (sha256:{version.fingerprint[:16]})",
+        "architecture": f"{version.family}  {sizes}  (sha256:{version.fingerprint[:16]})",
         "registered": f"{format_instant(version.created_at)} UTC",
     }
 
@@ -192,7 +192,9 @@ def describe_version(version: Version) -> dict[str, str | None]:
         admitted = ", ".join(
             f"{one['field']} {one['parent']} → {one['checkpoint']}" for one in parent.admitted_differences
         )
-        parents.append(f"{parent.ref} ({parent.relation})" + (f", admitted: {admitted}" if admitted else ""))
+        declared = f", declared as {parent.declared}" if parent.declared else ""
+        parents.append(f"{parent.ref} ({parent.relation})" + (f", admitted: {admitted}" if admitted else "") + declared)
+    parents += [f"{one.ref} ({one.relation}), absent" for one in version.absent_parents if one.joined is None]
     return {
         **version_facts(version),
         "parent": "\n".join(parents) or None,
@@ -204,11 +206,15 @@ def describe_version(version: Version) -> dict[str, str | None]:
     }
 
 
+# of an architecture, what tells people which it is; Mamba has no heads
+_SIZES = ("d_model", "n_layers", "n_heads", "d_vocab")
+_METRICS = ("raw", "processed", "bridge")
+
+
 def describe_parity(parity: Mapping[str, Any]) -> str:
     """Write a parity measurement in one line."""
     return (
-        f"raw {_show_parity(parity['raw'])}, processed {_show_parity(parity['processed'])}; "
-        f"bound {parity['bound']:.1e}, "
+        f"{_show_differences(parity)}; bound {parity['bound']:.1e}, "
         f"noise floor {parity['noise_floor']:.1e} ({parity['dtype']}, {parity['n_tokens']} tokens)"
     )
 
@@ -229,7 +235,7 @@ def _recorded_parity(version: Version) -> str:
     one = next(iter(measured.values()))
     return describe_parity(
         {
-            **{metric: measured[metric].value if metric in measured else None for metric in ("raw", "processed")},
+            **{metric: measured[metric].value if metric in measured else None for metric in _METRICS},
             "bound": one.bound,
             "noise_floor": one.details["noise_floor"],
             "dtype": one.dtype,
@@ -238,8 +244,12 @@ def _recorded_parity(version: Version) -> str:
     )
 
 
-def _show_parity(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:.1e}"
+def _show_differences(parity: Mapping[str, Any]) -> str:
+    """Show raw and processed, or, where there is no HookedTransformer, the bridge."""
+    if parity.get("bridge") is not None:
+        return f"bridge {parity['bridge']:.1e}"
+    shown = {name: "not measured" if parity[name] is None else f"{parity[name]:.1e}" for name in ("raw", "processed")}
+    return f"raw {shown['raw']}, processed {shown['processed']}"
 
 
 def _plain(rows: Iterable[dict[str, Any]], session: Session) -> Iterator[dict[str, Any]]:

@@ -4,6 +4,9 @@ The fields are `HookedTransformerConfig`'s, in the words of transformer-lens 3.9
 change the computed function (found by changing each one over 15 families: HAZARDS.md §3). What only matters under a
 condition (`rotary_base` without rotary embeddings, `window_size` without local attention) is left out when the
 condition does not hold, so that equal functions have equal fingerprints.
+
+Of a network that no HookedTransformer can be, those words say some of it only. Its architecture names its family, and
+has all else that decides the function in the words of that family's own config.json, as `config.NAME`.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -100,6 +104,8 @@ CONDITIONAL: tuple[tuple[str, Any, dict[str, Any]], ...] = (
     ("use_logn_attn", True, {"train_seq_length": ...}),
     ("use_dynamic_ntk_rope", True, {"train_seq_length": ...}),
 )
+# what every architecture has, whatever it cannot say otherwise
+_SIZES = ("d_model", "n_layers", "d_vocab", "n_ctx", "positional_embedding_type", "tie_word_embeddings")
 _EXPERTS: dict[str, Any] = {"experts_per_token": ..., "norm_topk_prob": False}
 
 # field -> those that are admitted with it: they are there because of it, or say the same again
@@ -109,7 +115,16 @@ _FOLLOWERS: Mapping[str, Iterable[str]] = {
     **{condition: names for condition, _, names in CONDITIONAL if condition.startswith("use_")},
 }
 
+# which family it is whose own words are the fields `config.NAME`; none where HookedTransformerConfig's words say all
+FAMILY = "family"
+_OWN_WORD = re.compile(r"config\.[A-Za-z_0-9]+")
+
 FIELDS: frozenset[str] = frozenset([*ALWAYS, *_EXPERTS, *(name for _, _, fields in CONDITIONAL for name in fields)])
+
+# config.json fields that add parameters which every HookedTransformer has anyway, as zeros or ones: they leave no trace
+# in an architecture, and are compared with a parent's all the same
+PARAMETER_FIELDS = ("attention_bias", "enable_bias", "layer_norm_elementwise_affine")
+N_PARAMETERS = "n_parameters"
 
 # HookedTransformer computes the same for each of these (tanh approximations of GELU, written differently).
 _SAME_ACTIVATION = {"gelu_fast": "gelu_new", "gelu_pytorch_tanh": "gelu_new"}
@@ -182,27 +197,53 @@ def describe_architecture(**fields: Any) -> Architecture:
     return Architecture(canonical)
 
 
+def describe_bridged_architecture(family: str, config: Mapping[str, Any], **fields: Any) -> Architecture:
+    """Build the architecture of a network that no HookedTransformer can be, for want of words.
+
+    `fields` are in HookedTransformerConfig's words; all else that decides the function is in `config`, in the family's.
+    Two families never have equal fingerprints, since each gives the words of its config a meaning of its own.
+    """
+    unknown = set(fields) - FIELDS
+    if unknown:
+        raise ValueError(f"not fields of an architecture: {sorted(unknown)}")
+    sizes = {name: fields[name] for name in _SIZES}
+    own = {f"config.{name}": value for name, value in config.items()}
+    return Architecture({FAMILY: family, "d_vocab_out": fields["d_vocab"], **sizes, **fields, **own})
+
+
 def find_differences(
     parent: Architecture, checkpoint: Architecture, config_keys: Mapping[str, str] | None = None
 ) -> tuple[Difference, ...]:
     """List the fields in which `checkpoint` differs from `parent`; `config_keys` names the config.json keys."""
     names = [
         name
-        for name in [*ALWAYS, *sorted(FIELDS - set(ALWAYS))]
+        for name in [FAMILY, *ALWAYS, *sorted({*parent.fields, *checkpoint.fields} - {FAMILY, *ALWAYS})]
         if parent.get(name, _ABSENT) != checkpoint.get(name, _ABSENT)
     ]
     keys = config_keys or {}
     return tuple(Difference(name, parent.get(name), checkpoint.get(name), keys.get(name)) for name in names)
 
 
+def find_parameter_differences(parent: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> tuple[Difference, ...]:
+    """List the fields of PARAMETER_FIELDS in which two checked configs differ, as far as both have them."""
+    return tuple(
+        Difference(name, parent[name], checkpoint[name], name)
+        for name in PARAMETER_FIELDS
+        if name in parent and name in checkpoint and parent[name] != checkpoint[name]
+    )
+
+
 def check_allowed(allow: Iterable[str]) -> frozenset[str]:
-    """Return the names in `allow` as a set, refusing any that is no architecture field."""
+    """Return the names in `allow` as a set, refusing any that is no field in which a checkpoint can differ."""
     allowed = frozenset(allow)
-    for name in sorted(allowed - FIELDS):
-        similar = find_similar(name, FIELDS)
+    known = FIELDS.union(PARAMETER_FIELDS, [N_PARAMETERS, FAMILY])
+    for name in sorted(allowed - known):
+        if _OWN_WORD.fullmatch(name):
+            continue
+        similar = find_similar(name, known)
         raise UnknownField(
             f"--allow names {name!r}, which is no architecture field.",
-            hint=f"Did you mean {similar[0]}?" if similar else f"The fields are: {', '.join(sorted(FIELDS))}.",
+            hint=f"Did you mean {similar[0]}?" if similar else f"The fields are: {', '.join(sorted(known))}.",
             name=name,
             candidates=similar,
         )

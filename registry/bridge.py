@@ -10,21 +10,28 @@ turns off.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import torch
 from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_config_from_hf
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from registry.architecture import Architecture
-from registry.convert import Processing, guard_processing
+from registry.convert import Processing, check_finite, guard_processing
 from registry.errors import UnsupportedBridge
 from registry.families.family import Family
+from registry.networks import build_source_network
+from registry.progress import Counter, Progress, no_progress
 from registry.quiet import quiet
 from registry.texts import ReadsTexts
 from registry.tokenizers import fit_tokenizer
-from registry.verify import measure_reference
+from registry.verify import Parity, Reference, list_versions, measure_reference
+
+_NO_LIMIT = 2**31 - 1  # of tokens in a text, where no positions run out
 
 
 class RegisteredBridge(ReadsTexts, TransformerBridge):  # type: ignore[misc]
@@ -46,17 +53,62 @@ def build_checked_bridge(
     """
     reference = measure_reference(source, family, architecture)
     bridge = build_bridge(source, family, architecture, tokenizer, name=name, compatibility=compatibility)
-    try:
-        difference = reference.measure(bridge)
-    except RuntimeError as error:
-        raise UnsupportedBridge(f"The bridge of {name} cannot be run: {error}", hint=_hint(compatibility)) from error
+    difference = _measure_bridge(bridge, reference, family, name, compatibility=compatibility)
     if not difference <= reference.bound:
         raise UnsupportedBridge(
             f"The bridge of {name} computes something else: log-probs are {difference:.1e} off its own source network, "
             f"bound {reference.bound:.1e}.",
-            hint=f"This is a fault of transformer-lens's, not of your checkpoint. {_hint(compatibility)}",
+            hint=f"This is a fault of transformer-lens's, not of your checkpoint. {_hint(family, compatibility)}",
         )
     return bridge
+
+
+def measure_bridge_parity(
+    family: Family,
+    values: Mapping[str, Any],
+    architecture: Architecture,
+    files: Sequence[Path],
+    *,
+    dtype: torch.dtype = torch.float64,
+    progress: Progress = no_progress,
+) -> Parity:
+    """Measure how far the bridge of the network in `files`, without compatibility mode, is from that network.
+
+    Raises UnusableWeights for NaN and infinities, and UnsupportedBridge if there is no bridge that can be run.
+    """
+    counter = Counter(progress, "verifying", 3)
+    source = build_source_network(family, values, files, dtype)
+    check_finite(source.state_dict())
+    counter.advance()
+    reference = measure_reference(source, family, architecture)
+    counter.advance()
+    bridge = build_bridge(source, family, architecture, None, name=family.name, compatibility=False)
+    difference = _measure_bridge(bridge, reference, family, family.name, compatibility=False)
+    counter.advance()
+    return Parity(
+        raw=None,
+        processed=None,
+        bridge=difference,
+        noise_floor=reference.noise_floor,
+        bound=reference.bound,
+        # Mamba gives its logits in float32 whatever it is in
+        dtype=str(reference.computed.log_probs.dtype).removeprefix("torch."),
+        n_tokens=reference.probe.numel(),
+        probe_digest=reference.probe_digest,
+        processing=(),
+        versions=list_versions(),
+    )
+
+
+def _measure_bridge(
+    bridge: TransformerBridge, reference: Reference, family: Family, name: str, *, compatibility: bool
+) -> float:
+    try:
+        return reference.measure(bridge)
+    except RuntimeError as error:
+        raise UnsupportedBridge(
+            f"The bridge of {name} cannot be run: {error}", hint=_hint(family, compatibility)
+        ) from error
 
 
 def build_bridge(
@@ -85,7 +137,7 @@ def build_bridge(
         except Exception as error:  # transformer-lens raises whatever an architecture that it does not expect leads to
             reason = str(error).strip().split("\n")[0]
             raise UnsupportedBridge(
-                f"transformer-lens cannot build a bridge of {name}: {reason}", hint=_hint(compatibility)
+                f"transformer-lens cannot build a bridge of {name}: {reason}", hint=_hint(family, compatibility)
             ) from error
     return bridge
 
@@ -101,12 +153,20 @@ def _wrap(
     config = build_bridge_config_from_hf(source.config, family.class_name, name, source.dtype)
     adapter: Any = ArchitectureAdapterFactory.select_architecture_adapter(config)
     adapter.cfg.device = str(source.device)
-    adapter.cfg.n_ctx = architecture["n_ctx"]
+    adapter.cfg.n_ctx = _NO_LIMIT if architecture["n_ctx"] is None else architecture["n_ctx"]
+    if family.adapt_bridge is not None:
+        family.adapt_bridge(adapter, source.config)
     adapter.prepare_model(source)
     return RegisteredBridge(source, adapter, tokenizer and fit_tokenizer(adapter.cfg, tokenizer))
 
 
-def _hint(compatibility: bool) -> str:
+def _hint(family: Family, compatibility: bool) -> str:
     if compatibility:
-        return "Take the bridge without compatibility mode, or Registry.load, which gives a HookedTransformer."
+        other = "" if family.convert is None else ", or Registry.load, which gives a HookedTransformer"
+        return f"Take the bridge without compatibility mode{other}."
+    if family.convert is None:
+        return (
+            "Registry.load_hf gives the Hugging Face network of what is registered; "
+            "with --parity skip it is registered without a measurement, and marked so."
+        )
     return "Take Registry.load, which gives a HookedTransformer, or Registry.load_hf."

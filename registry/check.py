@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from registry.architecture import Architecture, Difference, check_allowed, find_differences, refuse_differences
+from registry.architecture import Architecture, Difference, check_allowed
 from registry.checkpoint import Checkpoint, read_checkpoint
+from registry.compare_parent import compare_with_parent
 from registry.database import Database
 from registry.errors import (
     AccessDenied,
@@ -68,7 +69,7 @@ def check_source(
         try:
             checkpoint = read_checkpoint(source, Path(scratch), known, options)
             done = _describe(checkpoint, source)
-            done = _compare(done, known, checkpoint, allowed)
+            done = _compare(done, store, known, checkpoint, allowed)
             return _check_tensors(done, checkpoint)
         except (SourceError, ArchitectureMismatch) as error:
             if not _is_fault(error):
@@ -96,12 +97,16 @@ def _describe(checkpoint: Checkpoint, source: str) -> Check:
     )
 
 
-def _compare(done: Check, parents: Sequence[ParentVersion], checkpoint: Checkpoint, allowed: frozenset[str]) -> Check:
+def _compare(
+    done: Check,
+    store: LocalStore,
+    parents: Sequence[ParentVersion],
+    checkpoint: Checkpoint,
+    allowed: frozenset[str],
+) -> Check:
     admitted: list[Difference] = []
     for parent in parents:
-        known = Architecture(parent.version.architecture)
-        differences = find_differences(known, checkpoint.architecture, checkpoint.config_keys)
-        admitted += refuse_differences(parent.version.ref, done.source, differences, allowed)
+        admitted += compare_with_parent(store, parent.version, checkpoint, done.source, allowed)
     return replace(done, admitted_differences=tuple(admitted))
 
 

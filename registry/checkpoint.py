@@ -33,6 +33,11 @@ class Checkpoint:
     processing: tuple[str, ...] | None = None
 
     @property
+    def is_bridged_only(self) -> bool:
+        """Whether there is no HookedTransformer of this, and a TransformerBridge is what can be had."""
+        return self.family is not None and self.family.convert is None
+
+    @property
     def config_keys(self) -> Mapping[str, str]:
         """Which config.json key an architecture field is read from."""
         return self.family.config_keys if self.family else {}

@@ -9,7 +9,8 @@ RegistryError
 ├── NotFound
 │   ├── UnknownRef              unknown-ref             .candidates
 │   ├── AmbiguousRef            ambiguous-ref           .candidates
-│   └── VersionRetired          version-retired
+│   ├── VersionRetired          version-retired
+│   └── TensorsUnknown          tensors-unknown
 ├── SourceError                 what was handed in cannot become a version
 │   ├── SourceNotFound          source-not-found
 │   ├── SourceUnreachable       source-unreachable
@@ -33,6 +34,7 @@ RegistryError
 ├── Conflict
 │   ├── VersionInUse            version-in-use          .users
 │   ├── LineageConflict         lineage-conflict
+│   ├── PlanOutdated            plan-outdated
 │   └── ProcessingConflict      processing-conflict     .applied
 ├── StorageError
 │   ├── StoreUnavailable        store-unavailable
@@ -126,6 +128,12 @@ class AmbiguousRef(NotFound):
 
 class VersionRetired(NotFound):
     code = "version-retired"
+
+
+class TensorsUnknown(NotFound):
+    """The digests of a version's single tensors are not recorded."""
+
+    code = "tensors-unknown"
 
 
 class SourceError(RegistryError):
@@ -286,8 +294,14 @@ class LineageConflict(Conflict):
     code = "lineage-conflict"
 
 
+class PlanOutdated(Conflict):
+    """What a plan was made for has changed since; nothing of it was done."""
+
+    code = "plan-outdated"
+
+
 class ProcessingConflict(Conflict):
-    """Weights were wanted without a processing that was applied before they were registered; it cannot be undone."""
+    """The processing that weights have gone through is not what was wanted, or not what is recorded."""
 
     code = "processing-conflict"
 

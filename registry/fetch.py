@@ -57,12 +57,14 @@ def fetch_version(
         store.link_folder((file.name, file.digest) for file in version.files)
         with database.write() as connection:
             version_id = resolve_ref(connection, version.ref).id
-            record_fetched(connection, version_id, weights.digest or "", describe_parity(measured) if measured else [])
+            parity_rows = describe_parity(measured) if measured else []
+            digest = weights.digest or ""
+            record_fetched(connection, version_id, digest, parity_rows, weights.tensors, weights.digests)
             return read_version(connection, version_id)
 
 
 def describe_parity(parity: Parity) -> list[dict[str, Any]]:
-    """Make the validation rows of a parity measurement: one for raw, one for processed."""
+    """Make the validation rows of a parity measurement: one for raw, one for processed, or one for the bridge."""
     details = {"noise_floor": parity.noise_floor, "processing": list(parity.processing), "n_tokens": parity.n_tokens}
     return [
         {
@@ -78,8 +80,7 @@ def describe_parity(parity: Parity) -> list[dict[str, Any]]:
             "details": details,
             "environment": {**describe_environment(), "versions": dict(parity.versions)},
         }
-        for metric, value in (("raw", parity.raw), ("processed", parity.processed))
-        if value is not None
+        for metric, value in parity.measured.items()
     ]
 
 
@@ -136,7 +137,7 @@ def _verify(
 ) -> tuple[Weights, Parity | None]:
     """Verify the network as when registering; what the headers said then must be what the files hold."""
     from registry.networks import check_tensors
-    from registry.verify import verify_weights
+    from registry.verify_weights import verify_weights
 
     family = find_family_by_name(version.family)
     values = check_config(family, read_json_object(folder / "config.json"))

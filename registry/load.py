@@ -19,6 +19,7 @@ from registry.convert import convert_network, guard_processing
 from registry.errors import UnsupportedLayout
 from registry.families import find_family_by_name
 from registry.families.family import Family, check_config
+from registry.families.unsupported import refuse_hooked_transformer
 from registry.files import open_files
 from registry.load_options import LoadOptions, warn_left_out, warn_unverified
 from registry.networks import build_source_network
@@ -71,8 +72,17 @@ def load_network(
 
     Every blob is hashed on the way. The architecture is derived again from the stored config and must be the registered
     one. Raises ArtifactMissing, ArtifactCorrupt or ArchitectureMismatch, ProcessingConflict for raw weights of a
-    version that was registered folded, and HookedTransformerMissing where transformer-lens has none.
+    version that was registered folded, UnsupportedFamily if only a bridge can run its family, and
+    HookedTransformerMissing where transformer-lens has none.
     """
+    family = find_family_by_name(version.family) if version.layout == "huggingface" else None
+    if family is not None and family.convert is None:
+        raise refuse_hooked_transformer(
+            family,
+            f"{version.ref} cannot be loaded as a HookedTransformer",
+            f'Registry.load_bridge("{version.ref}") gives its TransformerBridge, which is compared with its source '
+            "before it is handed out, and load_hf that source, the Hugging Face network.",
+        )
     import registry.hooked_transformer  # noqa: F401 (before gigabytes are read)
 
     if version.layout == "hooked":

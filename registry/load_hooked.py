@@ -26,11 +26,13 @@ if TYPE_CHECKING:
 def build_registered_network(folder: Path, version: Version, options: LoadOptions) -> HookedTransformer:
     """Build the network of the hooked weights in `folder`, with its tokenizer.
 
-    Raises ProcessingConflict for what cannot be undone.
+    Raises ProcessingConflict for what cannot be undone, and ArchitectureMismatch or ProcessingConflict if the record
+    is not what the stored hooked_config.json says.
     """
     described = read_description(read_json_object(folder / HOOKED_CONFIG))
     architecture, applied = described.architecture, described.processing
     check_fingerprint(version, architecture, {})
+    _check_processing(version, applied)
     _refuse_undoing(version, applied, options.processing)
     warn_unverified(version)
     allowed = guard_processing(architecture, options.processing)
@@ -53,6 +55,23 @@ def build_registered_network(folder: Path, version: Version, options: LoadOption
     if described.default_prepend_bos is not None:  # as it was set in the network, whatever the tokenizer has
         network.cfg.default_prepend_bos = described.default_prepend_bos
     return network
+
+
+def _check_processing(version: Version, applied: Sequence[str]) -> None:
+    """Refuse a record that says otherwise than the stored file what the weights have gone through."""
+    if version.processing != tuple(applied):
+        raise ProcessingConflict(
+            f"{version.ref} is recorded as having gone through {_name(version.processing)}, and its {HOOKED_CONFIG} "
+            f"says {_name(applied)}.",
+            applied=applied,
+            hint="The record was altered. See: lensreg audit verify; then restore a backup.",
+        )
+
+
+def _name(processing: Sequence[str] | None) -> str:
+    if processing is None:
+        return "what nobody recorded"
+    return ", ".join(processing) or "nothing"
 
 
 def _refuse_undoing(version: Version, applied: Sequence[str], wanted: Processing) -> None:

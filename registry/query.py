@@ -6,11 +6,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, and_, case, func, select
+from sqlalchemy import BindParameter, Connection, Row, Select, and_, bindparam, case, func, select
 
 from registry.refs import Ref, check_limit
 from registry.resolve import explain_miss
 from registry.tables import (
+    absent_parents,
     aliases,
     architectures,
     blobs,
@@ -21,7 +22,7 @@ from registry.tables import (
     version_parents,
     versions,
 )
-from registry.versions import Measurement, ModelSummary, Parent, StoredFile, Version, VersionSummary
+from registry.versions import AbsentParent, Measurement, ModelSummary, Parent, StoredFile, Version, VersionSummary
 
 
 def read_version(connection: Connection, version_id: int) -> Version:
@@ -40,6 +41,7 @@ def read_version(connection: Connection, version_id: int) -> Version:
         architecture=row.fields,
         files=_read_files(connection, version_id),
         parents=_read_parents(connection, [version_id])[version_id],
+        absent_parents=read_absent_parents(connection, [version_id])[version_id],
         aliases=_read_aliases(connection, [version_id])[version_id],
         tags={
             tag.key: tag.value
@@ -133,7 +135,7 @@ def summarise_ids(connection: Connection, ids: Iterable[int]) -> dict[int, Versi
     summaries: dict[int, VersionSummary] = {}
     for start in range(0, len(wanted), 500):
         some = wanted[start : start + 500]
-        query = _select_summaries().where(versions.c.id.in_(some)).order_by(versions.c.id)
+        query = _select_summaries().where(versions.c.id.in_(_bind(some))).order_by(versions.c.id)
         summaries |= zip(some, _summarise(connection, query), strict=True)
     return summaries
 
@@ -153,21 +155,17 @@ def _summarise(connection: Connection, query: Select[Any]) -> list[VersionSummar
     """Run a query made of `_select_summaries` and put parents and aliases to its rows, some hundred at a time."""
     summaries = []
     for rows in connection.execute(query).partitions(500):
-        ids = [row.id for row in rows]
-        parents, names = _read_parents(connection, ids), _read_aliases(connection, ids)
-        summaries += [
-            VersionSummary(
-                **{name: value for name, value in row._asdict().items() if name not in ("id", "verified")},
-                verified=bool(row.verified),
-                parents=tuple(parent.ref for parent in parents[row.id]),
-                aliases=names[row.id],
-            )
-            for row in rows
-        ]
+        ids = [row[0] for row in rows]
+        parents, names = _read_parent_refs(connection, ids), _read_aliases(connection, ids)
+        for version_id, *facts, verified, note, created_at, retired_at in rows:  # by position: lineages are long
+            relatives = (parents[version_id], names[version_id])
+            fields: list[Any] = [*facts, bool(verified), *relatives, note, created_at, retired_at]
+            summaries.append(VersionSummary(*fields))
     return summaries
 
 
 def _select_summaries() -> Select[Any]:
+    """Select the id, and then the fields of VersionSummary in their order."""
     return select(
         versions.c.id,
         models.c.name.label("model"),
@@ -177,11 +175,16 @@ def _select_summaries() -> Select[Any]:
         versions.c.n_parameters,
         versions.c.size_bytes,
         versions.c.weights_digest,
-        _is_verified().label("verified"),
+        _is_verified().label("verified"),  # and after it, in VersionSummary, parents and aliases
         versions.c.note,
         versions.c.created_at,
         versions.c.retired_at,
     ).join_from(versions, models)
+
+
+def _bind(ids: Sequence[int]) -> BindParameter[Sequence[int]]:
+    """Bind all of these at once: SQLAlchemy would look at each by itself."""
+    return bindparam("ids", ids, expanding=True, unique=True)
 
 
 def _is_verified() -> Any:
@@ -210,19 +213,60 @@ def _read_parents(connection: Connection, ids: Sequence[int]) -> dict[int, tuple
             parent.c.number,
             version_parents.c.relation,
             version_parents.c.admitted_differences,
+            version_parents.c.evidence,
+            absent_parents.c.repo,
+            absent_parents.c.revision,
         )
         .select_from(
-            version_parents.join(parent, parent.c.id == version_parents.c.parent_id).join(
-                models, models.c.id == parent.c.model_id
-            )
+            version_parents.join(parent, parent.c.id == version_parents.c.parent_id)
+            .join(models, models.c.id == parent.c.model_id)
+            .outerjoin(absent_parents, absent_parents.c.id == version_parents.c.absent_id)
         )
         .where(version_parents.c.version_id.in_(ids))
         .order_by(version_parents.c.parent_id)
     )
     found: dict[int, tuple[Parent, ...]] = defaultdict(tuple)
     for row in rows:
-        edge = Parent(f"{row.name}@v{row.number}", row.relation, tuple(row.admitted_differences))
+        declared = None if row.repo is None else f"hf://{row.repo}@{row.revision}"
+        admitted = tuple(row.admitted_differences)
+        edge = Parent(f"{row.name}@v{row.number}", row.relation, admitted, declared, row.evidence)
         found[row.version_id] += (edge,)
+    return found
+
+
+def read_absent_parents(connection: Connection, ids: Iterable[int]) -> dict[int, tuple[AbsentParent, ...]]:
+    """Return the parents that these versions declare without their being registered, joined since or not."""
+    parent = versions.alias("parent")
+    declared = absent_parents.outerjoin(version_parents, version_parents.c.absent_id == absent_parents.c.id)
+    rows = connection.execute(
+        select(absent_parents, models.c.name, parent.c.number)
+        .select_from(
+            declared.outerjoin(parent, parent.c.id == version_parents.c.parent_id).outerjoin(
+                models, models.c.id == parent.c.model_id
+            )
+        )
+        .where(absent_parents.c.version_id.in_(list(ids)))
+        .order_by(absent_parents.c.id)
+    )
+    found: dict[int, tuple[AbsentParent, ...]] = defaultdict(tuple)
+    for row in rows:
+        joined = None if row.name is None else f"{row.name}@v{row.number}"
+        one = AbsentParent(row.repo, row.revision, row.digest, row.relation, tuple(row.allowed), joined)
+        found[row.version_id] += (one,)
+    return found
+
+
+def _read_parent_refs(connection: Connection, ids: Sequence[int]) -> dict[int, tuple[str, ...]]:
+    rows = connection.execute(
+        select(version_parents.c.version_id, models.c.name, versions.c.number)
+        .join_from(version_parents, versions, versions.c.id == version_parents.c.parent_id)
+        .join(models)
+        .where(version_parents.c.version_id.in_(_bind(ids)))
+        .order_by(version_parents.c.parent_id)
+    )
+    found: dict[int, tuple[str, ...]] = defaultdict(tuple)
+    for version_id, name, number in rows.all():
+        found[version_id] += (f"{name}@v{number}",)
     return found
 
 
@@ -230,7 +274,7 @@ def _read_aliases(connection: Connection, ids: Sequence[int]) -> dict[int, tuple
     found: dict[int, tuple[str, ...]] = defaultdict(tuple)
     rows: Iterable[Row[Any]] = connection.execute(
         select(aliases.c.version_id, aliases.c.name)
-        .where(aliases.c.version_id.in_(ids), aliases.c.removed_at.is_(None))
+        .where(aliases.c.version_id.in_(_bind(ids)), aliases.c.removed_at.is_(None))
         .order_by(aliases.c.name)
     )
     for row in rows:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Connection, Table, and_, exists, func, or_, select
 
+from registry.absent import declare_parents, join_parents
 from registry.architecture import Architecture, Difference
 from registry.audit import append_event
 from registry.query import read_version
@@ -23,7 +24,9 @@ from registry.tables import (
     version_parents,
     versions,
 )
-from registry.versions import StoredFile, Version
+from registry.tensor_digests import record_tensors
+from registry.versions import AbsentParent, StoredFile, Version
+from registry.weights import TensorForm
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,9 @@ class Draft:
     parents: Sequence[ParentEdge]
     measurements: Sequence[Mapping[str, Any]]
     operation_id: str
+    absent_parents: Sequence[AbsentParent] = ()
+    tensors: Mapping[str, TensorForm] = field(default_factory=dict)
+    tensor_digests: Mapping[str, str] = field(default_factory=dict)
 
 
 def find_existing(
@@ -156,12 +162,21 @@ def record_version(connection: Connection, draft: Draft) -> int:
         validations,
         [{"version_id": version_id, "created_at": now, **measurement} for measurement in draft.measurements],
     )
+    declare_parents(connection, version_id, draft.absent_parents)
+    if draft.weights_digest is not None and draft.tensor_digests:
+        record_tensors(connection, draft.weights_digest, draft.tensors, draft.tensor_digests)
     append_event(connection, "version.registered", f"{draft.model}@v{number}", _describe(draft))
+    join_parents(connection, read_version(connection, version_id), version_id)
     return version_id
 
 
 def record_fetched(
-    connection: Connection, version_id: int, weights_digest: str, measurements: Sequence[Mapping[str, Any]]
+    connection: Connection,
+    version_id: int,
+    weights_digest: str,
+    measurements: Sequence[Mapping[str, Any]],
+    tensors: Mapping[str, TensorForm] | None = None,
+    tensor_digests: Mapping[str, str] | None = None,
 ) -> bool:
     """Fill in the weights digest of a version whose bytes had been left elsewhere; False if that was done meanwhile.
 
@@ -187,8 +202,24 @@ def record_fetched(
         "files": {file.name: file.digest for file in version.with_role("weights")},
         "parity": _describe_parity(measurements),
     }
+    if tensors and tensor_digests:
+        record_tensors(connection, weights_digest, tensors, tensor_digests)
     append_event(connection, "version.fetched", version.ref, details)
+    join_parents(connection, version, version_id)
     return True
+
+
+def record_missing_tensors(
+    connection: Connection,
+    version: Version,
+    tensors: Mapping[str, TensorForm],
+    digests: Mapping[str, str],
+) -> None:
+    """Keep the digests of the tensors of a version that was registered before they were kept, with an event."""
+    if version.weights_digest is None or not record_tensors(connection, version.weights_digest, tensors, digests):
+        return
+    details = {"weights_digest": version.weights_digest, "n_tensors": len(digests)}
+    append_event(connection, "version.tensors-recorded", version.ref, details)
 
 
 def _insert_model(connection: Connection, name: str, now: datetime) -> int:
@@ -244,8 +275,10 @@ def _describe(draft: Draft) -> dict[str, Any]:
         "weights_digest": draft.weights_digest,
         "fingerprint": draft.architecture.fingerprint,
         "vocabulary_digest": draft.vocabulary_digest,
+        "processing": None if draft.processing is None else list(draft.processing),
         "files": {file.name: file.digest for file in draft.files},
         "parents": {edge.ref: edge.relation for edge in draft.parents},
+        "absent_parents": {one.ref: one.relation for one in draft.absent_parents},
         "admitted": sorted({difference.field for edge in draft.parents for difference in edge.admitted_differences}),
         "step": draft.step,
         "tags": dict(draft.tags),

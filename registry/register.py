@@ -14,15 +14,24 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from sqlalchemy import Connection
 
-from registry.architecture import Architecture, Difference, check_allowed, find_differences, refuse_differences
+from registry.absent import explain_declarations
+from registry.architecture import Architecture, Difference, check_allowed
 from registry.checkpoint import Checkpoint, read_checkpoint
+from registry.compare_parent import compare_with_parent
 from registry.database import Database
 from registry.errors import InvalidInput, LineageConflict
 from registry.fetch import ParityChoice, describe_parity, fetch_version
 from registry.files import open_files
+from registry.parents import (
+    check_relations,
+    choose_relations,
+    declare_absent,
+    parse_absent_parents,
+    refuse_other_lineage,
+)
 from registry.progress import Progress, no_progress
 from registry.query import find_same_weights, find_step, read_newest, read_version
-from registry.record import Draft, ParentEdge, find_existing, record_version
+from registry.record import Draft, ParentEdge, find_existing, record_missing_tensors, record_version
 from registry.refs import check_model_name, check_tag_key, check_text
 from registry.resolve import refuse_retired, resolve_ref
 from registry.sources import Finding, ParentVersion, SourceOptions
@@ -37,8 +46,8 @@ from registry.stage import (
     stage_files,
 )
 from registry.store import LocalStore
-from registry.tables import RELATIONS
-from registry.versions import Version
+from registry.tensor_digests import has_tensors
+from registry.versions import AbsentParent, Version
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -48,12 +57,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """What somebody asks to have registered: what is at `source`, or the network in memory that it then describes."""
+    """What somebody asks to have registered: what is at `source`, or the network in memory that it then describes.
+
+    `relations` are those of single parents, absent or not, as they are written; `relation` is that of all others.
+    """
 
     name: str
     source: str
     parents: tuple[str, ...] = ()
     relation: str | None = None
+    relations: Mapping[str, str | None] = field(default_factory=dict)
+    absent_parents: tuple[str, ...] = ()
     step: int | None = None
     allow: tuple[str, ...] = ()
     note: str | None = None
@@ -88,14 +102,20 @@ def register_version(
     """Register what `request` describes, or raise a RegistryError and leave nothing behind."""
     _check_request(request)
     with database.read() as connection:
-        found = [_read_parent(connection, database, store, ref, progress) for ref in request.parents]
-    parents = dict(found)  # two refs may mean one version
+        found = {ref: _read_parent(connection, database, store, ref, progress) for ref in request.parents}
+    parents = dict(found.values())  # two refs may mean one version
     with open_working_folder(store, dry_run=request.dry_run) as folder:
         unpacked = folder / "unpacked"
         unpacked.mkdir()
         location = _save_network(request.network, folder) if request.network is not None else request.source
-        checkpoint = read_checkpoint(location, unpacked, list(parents.values()), request.source_options)
-        edges = _compare_with_parents(request, checkpoint, parents)
+        options = replace(request.source_options, parity=request.parity)
+        checkpoint = read_checkpoint(location, unpacked, list(parents.values()), options)
+        default = request.relation or checkpoint.source.relation or _guess_relation(request, len(parents))
+        relations = choose_relations({ref: one for ref, (one, _) in found.items()}, request.relations, default)
+        absent = parse_absent_parents(request.absent_parents, request.relations, default, request.allow)
+        edges = _compare_with_parents(store, request, checkpoint, parents, relations)
+        with database.read() as connection:
+            declare_absent(connection, store, request.source, checkpoint, absent, parents)
         lazy = request.source_options.lazy
         files = stage_files(
             store, checkpoint.source, folder, link=request.link, lazy=lazy, dry_run=request.dry_run, progress=progress
@@ -104,11 +124,11 @@ def register_version(
         with database.read() as connection:
             unchanged = _find_unchanged(connection, request, checkpoint, weights, files)
         if unchanged:
-            return _heal(database, store, unchanged, files, request, progress)
+            return _heal(database, store, unchanged, files, weights, request, progress)
         vocabulary_digest, parity = _verify(request, checkpoint, weights, files, progress)
         with database.read() as connection:
-            findings = _find_notable(connection, request.name, checkpoint, weights, vocabulary_digest, edges)
-        draft = _make_draft(request, checkpoint, weights, vocabulary_digest, files, edges, findings, parity)
+            findings = _find_notable(connection, request.name, checkpoint, weights, vocabulary_digest, files, edges)
+        draft = _make_draft(request, checkpoint, weights, vocabulary_digest, files, edges, absent, findings, parity)
         registration = _describe(draft, parity, version=None)
         if request.dry_run:
             return registration
@@ -132,9 +152,9 @@ def _check_request(request: Request) -> None:
     for key, value in request.tags.items():
         check_tag_key(key)
         check_text(value, f"tag {key}")
-    if request.relation is not None and request.relation not in RELATIONS:
-        raise InvalidInput(f"{request.relation!r} is no relation.", hint=f"The relations are: {', '.join(RELATIONS)}.")
-    if request.relation is not None and not request.parents:
+    check_relations([request.relation, *request.relations.values()])
+    parse_absent_parents(request.absent_parents, request.relations, "finetuned", request.allow)
+    if request.relation is not None and not (request.parents or request.absent_parents):
         raise InvalidInput("A relation needs a parent.", hint="Name it with --parent REF.")
     if request.source_options.lazy and request.parity is not None:
         raise InvalidInput(
@@ -172,18 +192,23 @@ def _read_parent(
 
 
 def _compare_with_parents(
-    request: Request, checkpoint: Checkpoint, parents: Mapping[int, ParentVersion]
+    store: LocalStore,
+    request: Request,
+    checkpoint: Checkpoint,
+    parents: Mapping[int, ParentVersion],
+    relations: Mapping[int, str],
 ) -> list[ParentEdge]:
     """Compare with every parent, and make the edges with what was admitted."""
     allowed = check_allowed(request.allow)
-    relation = request.relation or checkpoint.source.relation or ("merged" if len(parents) > 1 else "finetuned")
     edges = []
     for parent_id, parent in parents.items():
-        known, ref = Architecture(parent.version.architecture), parent.version.ref
-        differences = find_differences(known, checkpoint.architecture, checkpoint.config_keys)
-        admitted = refuse_differences(ref, request.source, differences, allowed)
-        edges.append(ParentEdge(parent_id, ref, relation, admitted))
+        admitted = compare_with_parent(store, parent.version, checkpoint, request.source, allowed)
+        edges.append(ParentEdge(parent_id, parent.version.ref, relations[parent_id], admitted))
     return edges
+
+
+def _guess_relation(request: Request, n_parents: int) -> str:
+    return "merged" if n_parents + len(request.absent_parents) > 1 else "finetuned"
 
 
 def _choose_step(request: Request, checkpoint: Checkpoint) -> int | None:
@@ -201,13 +226,10 @@ def _find_unchanged(
         step = _choose_step(request, checkpoint)
         if step is not None and step != version.step:
             continue
-        wanted = {resolve_ref(connection, ref).ref for ref in request.parents}
-        if wanted and wanted != {parent.ref for parent in version.parents}:
-            had = ", ".join(parent.ref for parent in version.parents) or "no parent"
-            raise LineageConflict(
-                f"{version.ref} holds these weights already, with {had}, and lineage never changes.",
-                hint="Retire that version first if its parent was wrong, or leave out --parent.",
-            )
+        absent = parse_absent_parents(request.absent_parents, {}, "finetuned", ())
+        texts = (*request.parents, *request.absent_parents)
+        named = {text: request.relations.get(text) or request.relation for text in texts}
+        refuse_other_lineage(connection, version, request.parents, absent, named)
         return Registration(
             outcome="unchanged",
             name=request.name,
@@ -238,12 +260,14 @@ def _heal(
     store: LocalStore,
     unchanged: Registration,
     files: Files,
+    weights: Weights,
     request: Request,
     progress: Progress,
 ) -> Registration:
     """Put the blobs of the version that is there already in place again, in case one was lost or damaged.
 
-    Weights that had been left elsewhere are here now, so that they can be measured.
+    Weights that had been left elsewhere are here now, so that they can be measured; and so are tensors whose digests
+    were not kept when it was registered.
     """
     version = unchanged.version
     if version is None:
@@ -252,7 +276,18 @@ def _heal(
     store.publish(file for file in files.staged if file.digest in kept)
     if request.source_options.lazy:
         return unchanged
+    _record_missing_tensors(database, version, weights)
     return replace(unchanged, version=fetch_version(database, store, version, request.parity, progress))
+
+
+def _record_missing_tensors(database: Database, version: Version, weights: Weights) -> None:
+    if version.weights_digest is None or weights.digest != version.weights_digest:
+        return
+    with database.read() as connection:
+        missing = not has_tensors(connection, version.weights_digest)
+    if missing:
+        with database.write() as connection:
+            record_missing_tensors(connection, version, weights.tensors, weights.digests)
 
 
 def _verify(
@@ -261,7 +296,7 @@ def _verify(
     """Check tensors and tokenizer, convert and measure parity; return the vocabulary digest and the measurement."""
     from registry.tokenizers import check_tokenizer, load_tokenizer
 
-    if request.parity != "skip":
+    if request.parity != "skip" and not checkpoint.is_bridged_only:
         import registry.hooked_transformer  # noqa: F401 (raises HookedTransformerMissing)
     _check_tensors(checkpoint, weights)
     vocabulary_digest = None
@@ -295,7 +330,7 @@ def _measure_parity(
         return verify_hooked_weights(
             checkpoint.architecture, applied, paths, choice=request.parity, location=request.source, progress=progress
         )
-    from registry.verify import verify_weights
+    from registry.verify_weights import verify_weights
 
     return verify_weights(
         checkpoint.family,
@@ -314,6 +349,7 @@ def _find_notable(
     checkpoint: Checkpoint,
     weights: Weights,
     vocabulary_digest: str | None,
+    files: Files,
     edges: Sequence[ParentEdge],
 ) -> tuple[Finding, ...]:
     """Point out what is no fault but may surprise: the same weights elsewhere, another vocabulary than the parent's."""
@@ -326,6 +362,8 @@ def _find_notable(
         if parent.vocabulary_digest and vocabulary_digest and parent.vocabulary_digest != vocabulary_digest:
             message = f"The tokenizer's vocabulary is not that of {edge.ref}: the same text gives other token ids."
             findings.append(Finding("other-vocabulary", message))
+    origin, architecture = checkpoint.source.provenance, checkpoint.architecture
+    findings += explain_declarations(connection, origin, weights.digest, files.stored, architecture)
     return tuple(findings)
 
 
@@ -350,6 +388,7 @@ def _make_draft(
     vocabulary_digest: str | None,
     files: Files,
     edges: Sequence[ParentEdge],
+    absent: Sequence[AbsentParent],
     findings: Sequence[Finding],
     parity: Parity | None,
 ) -> Draft:
@@ -374,6 +413,9 @@ def _make_draft(
         parents=edges,
         measurements=describe_parity(parity) if parity else [],
         operation_id=uuid.uuid4().hex,
+        absent_parents=absent,
+        tensors=weights.tensors,
+        tensor_digests=weights.digests,
     )
 
 

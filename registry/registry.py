@@ -23,13 +23,19 @@ if TYPE_CHECKING:
     from registry.attest import Attestation
     from registry.audit import ChainFault, Event, Head
     from registry.check import Check
+    from registry.diff import ChangedTensors, RecordedDiff
     from registry.fetch import ParityChoice
     from registry.lineage import Lineage
     from registry.register import Registration
     from registry.resolve import ResolvedRef
+    from registry.retain import RetentionPlan
     from registry.runs import RunPlan, RunStep
     from registry.suite import SuiteAudit
     from registry.versions import AliasSpan, ModelSummary, Version, VersionSummary
+
+
+Parents = str | Sequence[str] | Mapping[str, str | None]
+"""One parent, several, or a mapping from each to its relation (None: the one that all others have)."""
 
 
 class Registry:
@@ -78,7 +84,8 @@ class Registry:
         name: str,
         source: str | Path,
         *,
-        parent: str | Sequence[str] = (),
+        parent: Parents = (),
+        absent_parents: Parents = (),
         relation: str | None = None,
         step: int | None = None,
         allow: Sequence[str] = (),
@@ -101,7 +108,10 @@ class Registry:
             name: one or two segments, `name` or `org/name`.
             source: the folder or file, or a Hub id `ORG/NAME[@REVISION]`; it is copied, and never opened again. A path
                 that exists wins over a Hub id of the same spelling; `hf://ORG/NAME` always means the Hub.
-            parent: the ref, or refs, of what it was made from; their architecture must be the same.
+            parent: the ref, or refs, of what it was made from; their architecture must be the same. A mapping gives
+                each its relation: `{"base": "finetuned", "teacher": "distilled"}`.
+            absent_parents: parents that are not registered, as `ORG/NAME@REVISION` on the Hub, or with the digest of
+                their weights, `ORG/NAME@REVISION#sha256:DIGEST`; joined when they are. One, several, or a mapping.
             relation: what it is to its parents; `finetuned`, or `merged` if there are several.
             step: the training step, for `name@step-N`.
             allow: architecture fields that may differ from the parent's.
@@ -124,12 +134,13 @@ class Registry:
         from registry.register import Request, register_version
         from registry.sources import SourceOptions
 
-        parents = (parent,) if isinstance(parent, str) else tuple(parent)
         request = Request(
             name=name,
             source=str(source),
-            parents=parents,
+            parents=_list_parents(parent),
             relation=relation,
+            relations=_list_relations(parent, absent_parents),
+            absent_parents=_list_parents(absent_parents),
             step=step,
             allow=tuple(allow),
             note=note,
@@ -197,7 +208,8 @@ class Registry:
         name: str,
         network: HookedTransformer,
         *,
-        parent: str | Sequence[str] = (),
+        parent: Parents = (),
+        absent_parents: Parents = (),
         relation: str | None = None,
         step: int | None = None,
         allow: Sequence[str] = (),
@@ -223,8 +235,10 @@ class Registry:
             name=name,
             source="HookedTransformer in memory",
             network=network,
-            parents=(parent,) if isinstance(parent, str) else tuple(parent),
+            parents=_list_parents(parent),
             relation=relation,
+            relations=_list_relations(parent, absent_parents),
+            absent_parents=_list_parents(absent_parents),
             step=step,
             allow=tuple(allow),
             note=note,
@@ -444,13 +458,73 @@ class Registry:
             self.store.check(file.digest, file.size_bytes, read=False)
         return self.store.link_folder((file.name, file.digest) for file in version.files)
 
-    def lineage(self, ref: str, *, up: bool = True, down: bool = True) -> Lineage:
-        """Return the ancestors and descendants of a version."""
-        from registry.lineage import read_lineage
+    def lineage(self, ref: str, *, up: bool = True, down: bool = True, depth: int | None = None) -> Lineage:
+        """Return the lineage of a version, `depth` generations of it at most: ancestors, descendants, edges, ways."""
+        from registry.errors import InvalidInput
+        from registry.lineage import Lineage
         from registry.resolve import resolve_ref
 
+        if depth is not None and not 1 <= depth < 2**31:
+            raise InvalidInput(f"{depth} is no number of generations.", hint="Leave it out to have all of them.")
         with self.database.read() as connection:
-            return read_lineage(connection, resolve_ref(connection, ref), up=up, down=down)
+            version = resolve_ref(connection, ref)
+        return Lineage(self.database, version, up=up, down=down, depth=depth)
+
+    def join_parent(self, ref: str, parent: str, *, declared: str | None = None, allow: Sequence[str] = ()) -> Version:
+        """Say that an absent parent of the version `ref` means is the registered version `parent`; return the child.
+
+        `declared` says which, as `ORG/NAME@REVISION`, if it has several; `allow` names architecture fields that may
+        differ. What was declared by its commit or digest is joined by itself when it is registered.
+
+        Raises:
+            LineageConflict: the record shows that it is another one, or it came from `ref` itself.
+            ArchitectureMismatch: it computes something else.
+            UnknownRef: there is no such absent parent.
+        """
+        from registry.absent import join_by_hand
+        from registry.query import read_version
+
+        with self.database.write() as connection:
+            child = join_by_hand(connection, ref, parent, declared, allow)
+            return read_version(connection, child.id)
+
+    def diff(self, a: str, b: str, *, read: bool = False, progress: Progress = no_progress) -> RecordedDiff:
+        """Say what changed from one version to another, from what is recorded: facts, architecture, tensors.
+
+        `read` reads the weights of versions that were registered before the digests of tensors were kept, and keeps
+        them. Where tensors cannot be compared, `tensors` is None and `obstacle` says why.
+        """
+        from registry.diff import read_diff
+
+        if read:
+            self._digest_missing((a, b), progress)
+        with self.database.read() as connection:
+            return read_diff(connection, a, b)
+
+    def changed_tensors(
+        self, a: str, b: str, *, read: bool = False, progress: Progress = no_progress
+    ) -> ChangedTensors:
+        """Say which tensors are equal, changed, added or gone from one version to another, from their digests alone.
+
+        Raises:
+            TensorsUnknown: they are not recorded; `read` reads the weights once and records them.
+            UnsupportedLayout: the two versions name their tensors differently.
+        """
+        from registry.diff import compare_tensors
+        from registry.query import read_version
+        from registry.resolve import resolve_ref
+
+        if read:
+            self._digest_missing((a, b), progress)
+        with self.database.read() as connection:
+            one, other = (read_version(connection, resolve_ref(connection, ref).id) for ref in (a, b))
+            return compare_tensors(connection, one, other)
+
+    def _digest_missing(self, refs: Sequence[str], progress: Progress) -> None:
+        from registry.redigest import digest_missing
+
+        for ref in refs:
+            digest_missing(self.database, self.store, self.version(ref), progress)
 
     def set_alias(self, alias: str, ref: str) -> AliasSpan:
         """Make `NAME@ALIAS` mean the version that `ref` means now."""
@@ -479,6 +553,46 @@ class Registry:
 
         with self.database.write() as connection:
             return retire_version(connection, ref, force=force, reason=reason)
+
+    def protect(self, name: str, *, protect: bool = True) -> None:
+        """Protect a model, so that none of its versions can be retired; with `protect=False` no longer."""
+        from registry.retire import protect_model
+
+        with self.database.write() as connection:
+            protect_model(connection, name, protect=protect)
+
+    def plan_retention(
+        self,
+        name: str,
+        *,
+        keep_last: int | None = None,
+        keep_every: int | None = None,
+        keep_best: int | None = None,
+        by: str | None = None,
+    ) -> RetentionPlan:
+        """Say which steps of a model would be kept and which retired; nothing is changed.
+
+        Args:
+            name: the model.
+            keep_last: so many of the last steps.
+            keep_every: the steps that are multiples of it.
+            keep_best: so many of the best by the metric `by`.
+            by: a metric, `"loss"` or `"suite.loss"`; the lowest are best, with `-` before it the highest.
+        """
+        from registry.retain import Retention, plan_retention
+
+        with self.database.read() as connection:
+            return plan_retention(connection, name, Retention(keep_last, keep_every, keep_best, by))
+
+    def retain(self, plan: RetentionPlan) -> None:
+        """Carry out a plan of `plan_retention`, in one transaction; nothing is deleted.
+
+        Raises PlanOutdated if the model has changed since.
+        """
+        from registry.retain import carry_out
+
+        with self.database.write() as connection:
+            carry_out(connection, plan)
 
     def restore(self, ref: str) -> ResolvedRef:
         """Put a retired version back to use."""
@@ -551,3 +665,11 @@ class Registry:
 
         with self.database.read() as connection:
             return verify_chain(connection, since)
+
+
+def _list_parents(parents: Parents) -> tuple[str, ...]:
+    return (parents,) if isinstance(parents, str) else tuple(parents)
+
+
+def _list_relations(*given: Parents) -> dict[str, str | None]:
+    return {ref: relation for one in given if isinstance(one, Mapping) for ref, relation in one.items()}

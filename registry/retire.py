@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
 
 from registry.aliases import list_aliases, remove_alias
 from registry.audit import append_event
 from registry.errors import VersionInUse
-from registry.lineage import read_lineage
-from registry.refs import check_text
-from registry.resolve import ResolvedRef, resolve_ref
-from registry.tables import versions
+from registry.lineage import read_relatives
+from registry.refs import Ref, check_model_name, check_text
+from registry.resolve import ResolvedRef, explain_miss, resolve_ref
+from registry.tables import models, versions
 
 N_NAMED = 10
 
@@ -20,15 +22,16 @@ N_NAMED = 10
 def retire_version(connection: Connection, ref: str, *, force: bool = False, reason: str | None = None) -> ResolvedRef:
     """Retire a version: bare names pass it by, and loading it is refused.
 
-    Raises VersionInUse while aliases or descendants that are not retired depend on it; with `force` its aliases are
-    removed and descendants keep it as their parent. Retiring twice changes nothing.
+    Raises VersionInUse if its model is protected, and while aliases or descendants that are not retired depend on it;
+    with `force` its aliases are removed and descendants keep it as their parent. Retiring twice changes nothing.
     """
     check_text(reason or "", "reason")
     version = resolve_ref(connection, ref)
     if version.retired_at is not None:
         return version
+    refuse_protected(connection, version.model)
     held_by = [span.ref for span in list_aliases(connection, version.model) if span.version == version.ref]
-    below = [one.version for one in read_lineage(connection, version, up=False).descendants()]
+    below = [one.version for one in read_relatives(connection, version.id, upwards=False)]
     users = [*held_by, *(one.ref for one in below if one.retired_at is None)]
     if users and not force:
         more = f" and {len(users) - N_NAMED:,} more" if len(users) > N_NAMED else ""
@@ -40,10 +43,39 @@ def retire_version(connection: Connection, ref: str, *, force: bool = False, rea
         )
     for alias in held_by:
         remove_alias(connection, alias)
+    return mark_retired(connection, version, {"reason": reason, "forced": force})
+
+
+def mark_retired(connection: Connection, version: ResolvedRef, details: Mapping[str, Any]) -> ResolvedRef:
+    """Write that a version is retired, and its event; whether it may be was asked before."""
     now = datetime.now(UTC)
     connection.execute(versions.update().where(versions.c.id == version.id).values(retired_at=now))
-    append_event(connection, "version.retired", version.ref, {"reason": reason, "forced": force})
+    append_event(connection, "version.retired", version.ref, details)
     return ResolvedRef(version.id, version.model, version.number, now)
+
+
+def protect_model(connection: Connection, model: str, *, protect: bool = True) -> None:
+    """Protect a model, so that none of its versions can be retired, or stop doing so; twice changes nothing."""
+    check_model_name(model)
+    row = connection.execute(select(models.c.id, models.c.protected_at).where(models.c.name == model)).first()
+    if row is None:
+        raise explain_miss(connection, model, Ref("newest", model=model))
+    if (row.protected_at is not None) == protect:
+        return
+    since = datetime.now(UTC) if protect else None
+    connection.execute(models.update().where(models.c.id == row.id).values(protected_at=since))
+    append_event(connection, "model.protected" if protect else "model.unprotected", model, {})
+
+
+def refuse_protected(connection: Connection, model: str) -> None:
+    """Raise VersionInUse if the model is protected."""
+    since = connection.execute(select(models.c.protected_at).where(models.c.name == model)).scalar()
+    if since is not None:
+        raise VersionInUse(
+            f"{model} is protected since {since:%Y-%m-%d}; none of its versions can be retired.",
+            users=[],
+            hint=f"To change that: lensreg protect {model} --off",
+        )
 
 
 def restore_version(connection: Connection, ref: str) -> ResolvedRef:

@@ -17,7 +17,7 @@ from registry.query import list_history, read_version
 from registry.refs import check_model_name
 from registry.register import Registration, Request, register_version
 from registry.resolve import resolve_ref
-from registry.sources.adapter import is_adapter
+from registry.sources.adapter_files import is_adapter
 from registry.sources.json_file import read_json_object
 from registry.store import LocalStore
 from registry.versions import Version, VersionSummary

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +44,13 @@ class Files:
 class Weights:
     """The tensors by the names transformers uses today, or HookedTransformer's own, with the digest of their bytes.
 
-    The digest is None if only headers are known. A tied head that repeats the embedding is left out.
+    The digest is None if only headers are known; `digests` are those of the single tensors. A tied head that repeats
+    the embedding is left out.
     """
 
     tensors: Mapping[str, TensorHeader]
     digest: str | None
+    digests: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def n_parameters(self) -> int:
@@ -151,7 +153,7 @@ def digest_staged_weights(
     if values.get("tie_word_embeddings") and digests.get(head) == digests.get(embedding):
         digests.pop(head, None)
         tensors.pop(head, None)
-    return Weights(tensors, digest_weights(tensors, digests))
+    return Weights(tensors, digest_weights(tensors, digests), digests)
 
 
 def describe_weights(family: Family, values: Mapping[str, Any], headers: Mapping[str, TensorHeader]) -> Weights:
@@ -173,4 +175,5 @@ def digest_staged_hooked_weights(files: Sequence[Path], progress: Progress) -> W
     for file in files:
         tensors |= read_header(file)
     counter = Counter(progress, "hashing", sum(tensor.size_bytes for tensor in tensors.values()))
-    return Weights(tensors, digest_weights(tensors, digest_tensors(tensors.values(), counter.advance)))
+    digests = digest_tensors(tensors.values(), counter.advance)
+    return Weights(tensors, digest_weights(tensors, digests), digests)

@@ -1,6 +1,7 @@
 """The SQLAlchemy tables and their constraints; no behaviour.
 
-Everything but `aliases.removed_at`, `versions.retired_at` and new rows is written once and never changed.
+Everything but `aliases.removed_at`, `versions.retired_at`, `models.protected_at` and new rows is written once and never
+changed.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -81,6 +83,7 @@ models = Table(
     Column("id", _id, primary_key=True),
     Column("name", _text(200), nullable=False, unique=True),
     Column("created_at", UtcDateTime, nullable=False),
+    Column("protected_at", UtcDateTime),  # since when none of its versions can be retired
 )
 
 architectures = Table(
@@ -149,8 +152,37 @@ version_parents = Table(
     Column("parent_id", _id, ForeignKey("versions.id"), primary_key=True, index=True),
     Column("relation", String(32), nullable=False),
     Column("admitted_differences", JSON, nullable=False),
+    Column("absent_id", _id, ForeignKey("absent_parents.id"), unique=True),  # how it was declared before it was here
+    Column("evidence", JSON(none_as_null=True)),  # what the weights say of the edge; NULL is not looked at
     _one_of("relation", RELATIONS),
     CheckConstraint("version_id <> parent_id", name="not_itself"),
+    # ids only grow, so no edge closes a cycle; one that had been absent is walked before it is joined (absent.py)
+    CheckConstraint("parent_id < version_id OR absent_id IS NOT NULL", name="parent_first"),
+)
+
+absent_parents = Table(
+    "absent_parents",
+    metadata,
+    Column("id", _id, primary_key=True),
+    Column("version_id", _id, ForeignKey("versions.id"), nullable=False),
+    Column("repo", _text(200), nullable=False),
+    Column("revision", _text(200), nullable=False),
+    Column("digest", _text(SHA256_HEX), index=True),  # of its weights, or of its one weight file
+    Column("relation", String(32), nullable=False),
+    Column("allowed", JSON, nullable=False),  # the fields in which it may differ once it is here
+    UniqueConstraint("version_id", "repo", "revision"),
+    Index(None, "repo", "revision"),
+    _one_of("relation", RELATIONS),
+    sqlite_autoincrement=True,
+)
+
+tensor_digests = Table(
+    "tensor_digests",
+    metadata,
+    Column("weights_digest", _text(SHA256_HEX), primary_key=True),
+    Column("n_tensors", Integer, nullable=False),
+    Column("forms", LargeBinary, nullable=False),  # names, dtypes and shapes, compressed
+    Column("digests", LargeBinary, nullable=False),  # 32 bytes each, in the order of the names
 )
 
 aliases = Table(

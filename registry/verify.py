@@ -48,7 +48,8 @@ MAX_NOISE = {torch.float64: 1e-3, torch.float32: 1e-2}
 class Parity:
     """What was measured: the largest absolute differences of log-probs, in nats, over all positions and tokens.
 
-    None was not measured: hooked weights whose norms are folded have no raw network.
+    None was not measured: hooked weights whose norms are folded have no raw network, and where there is no
+    HookedTransformer at all, what was measured is the `bridge`, as it is without compatibility mode.
     """
 
     raw: float | None
@@ -60,11 +61,18 @@ class Parity:
     probe_digest: str
     processing: tuple[str, ...]
     versions: Mapping[str, str]
+    bridge: float | None = None
+
+    @property
+    def measured(self) -> dict[str, float]:
+        """The differences that were measured, by what was compared with the source."""
+        differences = {"raw": self.raw, "processed": self.processed, "bridge": self.bridge}
+        return {name: value for name, value in differences.items() if value is not None}
 
     @property
     def passed(self) -> bool:
-        """Whether raw and processed are both within the bound."""
-        return all(value <= self.bound for value in (self.raw, self.processed) if value is not None)
+        """Whether all that was measured is within the bound."""
+        return all(value <= self.bound for value in self.measured.values())
 
     def as_dict(self) -> dict[str, Any]:
         """Give the measurement as plain data."""
@@ -84,7 +92,8 @@ def make_probe(architecture: Architecture) -> torch.Tensor:
         BEYOND + (architecture.get("window_size") or 0),
         BEYOND + int(_original_context(architecture)),
     )
-    length = max(1, min(length, MAX_SEQUENCE, architecture["n_ctx"] - is_rotary))
+    n_ctx = architecture["n_ctx"]  # None: recurrent layers, with no positions to run out of
+    length = max(1, min(length, MAX_SEQUENCE, MAX_SEQUENCE if n_ctx is None else n_ctx - is_rotary))
     n_sequences = math.ceil(MIN_PROBE_TOKENS / length)
     chooser = random.Random(20261123)
     rows = [[chooser.randrange(architecture["d_vocab"]) for _ in range(length)] for _ in range(n_sequences)]
@@ -142,34 +151,15 @@ def measure_parity(
         bound=reference.bound,
         dtype=str(dtype).removeprefix("torch."),
         n_tokens=reference.probe.numel(),
-        probe_digest=hashlib.sha256(reference.probe.numpy().tobytes()).hexdigest(),
+        probe_digest=reference.probe_digest,
         processing=tuple(processing.active),
-        versions={name: version(name) for name in ("torch", "transformers", "transformer-lens")},
+        versions=list_versions(),
     )
 
 
-def verify_weights(
-    family: Family,
-    values: Mapping[str, Any],
-    architecture: Architecture,
-    files: Sequence[Path],
-    *,
-    choice: str | None,
-    location: str,
-    progress: Progress = no_progress,
-) -> Parity | None:
-    """Measure parity in the precision that was chosen (None: the family's own) and refuse disparity.
-
-    With the choice `skip` nothing is converted and None returned; NaN and infinities are refused all the same.
-    """
-    if choice == "skip":
-        check_finite(build_source_network(family, values, files, dtype=None).state_dict())
-        return None
-    parity = measure_parity(
-        family, values, architecture, files, dtype=getattr(torch, choice or "float64"), progress=progress
-    )
-    refuse_disparity(parity, location)
-    return parity
+def list_versions() -> dict[str, str]:
+    """Return the versions of the libraries that decide what is measured."""
+    return {name: version(name) for name in ("torch", "transformers", "transformer-lens")}
 
 
 @dataclass(frozen=True)
@@ -179,6 +169,11 @@ class Reference:
     probe: torch.Tensor
     computed: Computed
     noise_floor: float
+
+    @property
+    def probe_digest(self) -> str:
+        """The SHA-256, in hex, of the probe's tokens."""
+        return hashlib.sha256(self.probe.numpy().tobytes()).hexdigest()
 
     @property
     def bound(self) -> float:
@@ -217,8 +212,9 @@ def measure_reference(source: PreTrainedModel, family: Family, architecture: Arc
 
 def refuse_disparity(parity: Parity, location: str) -> None:
     """Raise ParityFailure if the converted network computes something else, or if noise would hide that it does."""
+    measured = ", ".join(f"{name} {value:.1e}" for name, value in parity.measured.items())
     numbers = (
-        f"raw {_show(parity.raw)}, processed {_show(parity.processed)}, bound {parity.bound:.1e} "
+        f"{measured}, bound {parity.bound:.1e} "
         f"(noise floor {parity.noise_floor:.1e}, {parity.dtype}, {parity.n_tokens} tokens)"
     )
     noise_limit = MAX_NOISE[getattr(torch, parity.dtype)]
@@ -229,12 +225,11 @@ def refuse_disparity(parity: Parity, location: str) -> None:
             hint="The weights may be far out of range. Nothing was stored.",
         )
     if not parity.passed:
+        what, fault = "converts to a network", "the conversion"
+        if parity.bridge is not None:
+            what, fault = "can only be run by a bridge, and has one", "transformer-lens's bridge"
         raise ParityFailure(
-            f"{location} converts to a network that computes something else: {numbers}.",
+            f"{location} {what} that computes something else: {numbers}.",
             parity=parity,
-            hint="Nothing was stored. This is a fault of the conversion, not of your checkpoint; please report it.",
+            hint=f"Nothing was stored. This is a fault of {fault}, not of your checkpoint; please report it.",
         )
-
-
-def _show(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:.1e}"

@@ -10,11 +10,38 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Parent:
-    """An edge of the lineage: the parent's ref, what the child is to it, and the differences that were admitted."""
+    """An edge of the lineage: the parent's ref, what the child is to it, and the differences that were admitted.
+
+    `declared` is how it was declared before it was registered; `evidence` what the weights say of the edge, if that was
+    looked at.
+    """
 
     ref: str
     relation: str
     admitted_differences: tuple[Mapping[str, Any], ...] = ()
+    declared: str | None = None
+    evidence: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class AbsentParent:
+    """A parent that was declared without being registered: a model on the Hub at a revision.
+
+    `digest` is that of its weights or of its one weight file, if it was said; `allowed` the architecture fields in
+    which it may differ from its child; `joined` the ref of what it turned out to be, once that is registered.
+    """
+
+    repo: str
+    revision: str
+    digest: str | None
+    relation: str
+    allowed: tuple[str, ...] = ()
+    joined: str | None = None
+
+    @property
+    def ref(self) -> str:
+        """`hf://ORG/NAME@REVISION`, which no version's ref can be."""
+        return f"hf://{self.repo}@{self.revision}"
 
 
 @dataclass(frozen=True)
@@ -71,6 +98,7 @@ class Version:
     retired_at: datetime | None
     files: tuple[StoredFile, ...] = ()
     parents: tuple[Parent, ...] = ()
+    absent_parents: tuple[AbsentParent, ...] = ()
     aliases: tuple[str, ...] = ()
     tags: Mapping[str, str] = field(default_factory=dict)
     validations: tuple[Measurement, ...] = ()
@@ -82,7 +110,7 @@ class Version:
 
     @property
     def parity(self) -> dict[str, Measurement]:
-        """The newest parity measurements, by metric (`raw`, `processed`); empty when it was not verified."""
+        """The newest parity measurements, by metric (`raw`, `processed`, `bridge`); empty when it was not verified."""
         return {m.metric: m for m in self.validations if m.suite == "parity"}
 
     @property
@@ -97,10 +125,12 @@ class Version:
     def _repr_html_(self) -> str:
         from html import escape
 
+        parents = [f"{parent.ref} ({parent.relation})" for parent in self.parents]
+        absent = [f"{one.ref} ({one.relation}, absent)" for one in self.absent_parents if one.joined is None]
         rows = {
             "architecture": f"{self.family}, {self.n_parameters:,} parameters, {self.dtype}",
             "weights": f"sha256:{self.weights_digest[:12]}" if self.weights_digest else "not fetched yet",
-            "parents": ", ".join(f"{parent.ref} ({parent.relation})" for parent in self.parents) or "none",
+            "parents": ", ".join([*parents, *absent]) or "none",
             "parity": "verified" if self.is_verified else "not verified",
         }
         cells = "".join(f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in rows.items())

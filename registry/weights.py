@@ -13,7 +13,7 @@ import mmap
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from registry.errors import MalformedArtifact
 
@@ -32,6 +32,18 @@ DTYPE_BYTES = {
 }  # fmt: skip
 
 Advance = Callable[[int], None]
+
+
+class TensorForm(Protocol):
+    """What there is to say of a tensor without its bytes."""
+
+    @property
+    def dtype(self) -> str:
+        """The dtype, by safetensors's name."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +131,7 @@ def digest_tensors(tensors: Iterable[TensorHeader], advance: Advance | None = No
     return digests
 
 
-def digest_weights(tensors: Mapping[str, TensorHeader], digests: Mapping[str, str]) -> str:
+def digest_weights(tensors: Mapping[str, TensorForm], digests: Mapping[str, str]) -> str:
     """Return the weights digest: SHA-256, in hex, over the sorted tensors and the digests of their bytes."""
     total = hashlib.sha256()
     for name in sorted(digests):

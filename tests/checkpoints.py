@@ -103,6 +103,37 @@ OLMO = LLAMA | {"num_key_value_heads": 4, "pad_token_id": 0}
 OLMO3 = LLAMA | {"pad_token_id": 0, "sliding_window": 12, "layer_types": ["sliding_attention", "full_attention"]}
 OLMOE = LLAMA | {"num_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 48, "pad_token_id": 0}
 GPT_OSS = MIXTRAL | {"head_dim": 24, "sliding_window": 12}
+FALCON = {
+    "vocab_size": D_VOCAB,
+    "max_position_embeddings": 96,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_kv_heads": 2,
+    "new_decoder_architecture": True,
+    "bias": True,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+MAMBA = {
+    "vocab_size": D_VOCAB,
+    "hidden_size": 48,
+    "state_size": 8,
+    "num_hidden_layers": 2,
+    "use_bias": True,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+GRANITE = LLAMA | {
+    "embedding_multiplier": 3.0,
+    "logits_scaling": 0.5,
+    "residual_multiplier": 0.7,
+    "attention_multiplier": 0.2,
+    "attention_bias": True,
+    "mlp_bias": True,
+}
+STABLELM = LLAMA | {"use_qkv_bias": True, "qk_layernorm": True}
+QWEN_MOE = LLAMA | {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "norm_topk_prob": True}
 CLASSES = {
     "bloom": ("BloomForCausalLM", "BloomConfig", BLOOM),
     "gpt2": ("GPT2LMHeadModel", "GPT2Config", GPT2),
@@ -126,6 +157,15 @@ CLASSES = {
     "olmo2": ("Olmo2ForCausalLM", "Olmo2Config", OLMO),
     "olmo3": ("Olmo3ForCausalLM", "Olmo3Config", OLMO3),
     "olmoe": ("OlmoeForCausalLM", "OlmoeConfig", OLMOE),
+    # these only a bridge can run
+    "falcon": ("FalconForCausalLM", "FalconConfig", FALCON),
+    "gpt_bigcode": ("GPTBigCodeForCausalLM", "GPTBigCodeConfig", GPT2),
+    "granite": ("GraniteForCausalLM", "GraniteConfig", GRANITE),
+    "mamba": ("MambaForCausalLM", "MambaConfig", MAMBA),
+    "qwen2_moe": ("Qwen2MoeForCausalLM", "Qwen2MoeConfig", QWEN_MOE | {"shared_expert_intermediate_size": 40}),
+    "qwen3_moe": ("Qwen3MoeForCausalLM", "Qwen3MoeConfig", QWEN_MOE | {"head_dim": 16, "sliding_window": 8}),
+    "stablelm": ("StableLmForCausalLM", "StableLmConfig", STABLELM),
+    "starcoder2": ("Starcoder2ForCausalLM", "Starcoder2Config", LLAMA | {"sliding_window": 8}),
 }
 _CONV1D = {"gpt2"}  # these keep their matrices as (fan_in, fan_out)
 _TRANSPOSED = {"gpt_oss"}  # and these those of their experts, as (n_experts, fan_in, fan_out)

@@ -269,6 +269,7 @@ def _run(network: PreTrainedModel) -> torch.Tensor:
 
 
 def _save(network: PreTrainedModel, folder: Path) -> None:
+    network.config.output_attentions = False  # transformers saves no Falcon with it; config.json says it afterwards
     network.save_pretrained(folder)
 
 

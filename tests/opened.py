@@ -10,6 +10,7 @@ import torch
 
 from registry import checkpoint
 from registry.architecture import Architecture
+from registry.bridge import measure_bridge_parity
 from registry.families.family import Family
 from registry.networks import build_source_network
 from registry.verify import Parity, measure_parity
@@ -29,6 +30,8 @@ class Opened(NamedTuple):
 
     def measure(self, architecture: Architecture | None = None, dtype: torch.dtype = torch.float64) -> Parity:
         """Measure parity, converting with another architecture than its own if one is given."""
+        if self.family.convert is None:
+            return measure_bridge_parity(self.family, self.values, self.architecture, self.files, dtype=dtype)
         return measure_parity(self.family, self.values, architecture or self.architecture, self.files, dtype=dtype)
 
 

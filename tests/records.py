@@ -14,12 +14,15 @@ from typing import Any
 from sqlalchemy import Connection, insert, select
 
 from registry import Registry, Version
+from registry.absent import parse_absent_parent
 from registry.architecture import Architecture, describe_architecture
 from registry.query import read_version
 from registry.record import Draft, ParentEdge, record_version
 from registry.resolve import resolve_ref
 from registry.tables import version_parents, versions
+from registry.tensor_digests import TensorRecord
 from registry.versions import StoredFile
+from registry.weights import digest_weights
 
 _counter = itertools.count()
 
@@ -58,8 +61,16 @@ def make_draft(
     weights_digest: str | None = None,
     verified: bool = True,
     operation_id: str | None = None,
+    absent: Sequence[str] = (),
+    allow: Sequence[str] = (),
+    provenance: Mapping[str, Any] | None = None,
+    architecture: Architecture | None = None,
+    tensors: Mapping[str, TensorRecord] | None = None,
 ) -> Draft:
     """Describe a version of `model` whose weights are made up: new ones, unless their digest is given."""
+    digests = {name: one.digest for name, one in (tensors or {}).items()}
+    if tensors:
+        weights_digest = digest_weights(tensors, digests)
     weights_digest = weights_digest or digest_of(next(_counter))
     parity = {
         "suite": "parity",
@@ -77,7 +88,7 @@ def make_draft(
         model=model,
         step=step,
         family="gpt2",
-        architecture=make_architecture(),
+        architecture=architecture or make_architecture(),
         weights_digest=weights_digest,
         vocabulary_digest=None,
         layout="huggingface",
@@ -86,7 +97,7 @@ def make_draft(
         n_parameters=1000,
         source_kind="huggingface",
         source_location="/made/up",
-        provenance={},
+        provenance=provenance or {},
         note=note,
         tags=tags or {},
         findings=(),
@@ -97,6 +108,9 @@ def make_draft(
         parents=parents,
         measurements=[{**parity, "metric": "raw"}, {**parity, "metric": "processed"}] if verified else [],
         operation_id=operation_id or uuid.uuid4().hex,
+        absent_parents=[parse_absent_parent(one, allowed=allow) for one in absent],
+        tensors=tensors or {},
+        tensor_digests=digests,
     )
 
 

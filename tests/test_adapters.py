@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -20,6 +21,8 @@ from registry.errors import (
     ArchitectureMismatch,
     InvalidInput,
     MalformedArtifact,
+    SourceNotFound,
+    UnsafeArtifact,
     UnsupportedConfig,
     UnsupportedSource,
     UnusableWeights,
@@ -34,6 +37,8 @@ from tests.checkpoints import edit_config, make_tokenizer
 from tests.contents import read_contents
 
 MakeCheckpoint = Callable[..., Path]
+Tensors = dict[str, torch.Tensor]
+PICKLE = "adapter_model.bin"
 BOUND = 1e-4  # DESIGN.md §7, for float64
 PROBE = torch.randint(0, 211, (2, 64), generator=torch.Generator().manual_seed(1))
 
@@ -205,6 +210,102 @@ def test_a_merge_is_kept_in_float32_at_least(
     assert difference(log_probs(registry.load_hf("m").to(torch.bfloat16).float()), expected) > 100 * BOUND
 
 
+# --- in the precision that was asked for
+
+
+@pytest.mark.parametrize("name", ["linear", "DoRA", "IA3", "bias of LoRA's own"])
+def test_it_is_merged_in_float32_if_that_is_how_parity_is_measured(name: str, shared: Registry, tmp_path: Path) -> None:
+    family, kind, fields = GOOD[name]
+    adapted = make_adapted(family, kind, **fields)
+    folder = save_adapter(tmp_path / "adapter", adapted)
+    number = list(GOOD).index(name)
+    done = shared.register(f"float32/{number}", folder, parent=family, parity="float32")
+    assert done.version is not None and done.parity is not None and done.parity.dtype == "float32"
+    merge = done.version.provenance["merge"]
+    assert merge["dtype"] == "float32" and merge["n_tokens"] >= 512
+    assert 0 < merge["difference"] <= merge["bound"] == 1e-3
+    skipped = shared.register(f"skip/{number}", folder, parent=family, parity="skip")
+    assert skipped.version is not None and not skipped.version.is_verified
+    assert skipped.weights_digest == done.weights_digest
+    unmeasured = skipped.version.provenance["merge"]
+    assert (unmeasured["dtype"], unmeasured["difference"], unmeasured["bound"], unmeasured["n_tokens"]) == (
+        "float32",
+        None,
+        None,
+        None,
+    )
+    assert difference(log_probs(shared.load(done.version.ref, dtype="float64")), log_probs(adapted)) <= BOUND
+
+
+def test_a_parent_in_float64_keeps_its_bits(registry: Registry, make_checkpoint: MakeCheckpoint, adapter: Path) -> None:
+    base = make_checkpoint("llama", tokenizer=False)
+    AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64).save_pretrained(base)
+    registry.register("base", base)
+    done = registry.register("m", adapter, parent="base", parity="float32")
+    assert done.version is not None and done.version.dtype == "float64"
+    assert done.version.provenance["merge"]["dtype"] == "float64"
+    assert registry.register("exact", adapter, parent="base").weights_digest == done.weights_digest
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("parity", ["float32", "skip"])
+def test_unmeasured_or_not_what_is_not_finite_is_refused(
+    value: float, parity: Any, shared: Registry, adapter: Path
+) -> None:
+    fill(value)(adapter)
+    with pytest.raises(UnusableWeights, match="NaN or infinite"):
+        shared.register("not-finite", adapter, parent="llama", parity=parity)
+
+
+def test_what_becomes_infinite_by_merging_is_refused_unmeasured(shared: Registry, adapter: Path) -> None:
+    edit_tensors(adapter, lambda tensors: {name: tensor * 1e30 for name, tensor in tensors.items()})
+    with pytest.raises(UnsupportedSource, match="peft cannot merge this adapter"):
+        shared.register("overflow", adapter, parent="llama", parity="skip")
+
+
+# --- as peft saved it before safetensors
+
+
+def test_a_pickled_adapter_is_the_same_network(shared: Registry, adapter: Path, tmp_path: Path) -> None:
+    pickled = tmp_path / "pickled"
+    shutil.copytree(adapter, pickled)
+    to_pickle(pickled)
+    content = (pickled / PICKLE).read_bytes()
+    plain = shared.register("from-safetensors", adapter, parent="llama")
+    done = shared.register("from-pickle", pickled, parent="llama")
+    assert done.version is not None and done.weights_digest == plain.weights_digest
+    assert [finding.code for finding in done.findings] == ["from-pickle", "base-not-confirmed", "identical-weights"]
+    assert done.version.provenance["pickles"] == {PICKLE: hashlib.sha256(content).hexdigest()}
+    assert [file.name for file in done.version.with_role("original")] == [
+        f"original_{CONFIG}",
+        f"original_{WEIGHTS}",
+    ]
+    kept = load_file(shared.path("from-pickle") / f"original_{WEIGHTS}")
+    given = load_file(adapter / WEIGHTS)
+    assert kept.keys() == given.keys() and all(torch.equal(kept[name], given[name]) for name in given)
+    assert {path.name for path in pickled.iterdir()} == {path.name for path in adapter.iterdir()} - {WEIGHTS} | {PICKLE}
+
+
+def test_a_pickle_beside_the_adapter_is_the_same_or_one_is_picked(
+    shared: Registry, adapter: Path, tmp_path: Path
+) -> None:
+    pickle_tensors(adapter)
+    done = shared.register("both-same", adapter, parent="llama")
+    assert "both-formats" in [finding.code for finding in done.findings]
+    pickle_tensors(adapter, lambda tensors: {name: 2 * tensor for name, tensor in tensors.items()})
+    with pytest.raises(UnsupportedSource, match="different weights") as refused:
+        shared.register("both-other", adapter, parent="llama")
+    assert "--weights safetensors or --weights bin" in str(refused.value.hint)
+    picked = shared.register("both-safetensors", adapter, parent="llama", weights="safetensors")
+    assert picked.weights_digest == done.weights_digest
+    other = shared.register("both-bin", adapter, parent="llama", weights="bin")
+    doubled = edit_tensors(adapter, lambda tensors: {name: 2 * tensor for name, tensor in tensors.items()})
+    (doubled / PICKLE).unlink()
+    assert other.weights_digest == shared.register("doubled", doubled, parent="llama").weights_digest
+    with pytest.raises(SourceNotFound, match=PICKLE):
+        shared.register("no-bin", doubled, parent="llama", weights="bin")
+
+
 # --- hazards (HAZARDS.md §2.5): ways in which an adapter silently is its base
 
 
@@ -285,19 +386,55 @@ def config(**changes: Any) -> Spoil:
     return lambda folder: edit_adapter(folder, **changes)
 
 
+def pickle_tensors(folder: Path, change: Callable[[Tensors], Any] = dict) -> None:
+    """Save the adapter's tensors as peft did before safetensors, beside them."""
+    torch.save(change(load_file(folder / WEIGHTS)), folder / PICKLE)
+
+
+def to_pickle(folder: Path, change: Callable[[Tensors], Any] = dict) -> None:
+    pickle_tensors(folder, change)
+    (folder / WEIGHTS).unlink()
+
+
+def put_code(folder: Path) -> None:
+    to_pickle(folder, lambda tensors: tensors | {"more": Path("x")})
+
+
 Q0 = "model.layers.0.self_attn.q_proj"
 REFUSED: dict[str, tuple[type[RegistryError], str, Spoil]] = {
     # --- files
-    "pickle": (
-        UnsupportedSource,
-        "no adapter_model.safetensors; an adapter is read from safetensors only",
-        lambda folder: (folder / WEIGHTS).rename(folder / "adapter_model.bin"),
-    ),
     "pickle beside": (
         UnsupportedSource,
-        "both safetensors and a pickle",
-        lambda folder: (folder / "adapter_model.bin").write_bytes(b""),
+        "both safetensors and adapter_model.bin, and they cannot be compared",
+        lambda folder: (folder / PICKLE).write_bytes(b""),
     ),
+    "other pickle beside": (
+        UnsupportedSource,
+        "both safetensors and adapter_model.bin, and they hold different weights: 1 tensors differ",
+        lambda folder: pickle_tensors(folder, lambda tensors: tensors | {min(tensors): 2 * tensors[min(tensors)]}),
+    ),
+    "shortened pickle beside": (
+        UnsupportedSource,
+        "both safetensors and adapter_model.bin, and they hold different weights",
+        lambda folder: pickle_tensors(folder, lambda tensors: {n: t for n, t in tensors.items() if Q0 not in n}),
+    ),
+    "pickle of integers": (
+        UnusableWeights,
+        "not floating-point",
+        lambda folder: to_pickle(folder, lambda tensors: {n: t.to(torch.int8) for n, t in tensors.items()}),
+    ),
+    "pickle of code": (UnsafeArtifact, "more than tensors: it asks for", lambda folder: put_code(folder)),
+    "pickle, a pair missing": (
+        WeightsMismatch,
+        f"no tensors for 2 .* such as base_model.model.{Q0}.lora_A",
+        lambda folder: to_pickle(folder, lambda tensors: {n: t for n, t in tensors.items() if Q0 not in n}),
+    ),
+    "pickle, wrapped": (
+        WeightsMismatch,
+        "belong to no layer",
+        lambda folder: to_pickle(folder, lambda tensors: {f"module.{n}": t for n, t in tensors.items()}),
+    ),
+    "no tensors at all": (SourceNotFound, "no adapter_model.safetensors", lambda folder: (folder / WEIGHTS).unlink()),
     "no config": (UnsupportedSource, "no adapter_config.json", lambda folder: (folder / CONFIG).unlink()),
     "config cut": (MalformedArtifact, "not JSON", lambda folder: (folder / CONFIG).write_text('{"r": ')),
     "tensors cut": (

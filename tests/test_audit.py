@@ -68,6 +68,7 @@ def test_an_event_says_who_did_what_when_and_from_where(any_registry: Registry) 
     assert event.details["fingerprint"] == stored.fingerprint
     assert event.details["files"] == {file.name: file.digest for file in stored.files}
     assert (event.details["step"], event.details["note"], event.details["tags"]) == (7, "first", {"lr": "1e-4"})
+    assert event.details["processing"] is None
 
 
 def test_a_change_that_is_undone_leaves_no_event(trail: Registry) -> None:

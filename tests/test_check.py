@@ -67,7 +67,7 @@ def _spoil_field(folder: Path) -> None:
 
 
 def _spoil_family(folder: Path) -> None:
-    edit_config(folder, architectures=["StableLmForCausalLM"], model_type="stablelm")
+    edit_config(folder, architectures=["Cohere2ForCausalLM"], model_type="cohere2")
 
 
 def _spoil_layers(folder: Path) -> None:

@@ -149,7 +149,7 @@ def test_the_keys_of_json_objects_are_a_contract(populated: Run, tuned: Path) ->
         "schema_version", "ref", "version", "verified", "model", "step", "family", "fingerprint", "architecture",
         "weights_digest", "vocabulary_digest", "layout", "dtype", "n_parameters", "size_bytes", "source_kind",
         "source_location", "provenance", "processing", "note", "findings", "created_at", "retired_at", "files",
-        "parents", "aliases", "tags", "validations",
+        "parents", "absent_parents", "aliases", "tags", "validations",
     }  # fmt: skip
     added = populated("add", "tuned", tuned, "-o", "json").json
     assert set(added) == {
@@ -161,6 +161,62 @@ def test_the_keys_of_json_objects_are_a_contract(populated: Run, tuned: Path) ->
     assert set(populated("audit", "head", "-o", "json").json) == {"schema_version", "n_events", "head"}
     status = {"schema_version", "database", "store", "schema", "needed_schema"}
     assert set(populated("db", "status", "-o", "json").json) == status
+
+
+def test_both_spellings_of_a_lineage_s_format_work(populated: Run) -> None:
+    for options in (["--output"], ["--format"], ["-o"]):
+        answer = populated("lineage", "tuned", "--up", *options, "json").json
+        assert set(answer) == {"schema_version", "ref", "rows", "edges", "absent"}
+        assert (answer["ref"], [row["ref"] for row in answer["rows"]]) == ("tuned@v1", ["org/base@v1"])
+        (edge,) = answer["edges"]
+        assert edge == {
+            "parent": "org/base@v1", "child": "tuned@v1", "relation": "finetuned", "admitted_differences": [],
+            "declared": None, "evidence": None,
+        }  # fmt: skip
+    assert populated("lineage", "tuned", "--format", "mermaid").out.startswith("flowchart TD\n")
+    assert populated("lineage", "tuned", "--format", "dot").out.startswith("digraph lineage {\n")
+    assert populated("lineage", "tuned", "--format", "html").out.startswith("<!DOCTYPE html>\n")
+    assert populated("lineage", "org/base", "--depth", "0").code == 2
+
+
+def test_absent_parents_are_declared_shown_and_joined(
+    populated: Run, make_checkpoint: Callable[..., Path], base: Path
+) -> None:
+    declared = "org/teacher@main"
+    added = populated(
+        "add", "pupil", make_checkpoint("gpt2", seed=5), "--parent", "finetuned=org/base", "--parent-absent",
+        f"distilled={declared}", "--parent-absent", "hf://x/y@v=1", "--relation", "merged", "--parity", "skip",
+    )  # fmt: skip
+    assert added.code == 1 and "'hf://x/y@v=1'" not in added.err and "no relation" in added.err
+    added = populated(
+        "add", "pupil", make_checkpoint("gpt2", seed=5), "--parent", "finetuned=org/base", "--parent-absent",
+        f"distilled={declared}", "--parity", "skip",
+    )  # fmt: skip
+    assert added.code == 0 and "hf://org/teacher@main (distilled), absent" in added.out
+    tree = populated("lineage", "pupil").out
+    assert "hf://org/teacher@main  absent" in tree and "pupil@v1  distilled" in tree
+    (absent,) = populated("lineage", "pupil", "-o", "json").json["absent"]
+    assert absent == {
+        "child": "pupil@v1", "ref": "hf://org/teacher@main", "repo": "org/teacher", "revision": "main",
+        "digest": None, "relation": "distilled", "allowed": [],
+    }  # fmt: skip
+    assert populated("join", "pupil", "org/base").code == 1
+    populated("add", "teacher", make_checkpoint("gpt2", seed=6), "--parity", "skip")
+    assert populated("join", "pupil", "teacher").out == "joined pupil@v1: org/base@v1, teacher@v1\n"
+    assert "teacher@v1 (distilled), declared as hf://org/teacher@main" in populated("show", "pupil").out
+    assert populated("audit", "verify").code == 0
+
+
+def test_relations_are_completed(populated: Run) -> None:
+    from cli.options import Session, complete_parent, complete_relation
+
+    context = click.Context(click.Command("add"), obj=Session())
+    option = click.Option(["--parent"])
+    assert complete_relation(context, option, "m") == ["merged"]
+    assert complete_parent(context, option, "quant") == ["quantised="]
+    assert complete_parent(context, option, "merged=tu") == ["merged=tuned"]
+    assert complete_parent(context, option, "tuned@") == ["tuned@v1"]
+    context.obj.close()
 
 
 def test_versions_are_integers_and_ids_are_refs(populated: Run) -> None:
@@ -209,7 +265,15 @@ def test_a_miss_says_did_you_mean(populated: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [("ad",), ("add", "x"), ("show",), ("ls", "-o", "xml"), ("add", "x", ".", "--tag", "a")]
+    "arguments",
+    [
+        ("ad",),
+        ("add", "x"),
+        ("show",),
+        ("ls", "-o", "xml"),
+        ("add", "x", ".", "--tag", "a"),
+        ("add", "x", ".", "--parent", "a=y", "--parent", "b=y"),
+    ],
 )
 def test_wrong_usage_is_exit_code_2(run: Run, arguments: tuple[str, ...]) -> None:
     assert run(*arguments).code == 2

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from docs.write_families import PAGE, digest_inputs, measure_family
-from registry.families import FAMILIES
+from docs.write_families import PAGE, digest_inputs, measure_bridged_family, measure_family
+from registry.families import BRIDGED_FAMILIES, FAMILIES
 from registry.families.family import Family
 
 
 def test_the_page_is_current() -> None:
     assert f"measured: {digest_inputs()}" in PAGE.read_text(), "docs/families.md is out of date: make families"
-    rows = [line for line in PAGE.read_text().splitlines() if line.startswith("| ")]
-    assert [row.split("|")[1].strip() for row in rows[1:]] == sorted(family.name for family in FAMILIES.values())
+    rows = [line.split("|")[1].strip() for line in PAGE.read_text().splitlines() if line.startswith("| ")]
+    tables = [sorted(family.name for family in families.values()) for families in (FAMILIES, BRIDGED_FAMILIES)]
+    assert rows == ["family", *tables[0], "family", *tables[1]]
 
 
 @pytest.mark.slow
@@ -22,3 +23,9 @@ def test_no_bound_is_passed(family: Family) -> None:
     assert measured.faults == []
     # in post-norm blocks nothing that these hooks see is processed
     assert measured.n_hooks >= 12 and (measured.activations > 0) == (measured.family not in ("olmo2", "olmo3"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", BRIDGED_FAMILIES.values(), ids=lambda family: family.name)
+def test_no_bound_of_a_bridge_is_passed(family: Family) -> None:
+    assert measure_bridged_family(family).faults == []

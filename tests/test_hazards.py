@@ -92,7 +92,7 @@ def test_1_1_no_tokenizer_files(make_checkpoint: MakeCheckpoint, registry: Regis
     assert registry.load("mute").tokenizer is None
 
 
-# --- §1.3: what is special about a family; parity of all is in tests/test_families.py and docs/families.md
+# --- §1.3: what is special about a family; parity of all is in tests/test_family_parity.py and docs/families.md
 
 
 def test_1_3_gpt2_config_without_n_ctx(make_checkpoint: MakeCheckpoint) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from sqlalchemy import update
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 from registry import ArchitectureMismatch, Registry, RegistryError, save_network
@@ -28,6 +29,7 @@ from registry.errors import (
 )
 from registry.hooked_config import KNOWN, NEUTRAL, ONLY, describe_hooked_config
 from registry.processing import tell_processing
+from registry.tables import versions
 from tests.checkpoints import make_tokenizer
 from tests.contents import read_contents
 from tests.networks import CUSTOM, assert_identical, compare, log_probs, make_hooked, save_state_dict, train
@@ -283,6 +285,23 @@ def test_what_was_centred_before_training_is_not_centred_again(registry: Registr
     assert torch.equal(loaded.W_E, network.W_E)
     assert compare(loaded, network) < BOUND
     assert_identical(registry.load("mine", processed=False), network)
+
+
+def test_an_altered_record_of_the_processing_is_noticed(trained: HookedTransformer, registry: Registry) -> None:
+    """Whoever alters the row changes neither the stored file nor the event."""
+    done = registry.register_network("mine", trained)
+    assert done.version is not None and done.version.processing is not None
+    applied = done.version.processing
+    assert registry.events()[0].details["processing"] == list(applied)
+    for altered in ([*applied, "center_unembed", "fold_ln"], list(applied[1:]) if applied else None):
+        with registry.database.write() as connection:
+            connection.execute(update(versions).values(processing=altered))
+        with pytest.raises(ProcessingConflict, match=r"mine@v1 is recorded as .* hooked_config.json says") as refused:
+            registry.load("mine")
+        assert "audit verify" in str(refused.value.hint) and refused.value.applied == applied
+    with registry.database.write() as connection:
+        connection.execute(update(versions).values(processing=list(applied)))
+    assert_identical(rebuild(trained, registry, "mine"), trained)
 
 
 def test_processing_is_idempotent(shared: Registry) -> None:

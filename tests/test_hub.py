@@ -6,6 +6,7 @@ where it keeps what it read of HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE.
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from registry.errors import (
     UnsupportedConfig,
     UnsupportedSource,
     UnusableWeights,
+    WeightsMismatch,
 )
 from registry.sources import Source, SourceOptions, hub_snapshot
 from registry.sources.hub import open_hub
@@ -179,6 +181,75 @@ def test_shards_are_fetched_by_their_index(registry: Registry, hub: FakeHub, mak
     assert done.version is not None and len(done.version.with_role("weights")) == 10
     assert done.weights_digest == registry.register("folder", folder, parity="skip").weights_digest
     assert "model-00099-of-00099.safetensors" not in asked(hub)
+
+
+@pytest.mark.parametrize("form", ["one file", "shards"])
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "base_model.model.", "module._orig_mod."])
+def test_a_wrapper_s_prefix_is_taken_off_as_in_a_folder(
+    prefix: str, form: str, registry: Registry, hub: FakeHub, base: Path, tmp_path: Path
+) -> None:
+    plain = registry.register("plain", base, parity="skip")
+    folder = wrap_names(base, tmp_path / "wrapped", prefix, n_shards=2 if form == "shards" else 1)
+    commit = hub.push("org/wrapped", folder, **{"pytorch_model.bin": b"pickle"})
+    checked = registry.check("org/wrapped")
+    assert checked.fault is None and "unwrapped" in [finding.code for finding in checked.findings]
+    assert hub.fetched(".safetensors") <= 200_000
+    done = registry.register("hub", "org/wrapped")
+    assert done.version is not None and done.weights_digest == plain.weights_digest
+    assert [finding.code for finding in done.findings] == ["unwrapped", "other-weights", "identical-weights"]
+    assert done.version.source_kind == "hub" and done.version.provenance["commit"] == commit
+    assert "pytorch_model.bin" not in asked(hub)
+    assert_computes(registry, "hub", base)
+    from_folder = registry.register("folder", folder, parity="skip")
+    assert from_folder.version is not None
+    kept = {file.name: file.digest for file in done.version.files}
+    assert kept == {file.name: file.digest for file in from_folder.version.files}
+
+
+def test_a_prefix_of_some_names_only_is_no_wrapper_s(
+    registry: Registry, hub: FakeHub, base: Path, tmp_path: Path
+) -> None:
+    folder = wrap_names(base, tmp_path / "wrapped", "module.", but="transformer.ln_f.weight")
+    hub.push("org/partly", folder)
+    for source in (folder, "org/partly"):
+        with pytest.raises(WeightsMismatch):
+            registry.register("m", source)
+
+
+def test_what_must_be_written_anew_cannot_be_left_on_the_hub(
+    registry: Registry, hub: FakeHub, base: Path, tmp_path: Path
+) -> None:
+    hub.push("org/wrapped", wrap_names(base, tmp_path / "wrapped", "module."))
+    with pytest.raises(UnsupportedSource, match=r"prefix 'module\.'.* cannot be left on the Hub") as refused:
+        registry.register("m", "org/wrapped", lazy=True)
+    assert refused.value.hint == "Leave out --lazy."
+    assert hub.fetched(WEIGHTS) <= 100_000 and registry.models() == []
+
+
+def test_a_wrapped_file_that_is_not_the_stated_one_is_refused(
+    registry: Registry, hub: FakeHub, base: Path, tuned: Path, tmp_path: Path
+) -> None:
+    hub.push("org/wrapped", wrap_names(base, tmp_path / "wrapped", "module."))
+    hub.served[WEIGHTS] = (wrap_names(tuned, tmp_path / "other", "module.") / WEIGHTS).read_bytes()
+    with pytest.raises(MalformedArtifact, match="not the file that the Hub states"):
+        registry.register("m", "org/wrapped")
+    assert registry.models() == []
+
+
+def wrap_names(folder: Path, target: Path, prefix: str, *, n_shards: int = 1, but: str = "") -> Path:
+    """Copy a folder, with `prefix` before the names of its tensors."""
+    shutil.copytree(folder, target)
+    tensors = {name if name == but else prefix + name: one for name, one in load_file(target / WEIGHTS).items()}
+    if n_shards == 1:
+        save_file(tensors, target / WEIGHTS, {"format": "pt"})
+        return target
+    (target / WEIGHTS).unlink()
+    shards = {f"model-{n + 1:05}-of-{n_shards:05}.safetensors": sorted(tensors)[n::n_shards] for n in range(n_shards)}
+    for file, names in shards.items():
+        save_file({name: tensors[name] for name in names}, target / file, {"format": "pt"})
+    index = {"weight_map": {name: file for file, names in shards.items() for name in names}}
+    (target / "model.safetensors.index.json").write_text(json.dumps(index))
+    return target
 
 
 def test_a_training_step_revision_is_the_step(registry: Registry, hub: FakeHub, base: Path, tuned: Path) -> None:

@@ -8,11 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import sqlalchemy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import insert, select
 
-from registry import Lineage, Registry, UnknownRef
+from registry import AmbiguousRef, Lineage, Registry, UnknownRef
+from registry.errors import InvalidInput
 from registry.lineage import Edge
+from registry.tables import version_parents, versions
 from tests.records import record, record_all, record_copies
 
 
@@ -139,6 +143,38 @@ def test_any_graph_is_walked_as_a_plain_search_walks_it(
         (f"{model}@v{parent + 1}", f"{model}@v{child + 1}") for parent, child in expected
     }
 
+    _check_ways(any_registry, lineage, model, graph)
+
+
+def _check_ways(registry: Registry, lineage: Lineage, model: str, graph: list[list[int]]) -> None:
+    """Compare path, common_ancestor and base with what plain searches find, for every pair."""
+    above = [{one: 0, **_search(graph, one)} for one in range(len(graph))]
+    refs = [f"{model}@v{number + 1}" for number in range(len(graph))]
+    edges = {(refs[parent], refs[child]) for child, parents in enumerate(graph) for parent in parents}
+    for a, b in itertools.product(range(len(graph)), repeat=2):
+        path = lineage.path(refs[a], refs[b])
+        elder, younger = (a, b) if a in above[b] else (b, a)
+        if elder not in above[younger]:
+            assert path is None
+        else:
+            assert path is not None and len(path) == above[younger][elder]
+            assert all((edge.parent, edge.child) in edges for edge in path)
+            assert [edge.parent for edge in path] == [refs[elder], *(edge.child for edge in path[:-1])][: len(path)]
+            assert not path or path[-1].child == refs[younger]
+        common = above[a].keys() & above[b].keys()
+        latest = {one for one in common if not any(one in above[other] and one != other for other in common)}
+        expected = min(latest, key=lambda one: (above[a][one] + above[b][one], -one)) if latest else None
+        found = lineage.common_ancestor(refs[a], refs[b])
+        assert (found and found.ref) == (None if expected is None else refs[expected])
+    for one, ref in enumerate(refs):
+        roots = [refs[other] for other in sorted(above[one]) if not graph[other]]
+        if len(roots) == 1:
+            assert lineage.base(ref).ref == roots[0]
+        else:
+            with pytest.raises(AmbiguousRef) as refused:
+                lineage.base(ref)
+            assert list(refused.value.candidates) == roots
+
 
 _serial = itertools.count()
 
@@ -153,6 +189,75 @@ def _search(edges: list[list[int]], start: int) -> dict[int, int]:
         depths |= dict.fromkeys(frontier, depth)
     del depths[start]
     return depths
+
+
+def test_the_ways_between_versions(any_registry: Registry) -> None:
+    """What people ask for by name, in a → b → c → d, and e from b."""
+    for name, parents in [("a", []), ("b", ["a"]), ("c", ["b"]), ("d", ["c"]), ("e", ["b"]), ("lone", [])]:
+        record(any_registry, name, parents=parents)
+    lineage = any_registry.lineage("d")
+    way = (Edge("b@v1", "c@v1", "finetuned"), Edge("c@v1", "d@v1", "finetuned"))
+    assert lineage.path("b") == lineage.path("b", "d") == lineage.path("d", "b@v1") == way
+    assert lineage.path("d") == ()
+    assert lineage.path("e") is None
+    shared = lineage.common_ancestor("e")
+    assert shared is not None and shared.ref == "b@v1"
+    assert lineage.common_ancestor("lone") is None
+    assert (lineage.base().ref, lineage.base("lone").ref) == ("a@v1", "lone@v1")
+    with pytest.raises(UnknownRef):
+        lineage.path("nobody")
+
+
+def test_depth_counts_the_shortest_way(any_registry: Registry) -> None:
+    for name, parents in [("a", []), ("b", ["a"]), ("c", ["b"]), ("d", ["c", "a"]), ("e", ["d"])]:
+        record(any_registry, name, parents=parents)
+    assert _ancestors(any_registry.lineage("e", depth=1)) == [("d@v1", 1)]
+    assert _ancestors(any_registry.lineage("e", depth=2)) == [("d@v1", 1), ("a@v1", 2), ("c@v1", 2)]
+    near = any_registry.lineage("a", depth=1)
+    assert _descendants(near) == [("b@v1", 1), ("d@v1", 1)]
+    assert {(edge.parent, edge.child) for edge in near.edges} == {("a@v1", "b@v1"), ("a@v1", "d@v1")}
+    with pytest.raises(InvalidInput, match="no number of generations"):
+        any_registry.lineage("e", depth=0)
+
+
+def test_it_asks_a_few_queries_however_long_it_is(any_registry: Registry) -> None:
+    record_copies(any_registry, "m", 300, chain=True)
+    lineage = any_registry.lineage("m")
+    asked: list[str] = []
+    with any_registry.database.read() as connection:
+        engine = connection.engine
+    sqlalchemy.event.listen(engine, "before_cursor_execute", lambda *args: asked.append(args[2]))
+    for ask in (lineage.ancestors, lambda: lineage.path("m@v1"), lambda: lineage.common_ancestor("m@v7"), lineage.base):
+        asked.clear()
+        ask()
+        assert sum("RECURSIVE" in one for one in asked) <= 2
+        assert len([one for one in asked if one.lstrip().startswith(("SELECT", "WITH"))]) <= 8
+
+
+def _add_ladder(registry: Registry, n: int) -> None:
+    """Insert `n` rungs: each version is made from the one before it and from the one before that."""
+    record_copies(registry, "rung", n, chain=True)
+    with registry.database.write() as connection:
+        ids = connection.execute(select(versions.c.id).order_by(versions.c.number)).scalars().all()
+        edge = {"relation": "merged", "admitted_differences": []}
+        connection.execute(
+            insert(version_parents),
+            [{"parent_id": old, "version_id": new, **edge} for old, new in zip(ids, ids[2:], strict=False)],
+        )
+
+
+def test_a_thousand_diamonds_one_upon_the_other(any_registry: Registry) -> None:
+    """More ways than there are atoms, of every length from 500 to 999; each edge is read once."""
+    _add_ladder(any_registry, 1000)
+    started = time.perf_counter()
+    lineage = any_registry.lineage("rung@v1000")
+    depths = dict(_ancestors(lineage))
+    assert depths == {f"rung@v{number}": (1001 - number) // 2 for number in range(1, 1000)}
+    path = lineage.path("rung@v1")
+    assert path is not None and len(path) == 500
+    shared = lineage.common_ancestor("rung@v999")
+    assert (shared and shared.ref, lineage.base().ref) == ("rung@v999", "rung@v1")
+    assert time.perf_counter() - started < 5
 
 
 def test_two_refs_to_one_parent_make_one_edge(any_registry: Registry, make_checkpoint: Callable[..., Path]) -> None:

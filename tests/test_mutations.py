@@ -11,11 +11,11 @@ from typing import cast
 
 import pytest
 
-from registry.families import FAMILIES, find_family_by_name
+from registry.families import BRIDGED_FAMILIES, FAMILIES, find_family_by_name
 from registry.families.family import Family
 from tests.mutations import Mutation, judge_mutation, list_mutations
 
-NAMES = [family.name for family in FAMILIES.values()]
+NAMES = [family.name for family in (*FAMILIES.values(), *BRIDGED_FAMILIES.values())]
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from transformers.modeling_rope_utils import RopeParameters
 
 from registry import ArchitectureMismatch, Registry, RegistryError
 from registry.errors import UnsupportedConfig, WeightsMismatch
-from registry.families import FAMILIES, find_family_by_name
+from registry.families import BRIDGED_FAMILIES, FAMILIES, find_family_by_name
 from registry.families.fields import SHARED
 from tests.checkpoints import edit_config
 from tests.contents import read_contents
@@ -322,20 +322,20 @@ def test_every_used_field_has_a_case(name: str) -> None:
     cases = [case for case in CASES if case.family == family.name]
     covered = {key for case in cases for key in [*case.change, *case.legacy]}
     used = {key for key, rule in family.fields.items() if rule.role == "used"}
-    # attention_bias brings tensors; HookedTransformer always has them, so that it is no difference of architecture
+    # attention_bias brings tensors that HookedTransformer always has: see tests/test_parents.py
     assert used - {"attention_bias"} <= covered
     # and every field of the architecture that config.json can change, in words for people
     assert {field for case in cases for field in case.differences} - {"yarn_global_attn_only"} <= {*family.config_keys}
 
 
-def test_biases_that_the_parent_has_not_are_weights_and_no_difference_of_architecture(
+def test_biases_that_the_parent_has_not_come_in_when_they_are_admitted(
     shared: Registry, parent_of: Callable[[Case], str], make_checkpoint: MakeCheckpoint
 ) -> None:
     """HookedTransformer has b_Q, b_K, b_V and b_O always; where config.json is wrong about them, tensors do not fit."""
     folder = make_checkpoint("llama", seed=2, attention_bias=True)
-    done = shared.register("biased", folder, parent=parent_of(LLAMA_CASES[0]))
+    done = shared.register("biased", folder, parent=parent_of(LLAMA_CASES[0]), allow=["attention_bias"])
     assert done.version is not None and done.parity is not None and done.parity.passed
-    assert done.version.parents[0].admitted_differences == ()
+    assert [one["field"] for one in done.version.parents[0].admitted_differences] == ["attention_bias"]
     network = shared.load("biased", processed=False)
     assert all(bool(bias.any()) for bias in (network.b_Q, network.b_K, network.b_V, network.b_O))
     with pytest.raises(WeightsMismatch, match="8 left over"):
@@ -367,6 +367,7 @@ def test_other_kinds_of_rope_are_refused(kind: object, make_checkpoint: MakeChec
 def other_value(value: object) -> object:
     """Give a value that a field may not have beside `value`."""
     others: dict[str, object] = {"bool": not value, "NoneType": {"a": 1}, "int": 64, "float": 0.5, "dict": {"0": [1]}}
+    others["list"] = [0]
     return others[type(value).__name__]
 
 
@@ -374,7 +375,7 @@ def other_value(value: object) -> object:
     ("family_name", "key"),
     [
         (family.name, key)
-        for family in FAMILIES.values()
+        for family in (*FAMILIES.values(), *BRIDGED_FAMILIES.values())
         for key, rule in {**SHARED, **family.fields}.items()
         if rule.role == "only"
     ],
@@ -382,7 +383,7 @@ def other_value(value: object) -> object:
 def test_a_field_with_one_legal_value_is_refused_with_another(
     family_name: str, key: str, shared: Registry, make_checkpoint: MakeCheckpoint
 ) -> None:
-    family = next(family for family in FAMILIES.values() if family.name == family_name)
+    family = find_family_by_name(family_name)
     legal = {**SHARED, **family.fields}[key].default
     before = read_contents(shared)
     with pytest.raises(UnsupportedConfig) as refused:
@@ -452,6 +453,18 @@ def test_two_keys_that_contradict_each_other_are_refused(
     with pytest.raises(UnsupportedConfig) as refused:
         shared.register("twice", edit_config(make_checkpoint(family), **changes))
     assert refused.value.field == key
+
+
+@pytest.mark.parametrize("name", ["phi3", "falcon"])
+def test_code_of_a_checkpoint_s_own_is_refused_with_what_to_do(
+    name: str, shared: Registry, make_checkpoint: MakeCheckpoint
+) -> None:
+    folder = edit_config(make_checkpoint(name), auto_map={"AutoModelForCausalLM": "modeling.Model"})
+    with pytest.raises(UnsupportedConfig) as refused:
+        shared.register("own-code", folder)
+    class_name = find_family_by_name(name).class_name
+    assert f"transformers's own {class_name} (without trust_remote_code), remove auto_map" in str(refused.value.hint)
+    assert shared.register("own-code", edit_config(folder, auto_map=None), dry_run=True).parity is not None
 
 
 NONSENSE = [None, True, "8", "gelu_new", 0, -1, 1.5, 2**70, 1e300, math.inf, [], [4], {}, {"a": 1}]

@@ -217,8 +217,8 @@ DAMAGES = [
     gpt2(
         "other-family",
         UnsupportedFamily,
-        "StableLmForCausalLM",
-        lambda f: edit_config(f, architectures=["StableLmForCausalLM"], model_type="stablelm"),
+        "Cohere2ForCausalLM",
+        lambda f: edit_config(f, architectures=["Cohere2ForCausalLM"], model_type="cohere2"),
     ),
     gpt2("classifier", UnsupportedFamily, "Sequence", lambda f: edit_config(f, architectures=["GPT2ForSequenceX"])),
     # --- the bytes of the weights

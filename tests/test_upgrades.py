@@ -12,8 +12,10 @@ from sqlalchemy import func, insert, select, update
 
 from registry import ArchitectureMismatch, Registry
 from registry.architecture import Architecture
+from registry.errors import TensorsUnknown
 from registry.schema import make_alembic_config, migration_connection
 from registry.tables import architectures, events, versions
+from tests.records import record_all
 
 
 def _age(registry: Registry) -> None:
@@ -68,6 +70,32 @@ def test_what_the_upgrade_is_for(any_registry: Registry, make_checkpoint: Callab
         config = make_alembic_config()
         config.attributes["connection"] = connection
         alembic.command.upgrade(config, "0002")
-        alembic.command.stamp(config, "head")
+        alembic.command.stamp(config, "0003")
+        alembic.command.upgrade(config, "head")
     with pytest.raises(ArchitectureMismatch, match="another architecture"):
         any_registry.load("base")
+
+
+def test_lineage_of_the_schema_before_absent_parents_stays(any_registry: Registry) -> None:
+    record_all(any_registry, {"model": "a"}, {"model": "b", "parents": ["a"]}, {"model": "c", "parents": ["b", "a"]})
+    before = any_registry.lineage("c").edges
+    _migrate(any_registry, alembic.command.downgrade, "0003")
+    any_registry.upgrade()
+    assert any_registry.lineage("c").edges == before
+    assert any_registry.version("c").absent_parents == ()
+    with pytest.raises(TensorsUnknown, match="before the digests of single tensors were kept"):
+        any_registry.changed_tensors("a", "b")
+
+
+def test_absent_parents_are_not_forgotten_by_a_downgrade(any_registry: Registry) -> None:
+    record_all(any_registry, {"model": "a", "absent": ["org/name@main"]})
+    with pytest.raises(ValueError, match="would be forgotten"):
+        _migrate(any_registry, alembic.command.downgrade, "0003")
+    assert [one.ref for one in any_registry.version("a").absent_parents] == ["hf://org/name@main"]
+
+
+def _migrate(registry: Registry, command: Callable[..., None], revision: str) -> None:
+    with migration_connection(registry.database) as connection:
+        config = make_alembic_config()
+        config.attributes["connection"] = connection
+        command(config, revision)

@@ -1,6 +1,6 @@
 """Indexes for every question: versions in use by number, and the events of a model, newest first.
 
-Revision: 0004, after 0003.
+Revision: 0004, after 0005.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0004"
-down_revision = "0003"
+down_revision = "0005"
 branch_labels = None
 depends_on = None
 

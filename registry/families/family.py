@@ -23,6 +23,7 @@ from registry.weights import TensorHeader
 if TYPE_CHECKING:
     import torch
     from transformer_lens import HookedTransformerConfig
+    from transformers import PreTrainedConfig
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Family:
     """One Hugging Face architecture class and its way into TransformerLens.
 
     `describe` maps the checked fields to the canonical architecture; `convert` is transformer-lens's own weight
-    converter, from the Hugging Face network to a state dict in hooked layout.
+    converter, from the Hugging Face network to a state dict in hooked layout. Without one there is no HookedTransformer
+    of this family, and a TransformerBridge is what can be had.
     """
 
     name: str
@@ -39,7 +41,7 @@ class Family:
     model_type: str
     fields: Mapping[str, Field]
     describe: Callable[[Mapping[str, Any]], Architecture]
-    convert: Callable[[torch.nn.Module, HookedTransformerConfig], dict[str, torch.Tensor]]
+    convert: Callable[[torch.nn.Module, HookedTransformerConfig], dict[str, torch.Tensor]] | None
     config_keys: Mapping[str, str]
     """Which config.json key an architecture field is read from, for people who read a refusal."""
     base_prefix: str
@@ -60,6 +62,8 @@ class Family:
     """What files call the matrices of an expert, where transformers's network has them fused and files do not."""
     router: str = ""
     """Which module of a layer chooses the experts, in transformers's network."""
+    adapt_bridge: Callable[[Any, PreTrainedConfig], None] | None = None
+    """Puts right what transformer-lens's adapter, which it changes, gets wrong of a network with this config."""
 
     def canonical_names(self, names: Iterable[str]) -> dict[str, str]:
         """Map the names of a checkpoint's tensors to those that transformers writes today, without ignored buffers.
@@ -130,19 +134,21 @@ def check_config(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
             raise UnsupportedConfig(
                 f"config.json has {name} = {shorten(value)}, only {rule.default!r} can be converted: {rule.reason}.",
                 field=name,
-                hint=rule.hint,
+                hint=rule.hint.replace("{class_name}", family.class_name),
                 value=repr(value)[:200],
             )
     return {
-        name: _check_value(name, rule, given.get(name, rule.default))
+        name: _check_value(name, rule, given[name]) if name in given else rule.default
         for name, rule in family.fields.items()
         if rule.role == "used"
     }
 
 
 def _check_value(name: str, rule: Field, value: Any) -> Any:
-    if value is None and (rule.optional or rule.default is None):
+    if value is None and rule.optional:
         return None
+    if type(value) is str and value == rule.default:
+        return value  # Mamba's time_step_rank is "auto" or a number
     kind = rule.kind
     legal = False
     if kind in (bool, str, dict, list):

@@ -87,7 +87,13 @@ SHARED: Mapping[str, Field] = {
     "chunk_size_feed_forward": only(0, "HookedTransformer does not chunk its MLP"),
     "pruned_heads": only({}, "transformer-lens converts whole layers only"),
     "per_layer_config": only(None, "HookedTransformer's layers have one config"),
-    "auto_map": only(None, "it says that the model's own Python code decides the function, and that is never run"),
+    "auto_map": only(
+        None,
+        "it says that the model's own Python code decides the function, and that is never run",
+        "If the checkpoint was trained with transformers's own {class_name} (without trust_remote_code), remove "
+        "auto_map from config.json: that class is what is registered and measured here. If it was trained with the "
+        "code that auto_map names, compare its logits with those of transformers's {class_name} first.",
+    ),
     "quantization_config": only(None, "transformer-lens would read packed numbers as weights; dequantise first"),
 }
 

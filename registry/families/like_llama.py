@@ -38,20 +38,11 @@ IGNORED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 
 def describe_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
     """Map the sizes, the norms and the head to architecture fields, or raise UnsupportedConfig."""
-    d_model, n_heads, d_head = config["hidden_size"], config["num_attention_heads"], config.get("head_dim")
-    n_key_value_heads = config["num_key_value_heads"] or n_heads
-    if d_head is None and d_model % n_heads:
-        raise refuse_value("num_attention_heads", n_heads, f"hidden_size = {d_model} is no multiple of it")
-    if n_heads % n_key_value_heads:
-        raise refuse_value("num_key_value_heads", n_key_value_heads, f"num_attention_heads = {n_heads} is no multiple")
-    d_head = d_head or d_model // n_heads
-    if d_head % 2:
-        key = "head_dim" if "head_dim" in config else "num_attention_heads"
-        raise refuse_value(key, config[key], f"rotary embeddings turn pairs, and a head has {d_head} dimensions")
+    n_key_value_heads, d_head = read_heads(config)
     return {
-        "d_model": d_model,
+        "d_model": config["hidden_size"],
         "n_layers": config["num_hidden_layers"],
-        "n_heads": n_heads,
+        "n_heads": config["num_attention_heads"],
         "n_key_value_heads": n_key_value_heads,
         "d_head": d_head,
         "d_mlp": config["intermediate_size"],
@@ -62,6 +53,21 @@ def describe_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
         "eps": config["rms_norm_eps"],
         "tie_word_embeddings": config["tie_word_embeddings"],
     }
+
+
+def read_heads(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Return n_key_value_heads and d_head, which must fit the width, the heads, and rotary positions."""
+    d_model, n_heads, d_head = config["hidden_size"], config["num_attention_heads"], config.get("head_dim")
+    n_key_value_heads = config["num_key_value_heads"] or n_heads
+    if d_head is None and d_model % n_heads:
+        raise refuse_value("num_attention_heads", n_heads, f"hidden_size = {d_model} is no multiple of it")
+    if n_heads % n_key_value_heads:
+        raise refuse_value("num_key_value_heads", n_key_value_heads, f"num_attention_heads = {n_heads} is no multiple")
+    d_head = d_head or d_model // n_heads
+    if d_head % 2:
+        key = "head_dim" if "head_dim" in config else "num_attention_heads"
+        raise refuse_value(key, config[key], f"rotary embeddings turn pairs, and a head has {d_head} dimensions")
+    return n_key_value_heads, d_head
 
 
 def refuse_uneven_heads(config: Mapping[str, Any]) -> None:

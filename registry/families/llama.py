@@ -28,7 +28,7 @@ FIELDS = {
     "tie_word_embeddings": used(bool, False),
     **rope.FIELDS,
     "attention_bias": used(bool, False),
-    "mlp_bias": only(False, "HookedTransformer's gated MLP has no bias on its gate"),
+    "mlp_bias": only(False, "HookedTransformer's gated MLP has no bias on its gate, and adds the other behind it"),
     "pretraining_tp": neutral("it splits the same matrix products"),
     "attention_dropout": neutral("dropout is off when a network is read"),
 }

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 
 from registry.errors import UnsupportedFamily
+from registry.families.family import Family
 from registry.refs import find_similar
 
 # of SUPPORTED_ARCHITECTURES in transformer_lens 3.9's factories/architecture_adapter_factory.py, those that
@@ -44,6 +45,11 @@ _BRIDGED = """
 """
 BRIDGED = frozenset(_BRIDGED.split())
 
+# measured on networks with randomised norms and biases, with transformer-lens 3.9
+_WRONG_BRIDGES = {
+    "CohereForCausalLM": "something else: 0.8 to 14 nats off (it rotates halves of a head, and Cohere adjacent pairs)",
+}
+_NO_CONVERTER = "transformer-lens has no converter for it"
 # what the name of an architecture class says about it, first match first; the group is the name without its head
 _REASONS = (
     (
@@ -64,26 +70,39 @@ _REASONS = (
 )
 
 
-def refuse_architecture(class_name: str, convertible: Iterable[str]) -> UnsupportedFamily:
-    """Make the error for an architecture class that is none of the `convertible` ones."""
+def refuse_hooked_transformer(family: Family, what: str, hint: str) -> UnsupportedFamily:
+    """Make the error for `what`, which would need a HookedTransformer of a family that only a bridge can run."""
+    why = _find_reason(family.class_name)[0] or _NO_CONVERTER
+    return UnsupportedFamily(
+        f"{what}: a {family.class_name} cannot be converted to a HookedTransformer, since {why}.",
+        hint=hint,
+        family=family.class_name,
+    )
+
+
+def refuse_architecture(class_name: str, convertible: Iterable[str], bridged: Iterable[str]) -> UnsupportedFamily:
+    """Make the error for a class that is not `convertible`, and none of the `bridged`, which only bridges run."""
     known = sorted(convertible)
     why, stem = _find_reason(class_name)
     whole = [name for name in known if stem and name in (f"{stem}ForCausalLM", f"{stem}LMHeadModel")]
-    similar = find_similar(class_name, known)
+    similar = find_similar(class_name, [*known, *bridged])
     hints = []
-    if class_name in BRIDGED:
+    if class_name in _WRONG_BRIDGES:
+        hints.append(f"transformer-lens's TransformerBridge builds it, and computes {_WRONG_BRIDGES[class_name]}.")
+    elif class_name in BRIDGED:
         hints.append(
             "transformer_lens.model_bridge.TransformerBridge can run it, outside of the registry: "
-            "TransformerBridge.boot_transformers(folder)."
+            "TransformerBridge.boot_transformers(folder). Nobody has measured here whether that computes the same as "
+            "transformers does, so compare their logits first."
         )
     elif why is None and similar:
         hints.append(f"Did you mean {similar[0]}?")
     if whole:
         hints.append(f"What can be registered is the language model, saved whole as {whole[0]}.")
-    hints.append(f"What can be converted: {', '.join(known)}.")
+    hints.append(f"What can be converted: {', '.join(known)}. Bridges run: {', '.join(sorted(bridged))}.")
     return UnsupportedFamily(
         f"{class_name!r} cannot be converted to a HookedTransformer: "
-        f"{why or 'transformer-lens has no converter for it'}.",
+        f"{why or _NO_CONVERTER}, and it is none of those that a bridge runs here.",
         hint=" ".join(hints),
         family=class_name,
     )

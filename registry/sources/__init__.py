@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from registry.errors import InvalidInput, SourceNotFound, UnsupportedSource
-from registry.sources.adapter import is_adapter, read_adapter
+from registry.sources.adapter import read_adapter
+from registry.sources.adapter_files import is_adapter
 from registry.sources.gguf import read_gguf
 from registry.sources.hooked_files import find_hooked_weights
 from registry.sources.hub import find_shadowed, open_hub
@@ -48,7 +49,7 @@ def open_source(
             else "Leave out --lazy.",
         )
     if is_folder and is_adapter(path):
-        return read_adapter(path.absolute(), str(location), scratch, parents)
+        return read_adapter(path.absolute(), str(location), scratch, parents, options)
     hooked = find_hooked_weights(path.absolute()) if is_folder or is_file else None
     if hooked is not None:
         from registry.sources.hooked import read_hooked

@@ -10,41 +10,40 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from registry.architecture import Architecture, find_differences
-from registry.errors import ArchitectureMismatch, InvalidInput, UnsupportedSource, UnusableWeights
+from registry.architecture import find_differences, find_parameter_differences
+from registry.errors import ArchitectureMismatch, InvalidInput, UnsupportedSource
 from registry.families import find_family, find_family_by_name
 from registry.families.family import Family, check_config
 from registry.sources.adapter_config import CONFIG as ADAPTER_CONFIG
 from registry.sources.adapter_config import check_adapter_config
+from registry.sources.adapter_files import read_adapter_weights
 from registry.sources.huggingface import CONFIG, TOKENIZER_FILES, has_vocabulary, read_folder
 from registry.sources.json_file import read_json_object
-from registry.sources.source import Finding, ParentVersion, Source, SourceFile
+from registry.sources.source import Finding, ParentVersion, Source, SourceFile, SourceOptions
 from registry.versions import Version
-from registry.weights import read_header
 
-WEIGHTS = "adapter_model.safetensors"
-PICKLE = "adapter_model.bin"
 _KEPT_AS = "original_{}"
-_FLOATS = {"F16", "BF16", "F32", "F64"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def is_adapter(folder: Path) -> bool:
-    """Say whether a folder holds an adapter, be there a model beside it or not."""
-    return any((folder / name).exists() for name in (ADAPTER_CONFIG, WEIGHTS, PICKLE))
-
-
-def read_adapter(folder: Path, location: str, scratch: Path, parents: Sequence[ParentVersion]) -> Source:
+def read_adapter(
+    folder: Path,
+    location: str,
+    scratch: Path,
+    parents: Sequence[ParentVersion],
+    options: SourceOptions = SourceOptions(),  # noqa: B008 (frozen)
+) -> Source:
     """Merge the adapter in `folder` into its one parent, in `scratch`, and open that.
 
     Raises UnsupportedSource, UnsupportedConfig, WeightsMismatch or UnusableWeights if it cannot be merged into that
-    parent, and InvalidInput without one.
+    parent, InvalidInput without one, and what reading its tensors raises.
     """
-    _check_files(folder)
+    weights = read_adapter_weights(folder, scratch, options)
     config = read_json_object(folder / ADAPTER_CONFIG)
     used = check_adapter_config(config)
     parent = _choose_parent(location, config, parents)
@@ -52,73 +51,40 @@ def read_adapter(folder: Path, location: str, scratch: Path, parents: Sequence[P
     version, parent_folder = parent.version, parent.open_folder()
     family = find_family_by_name(version.family)
     values = check_config(family, read_json_object(parent_folder / CONFIG))
-    _compare_config_beside(folder, family, family.describe(values), version)
+    _compare_config_beside(folder, family, values, version)
 
     from registry.sources.adapter_merge import merge_adapter
 
     merged = scratch / "merged"
     merge = merge_adapter(
         config={**used, "peft_type": config["peft_type"]},
-        weights=folder / WEIGHTS,
+        weights=weights.files[0].path,
         family=family,
         values=values,
         parent_files=[parent_folder / file.name for file in version.with_role("weights")],
         parent_ref=version.ref,
         parent_dtype=version.dtype,
+        parity=options.parity,
         folder=merged,
     )
     _copy_rest(folder, parent_folder, version, merged)
     source = read_folder(merged, location, scratch)
-    kept = (SourceFile(_KEPT_AS.format(name), folder / name, "original") for name in (ADAPTER_CONFIG, WEIGHTS))
+    originals = (SourceFile(ADAPTER_CONFIG, folder / ADAPTER_CONFIG, "original"), *weights.files)
+    kept = (replace(file, name=_KEPT_AS.format(file.name)) for file in originals)
     return Source(
         "peft",
         location,
         source.config,
         (*source.files, *kept),
         source.tensors,
-        (*merge.findings, *finding, *source.findings),
+        (*weights.findings, *merge.findings, *finding, *source.findings),
         relation="adapter-merged",
         provenance={
             "adapter": {name: config.get(name) for name in ("peft_type", "base_model_name_or_path", "revision")},
             "merge": merge.as_dict(),
+            **weights.provenance,
         },
     )
-
-
-def _check_files(folder: Path) -> None:
-    """Refuse a folder that also holds a model, or no tensors that can be read."""
-    models = sorted(path.name for pattern in ("model*.safetensors*", "pytorch_model*") for path in folder.glob(pattern))
-    if models:
-        raise UnsupportedSource(
-            f"{folder} holds an adapter and a model ({models[0]}), and loaders differ in which one they take.",
-            hint="Move one of them into a folder of its own, and register that: the model by itself, "
-            "or the adapter with --parent.",
-            path=str(folder),
-        )
-    if not (folder / ADAPTER_CONFIG).is_file():
-        raise UnsupportedSource(
-            f"{folder} has the tensors of an adapter and no {ADAPTER_CONFIG}, without which they mean nothing.",
-            hint="Copy the one that was saved with them.",
-            path=str(folder),
-        )
-    if not (folder / WEIGHTS).is_file() or (folder / PICKLE).exists():
-        found = "both safetensors and a pickle" if (folder / WEIGHTS).is_file() else f"no {WEIGHTS}"
-        raise UnsupportedSource(
-            f"{folder} has {found}; an adapter is read from safetensors only.",
-            hint=f"Move {PICKLE} away if it is out of date; else load the adapter where you trust it and save it again "
-            "with save_pretrained(…, safe_serialization=True).",
-            path=str(folder),
-        )
-    headers = read_header(folder / WEIGHTS)
-    wrong = sorted(name for name, tensor in headers.items() if tensor.dtype not in _FLOATS)
-    if wrong or not headers:
-        raise UnusableWeights(
-            f"{len(wrong)} of the adapter's tensors are not floating-point numbers, such as {wrong[0]}."
-            if wrong
-            else "The adapter holds no tensors.",
-            tensors=wrong,
-            hint="Save the adapter again with save_pretrained, in float32 or bfloat16.",
-        )
 
 
 def _choose_parent(location: str, config: Mapping[str, Any], parents: Sequence[ParentVersion]) -> ParentVersion:
@@ -174,7 +140,7 @@ def _last_part(name: str) -> str:
     return name.rstrip("/").rpartition("/")[2].partition("@")[0].casefold()
 
 
-def _compare_config_beside(folder: Path, family: Family, architecture: Architecture, parent: Version) -> None:
+def _compare_config_beside(folder: Path, family: Family, values: Mapping[str, Any], parent: Version) -> None:
     """Refuse a config.json that lies beside the adapter and describes another architecture than the parent's.
 
     It is what the adapter was trained with: other rope scaling, say, with which the parent's config would be wrong.
@@ -183,7 +149,9 @@ def _compare_config_beside(folder: Path, family: Family, architecture: Architect
         return
     config = read_json_object(folder / CONFIG)
     beside = find_family(config)
-    differences = find_differences(architecture, beside.describe(check_config(beside, config)), family.config_keys)
+    given = check_config(beside, config)
+    differences = find_differences(family.describe(values), beside.describe(given), family.config_keys)
+    differences += find_parameter_differences(values, given)
     if differences:
         raise ArchitectureMismatch(
             f"The config.json beside the adapter does not describe its parent {parent.ref}.",

@@ -1,6 +1,6 @@
 """Merge an adapter into a network with peft, and measure that the merged network computes what the adapted one did.
 
-It is done in the precision that the family is verified in, float64 for most, and kept in float32: on small networks
+It is done in float64, or in float32 if that is how parity is to be measured, and kept in float32: on small networks
 that is 2e-6 off the adapted network's log-probs, merging in float32 1e-5, and bfloat16 0.1 to 0.3, as the adapter is in
 the low bits that bfloat16 has not (measured over LoRA, DoRA and IA3, GPT-2 and Llama).
 """
@@ -36,12 +36,15 @@ _OTHER_BASE = "Name the version that the adapter was trained on as its parent."
 
 @dataclass(frozen=True)
 class Merge:
-    """What was measured: the largest difference of log-probs, in nats, between the adapted network and the merged."""
+    """What was measured: the largest difference of log-probs, in nats, between the adapted network and the merged.
 
-    difference: float
-    bound: float
+    None was not measured; `dtype` is that in which it was merged.
+    """
+
+    difference: float | None
+    bound: float | None
     dtype: str
-    n_tokens: int
+    n_tokens: int | None
     versions: Mapping[str, str]
     findings: tuple[Finding, ...]
 
@@ -60,14 +63,19 @@ def merge_adapter(
     parent_files: Sequence[Path],
     parent_ref: str,
     parent_dtype: str,
+    parity: str | None,
     folder: Path,
 ) -> Merge:
     """Merge the adapter in `weights` into the parent's network, and save that in `folder` as Hugging Face does.
 
-    Every tensor of the adapter must have its place and every place its tensor: peft itself leaves a tensor unread, or a
-    place without one, in silence. Raises UnsupportedConfig, WeightsMismatch, UnusableWeights or UnsupportedSource.
+    With the parity `float32` it is merged and measured in that, unless the parent has more bits; with `skip` it is
+    merged so and not measured, and NaN and infinities are refused all the same. Every tensor of the adapter must have
+    its place and every place its tensor: peft itself leaves a tensor unread, or a place without one, in silence.
+
+    Raises UnsupportedConfig, WeightsMismatch, UnusableWeights or UnsupportedSource.
     """
-    dtype = torch.float64
+    kept_dtype = torch.float64 if "float64" in parent_dtype else torch.float32
+    dtype = kept_dtype if parity in ("float32", "skip") else torch.float64
     tensors = load_file(weights)
     check_finite(tensors)
     network = build_source_network(family, values, parent_files, dtype)
@@ -75,31 +83,27 @@ def merge_adapter(
     adapted = _adapt(network, config, parent_ref)
     tied = family.tied if values.get("tie_word_embeddings") else ()
     _place(adapted, tensors, base, tied, parent_ref)
-    reference = measure_reference(network, family, family.describe(values))
+    reference = None if parity == "skip" else measure_reference(network, family, family.describe(values))
     with quiet():
         try:
             merged = adapted.merge_and_unload(safe_merge=True)
         except Exception as error:  # peft raises whatever a layer that cannot be merged leads to
             raise _refuse_merge(error) from error
-    kept_dtype = "float64" if "float64" in parent_dtype else "float32"
     with quiet():
-        merged.to(getattr(torch, kept_dtype)).save_pretrained(folder)
+        merged.to(kept_dtype).save_pretrained(folder)
     del merged, adapted, network
-    saved = build_source_network(family, values, sorted(folder.glob("*.safetensors")), dtype)
-    difference = reference.measure(lambda tokens: saved(tokens).logits)
-    if not difference <= reference.bound:
-        raise UnsupportedSource(
-            f"The adapter cannot be merged: the merged network's log-probs are {difference:.1e} off those of the base "
-            f"with the adapter in it, bound {reference.bound:.1e}.",
-            hint="Not every adapter has a merged form: what it does may not come down to other weights.",
-        )
+    difference = None
+    if reference is not None:
+        saved = build_source_network(family, values, sorted(folder.glob("*.safetensors")), dtype)
+        difference = reference.measure(lambda tokens: saved(tokens).logits)
+        _refuse_disparity(difference, reference.bound)
     return Merge(
         difference=difference,
-        bound=reference.bound,
-        dtype=str(dtype).removeprefix("torch."),
-        n_tokens=reference.probe.numel(),
+        bound=reference.bound if reference else None,
+        dtype=_name_dtype(dtype),
+        n_tokens=reference.probe.numel() if reference else None,
         versions={name: version(name) for name in ("peft", "torch", "transformers")},
-        findings=_describe_dtype(parent_dtype, kept_dtype),
+        findings=_describe_dtype(parent_dtype, _name_dtype(kept_dtype)),
     )
 
 
@@ -139,7 +143,7 @@ def _place(
     with quiet():
         set_peft_model_state_dict(adapted, own)
         placed = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    lost = sorted(name for name, tensor in own.items() if not torch.equal(placed[name].to(tensor.dtype), tensor))
+    lost = sorted(name for name, tensor in own.items() if not torch.equal(placed[name], tensor.to(placed[name].dtype)))
     if lost:
         raise WeightsMismatch(
             f"peft did not take {len(lost)} of the adapter's tensors, such as {lost[0]}.",
@@ -224,6 +228,19 @@ def _refuse_merge(error: Exception) -> UnsupportedSource:
         f"peft cannot merge this adapter: {reason}",
         hint="Merge it where it was trained, and register the folder of the merged model.",
     )
+
+
+def _refuse_disparity(difference: float, bound: float) -> None:
+    if not difference <= bound:
+        raise UnsupportedSource(
+            f"The adapter cannot be merged: the merged network's log-probs are {difference:.1e} off those of the base "
+            f"with the adapter in it, bound {bound:.1e}.",
+            hint="Not every adapter has a merged form: what it does may not come down to other weights.",
+        )
+
+
+def _name_dtype(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _describe_dtype(parent: str, kept: str) -> tuple[Finding, ...]:

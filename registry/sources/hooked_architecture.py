@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from registry.architecture import Architecture, Difference
+from registry.architecture import FAMILY, Architecture, Difference
 from registry.errors import ArchitectureMismatch, UnsupportedSource
-from registry.families import find_family
+from registry.families import find_family, find_family_by_name
 from registry.families.family import check_config
+from registry.families.unsupported import refuse_hooked_transformer
 from registry.sources.hooked_json import HookedDescription, is_hooked_config, read_description
 from registry.sources.json_file import read_json_object
 from registry.sources.source import ParentVersion
@@ -24,6 +25,7 @@ from registry.weights import TensorHeader
 CUSTOM_FAMILY = "custom"
 # other fields are independent of these, so the parent's stay right when one of them was changed on purpose
 _RESIZABLE = {"d_vocab", "d_vocab_out", "n_ctx", "d_mlp", "n_layers"}
+_HUGGINGFACE = "Register the checkpoint as a Hugging Face folder, as save_pretrained writes it."
 _LAYER = re.compile(r"blocks\.(\d+)\.")
 
 
@@ -62,11 +64,17 @@ def _read_config(path: Path) -> HookedDescription:
     if is_hooked_config(config):
         return read_description(config)
     family = find_family(config)
+    if family.convert is None:
+        what = f"{path} does not describe a HookedTransformer's state dict"
+        raise refuse_hooked_transformer(family, what, _HUGGINGFACE)
     return HookedDescription(family.describe(check_config(family, config)), (), family.name)
 
 
 def _describe_from_parent(parent: ParentVersion, found: Mapping[str, TensorHeader], location: str) -> HookedDescription:
     known = parent.version.architecture
+    if FAMILY in known:
+        what = f"{location} holds a HookedTransformer's tensors, and {parent.version.ref} is no parent of it"
+        raise refuse_hooked_transformer(find_family_by_name(parent.version.family), what, _HUGGINGFACE)
     read = {name: value for name, value in read_shapes(found).items() if known.get(name) != value}
     resizable = _RESIZABLE - ({"n_layers"} if known["use_local_attn"] else set())
     if set(read) - resizable:

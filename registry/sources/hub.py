@@ -1,8 +1,8 @@
 """A model on the Hugging Face Hub, pinned to the commit that its revision is now.
 
 Opening it fetches config.json (and the index of shards) and reads safetensors headers by their first bytes; the rest
-is fetched when it is staged, or with --lazy at the first load. What keeps its weights otherwise, as pickles or as an
-adapter, is fetched whole and opened as the folder it then is.
+is fetched when it is staged, or with --lazy at the first load. What keeps its weights otherwise, as pickles, as an
+adapter, or under names with a wrapper's prefix, is fetched whole and opened as the folder it then is.
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ from registry.sources.json_file import read_json_object
 from registry.sources.quantised import refuse_packed_tensors, refuse_quantised_config
 from registry.sources.source import Finding, RemoteFile, Role, Source, SourceFile, SourceOptions
 from registry.sources.weight_files import INDEX, WEIGHTS
+from registry.sources.wrappers import find_prefix, note_prefix
 from registry.weights import TensorHeader, digest_file
 
 GENERATION = "generation_config.json"
 _BIN, _BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 _ADAPTER_CONFIG = "adapter_config.json"
 _ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
+_BIN_FILE = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -40,13 +42,12 @@ def open_hub(
     """Open a model on the Hub; `open_folder` opens what had to be fetched whole, into a folder within `scratch`.
 
     Raises SourceNotFound, AccessDenied or SourceUnreachable if it cannot be had, InvalidInput if it
-    is only to be looked at and does not keep safetensors, and what opening a folder raises.
+    is only to be looked at and does not keep safetensors that can be, and what opening a folder raises.
     """
     snapshot = find_snapshot(hub_id.repo, hub_id.revision)
-    if _has_safetensors(snapshot, options):
-        source = _open_safetensors(snapshot, location)
-    else:
-        source = _open_fetched(snapshot, open_folder, scratch / "hub")
+    source = _open_safetensors(snapshot, location, options) if _has_safetensors(snapshot, options) else None
+    if source is None:
+        source = _open_fetched(snapshot, open_folder, scratch / "hub", options)
     return replace(
         source,
         kind="hub",
@@ -106,7 +107,8 @@ def _has_safetensors(snapshot: Snapshot, options: SourceOptions) -> bool:
     return False
 
 
-def _open_safetensors(snapshot: Snapshot, location: str) -> Source:
+def _open_safetensors(snapshot: Snapshot, location: str, options: SourceOptions) -> Source | None:
+    """Open what can stay on the Hub until it is staged; None if the files must be written anew, without a prefix."""
     if CONFIG not in snapshot.files:
         raise _refuse_missing(
             snapshot,
@@ -129,13 +131,22 @@ def _open_safetensors(snapshot: Snapshot, location: str) -> Source:
         tensors |= header
     refuse_adapter_layers(tensors)
     refuse_packed_tensors(tensors)
+    prefix = find_prefix(tensors)
+    if prefix and options.lazy:
+        raise UnsupportedSource(
+            f"The names of all tensors of {snapshot} have the prefix {prefix!r}, which a wrapper of training left: the "
+            "files must be written anew without it, so they cannot be left on the Hub.",
+            hint="Leave out --lazy.",
+        )
+    if prefix and not options.headers_only:
+        return None
     remote = [_leave(snapshot, name, "weights") for name in headers]
     tokenizer = [name for name in TOKENIZER_FILES if name in snapshot.files]
-    findings: tuple[Finding, ...] = ()
+    findings = note_prefix(prefix)
     if has_vocabulary(tokenizer):
         remote += [_leave(snapshot, name, "tokenizer") for name in tokenizer]
     else:
-        findings = (Finding("no-tokenizer", "The source has no tokenizer; the network will take token ids only."),)
+        findings.append(Finding("no-tokenizer", "The source has no tokenizer; the network will take token ids only."))
     if GENERATION in snapshot.files:
         remote.append(_leave(snapshot, GENERATION, "generation"))
     return Source(
@@ -143,8 +154,8 @@ def _open_safetensors(snapshot: Snapshot, location: str) -> Source:
         location=location,
         config=config,
         files=tuple(SourceFile(name, path, "config", snapshot.files[name].sha256) for name, path in paths.items()),
-        tensors=tensors,
-        findings=findings,
+        tensors={name.removeprefix(prefix): tensor for name, tensor in tensors.items()},
+        findings=tuple(findings),
         remote=tuple(remote),
         fetch=snapshot.fetch,
     )
@@ -172,12 +183,13 @@ def _list_shards(snapshot: Snapshot, index: Path) -> dict[str, set[str]]:
     return shards
 
 
-def _open_fetched(snapshot: Snapshot, open_folder: Callable[[Path], Source], folder: Path) -> Source:
+def _open_fetched(
+    snapshot: Snapshot, open_folder: Callable[[Path], Source], folder: Path, options: SourceOptions
+) -> Source:
     """Fetch everything that may count into a folder, and open that."""
     names = snapshot.files
-    small = [CONFIG, GENERATION, *TOKENIZER_FILES, _BIN_INDEX, _ADAPTER_CONFIG, *_ADAPTERS]
-    wanted = [name for name in small if name in names]
-    wanted += [name for name in names if re.fullmatch(r"pytorch_model(-\d+-of-\d+)?\.bin", name)]
+    small = [CONFIG, GENERATION, *TOKENIZER_FILES, _ADAPTER_CONFIG, *_ADAPTERS]
+    wanted = [name for name in [*small, *_list_weights(snapshot, options)] if name in names]
     if CONFIG in names:
         remember_revision(snapshot, CONFIG)
     paths = snapshot.fetch(wanted, no_progress)
@@ -192,6 +204,15 @@ def _open_fetched(snapshot: Snapshot, open_folder: Callable[[Path], Source], fol
     except SourceError as error:  # that folder will be gone, and nobody knows its name
         error.message = error.message.replace(str(folder), str(snapshot))
         raise
+
+
+def _list_weights(snapshot: Snapshot, options: SourceOptions) -> list[str]:
+    """List the files of the one form of the weights that counts, as `_has_safetensors` has chosen it."""
+    if _has_safetensors(snapshot, options):
+        if INDEX in snapshot.files:
+            return [INDEX, *_list_shards(snapshot, snapshot.fetch([INDEX], no_progress)[INDEX])]
+        return [WEIGHTS]
+    return [_BIN_INDEX, *(name for name in snapshot.files if _BIN_FILE.fullmatch(name))]
 
 
 def _place(path: Path, target: Path) -> None:

@@ -57,11 +57,13 @@ class UnpickledWeights:
     prefix: str
 
 
-def unpickle_weights(pickles: Sequence[Path], targets: Sequence[Path], scratch: Path) -> UnpickledWeights:
+def unpickle_weights(
+    pickles: Sequence[Path], targets: Sequence[Path], scratch: Path, *, keep_prefix: bool = False
+) -> UnpickledWeights:
     """Write each pickle's tensors into the safetensors file of the same place in `targets`.
 
-    `scratch` is a folder for what passes between the processes. Raises MalformedArtifact, UnsafeArtifact,
-    UnsupportedSource or SourceChanged.
+    `scratch` is a folder for what passes between the processes. What wrappers put before all names is taken off, or
+    with `keep_prefix` left where it is. Raises MalformedArtifact, UnsafeArtifact, UnsupportedSource or SourceChanged.
     """
     for pickle in pickles:
         check_pickle_file(pickle)
@@ -70,6 +72,7 @@ def unpickle_weights(pickles: Sequence[Path], targets: Sequence[Path], scratch: 
     done = run_child(
         {
             "work": "pickles",
+            "keep_prefix": keep_prefix,
             "files": [
                 [str(pickle.absolute()), str(target.absolute())]
                 for pickle, target in zip(pickles, targets, strict=True)

@@ -38,6 +38,8 @@ class SourceOptions:
     """Leave large files where they are, for the first load to fetch."""
     headers_only: bool = False
     """Read headers and nothing else, for a check that registers nothing."""
+    parity: Literal["float64", "float32", "skip"] | None = None
+    """In which precision networks are compared, where opening the source makes another network of it."""
 
 
 @dataclass(frozen=True)

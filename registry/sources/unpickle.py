@@ -71,12 +71,15 @@ def _read_address_space() -> int | None:
 
 
 def convert_pickles(task: Mapping[str, Any]) -> dict[str, Any]:
-    """Write each pickle's tensors as safetensors; the prefix that all of them have together is taken off."""
+    """Write each pickle's tensors as safetensors; the prefix that all of them have together is taken off.
+
+    With `keep_prefix` in the task the names stay as they are.
+    """
     files = [(Path(source), Path(target)) for source, target in task["files"]]
     names: set[str] = set()
     for source, _ in files:  # mapped, so that reading twice costs little
         names |= set(_read_weights(source).tensors)
-    prefix = find_prefix(names)
+    prefix = "" if task.get("keep_prefix") else find_prefix(names)
     read = []
     for source, target in files:
         weights = _read_weights(source)

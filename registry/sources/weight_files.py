@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,8 +76,37 @@ def read_weights(folder: Path, scratch: Path, options: SourceOptions) -> FolderW
         return _read_bin(folder, scratch)
     weights = _read_safetensors(folder, scratch)
     if has_bin and options.weights is None:
-        return _compare(folder, weights, scratch)
+        pickles = min(_glob(folder, _BIN) | {_BIN.index})
+        return compare_pickles(folder, weights, pickles, lambda: _read_bin(folder, scratch))
     return weights
+
+
+def compare_pickles(
+    folder: Path, weights: FolderWeights, pickles: str, read_pickles: Callable[[], FolderWeights]
+) -> FolderWeights:
+    """Refuse `pickles` beside safetensors unless they hold the same weights, a tied head written twice allowed for.
+
+    Raises UnsupportedSource, also if the pickles cannot be read.
+    """
+    both = f"{folder} has both safetensors and {pickles}"
+    try:
+        other = read_pickles()
+    except SourceError as error:
+        raise _refuse_both(f"{both}, and they cannot be compared: {error.message}", folder) from error
+    ours, theirs = digest_tensors(weights.tensors.values()), digest_tensors(other.tensors.values())
+    every, shared = {**theirs, **ours}, {ours[name] for name in ours if name in theirs}
+    different = [
+        name
+        for name in sorted({*ours, *theirs})
+        if _describe(name, weights, ours) != _describe(name, other, theirs)
+        and not ((name not in ours or name not in theirs) and every[name] in shared)
+    ]
+    if different:
+        raise _refuse_both(
+            f"{both}, and they hold different weights: {len(different)} tensors differ, such as {different[0]}.", folder
+        )
+    note = Finding("both-formats", f"{pickles} beside the safetensors holds the same weights; it is not kept.")
+    return FolderWeights(weights.files, weights.tensors, (*weights.findings, note))
 
 
 def write_weights_index(files: Sequence[Path], folder: Path) -> SourceFile:
@@ -143,30 +172,6 @@ def _read_bin(folder: Path, scratch: Path) -> FolderWeights:
         (*note_pickles(unpickled), *note_prefix(unpickled.prefix)),
         {"pickles": {file.pickle.name: file.digest for file in unpickled.files}},
     )
-
-
-def _compare(folder: Path, weights: FolderWeights, scratch: Path) -> FolderWeights:
-    """Refuse pickles beside safetensors unless they hold the same weights, a tied head written twice allowed for."""
-    pickles = min(_glob(folder, _BIN) | {_BIN.index})
-    both = f"{folder} has both safetensors and {pickles}"
-    try:
-        other = _read_bin(folder, scratch)
-    except SourceError as error:
-        raise _refuse_both(f"{both}, and they cannot be compared: {error.message}", folder) from error
-    ours, theirs = digest_tensors(weights.tensors.values()), digest_tensors(other.tensors.values())
-    every, shared = {**theirs, **ours}, {ours[name] for name in ours if name in theirs}
-    different = [
-        name
-        for name in sorted({*ours, *theirs})
-        if _describe(name, weights, ours) != _describe(name, other, theirs)
-        and not ((name not in ours or name not in theirs) and every[name] in shared)
-    ]
-    if different:
-        raise _refuse_both(
-            f"{both}, and they hold different weights: {len(different)} tensors differ, such as {different[0]}.", folder
-        )
-    note = Finding("both-formats", f"{pickles} beside the safetensors holds the same weights; it is not kept.")
-    return FolderWeights(weights.files, weights.tensors, (*weights.findings, note))
 
 
 def _describe(name: str, weights: FolderWeights, digests: Mapping[str, str]) -> tuple[object, ...] | None:

@@ -1,0 +1,113 @@
+"""`lensreg diff`: what changed between two versions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cli.options import Session, output_option, ref_argument, registry_options
+
+if TYPE_CHECKING:
+    from registry.diff import ChangedTensors, RecordedDiff
+
+N_SHOWN = 40
+
+
+@click.command()
+@ref_argument("a")
+@ref_argument("b")
+@click.option(
+    "--read", is_flag=True, help="Read weights that were registered before tensors' digests were kept, and keep them."
+)
+@output_option("table", "json", "ids")
+@registry_options
+@click.pass_obj
+def diff(session: Session, a: str, b: str, read: bool) -> None:
+    """Show what changed from the version A to the version B, from what is recorded of them.
+
+    Architecture field by field, and which tensors are equal, changed, added or gone: from their digests alone, reading
+    no weights. ids prints the names of the tensors that are not equal.
+    """
+    from cli.progress import show_progress
+
+    with show_progress() as progress:
+        found = session.open().diff(a, b, read=read, progress=progress)
+    if session.output == "json":
+        from cli.output import print_json
+
+        print_json(_as_dict(found))
+    elif session.output == "ids":
+        if found.obstacle is not None:
+            raise found.obstacle
+        for row in _list_rows(found.tensors):
+            click.echo(row["tensor"])
+    else:
+        _print(found)
+
+
+def _print(found: RecordedDiff) -> None:
+    from cli.output import Column, print_card, print_error, print_rows
+
+    facts: dict[str, str | None] = {
+        name: f"{_show(one)} → {_show(other)}" for name, (one, other) in found.facts.items()
+    }
+    fields = [f"{one.field}: {_show(one.parent)} → {_show(one.checkpoint)}" for one in found.architecture]
+    facts["architecture"] = "\n".join(fields) or "the same"
+    facts["tensors"] = str(found.tensors) if found.tensors else "cannot be told"
+    print_card(f"{found.a} → {found.b}", facts)
+    rows = _list_rows(found.tensors)
+    if rows:
+        click.echo()
+        columns = [Column("", "change"), Column("tensor", "tensor"), Column("dtype", "dtype"), Column("shape", "shape")]
+        print_rows(rows[:N_SHOWN], columns, "table", "", "tensor")
+    if len(rows) > N_SHOWN:
+        click.echo(f"and {len(rows) - N_SHOWN:,} more: --output json or ids lists all")
+    if found.obstacle is not None:
+        print_error(found.obstacle, "table")
+
+
+def _list_rows(tensors: ChangedTensors | None) -> list[dict[str, str]]:
+    """Make a row for each tensor that is not equal."""
+    if tensors is None:
+        return []
+    rows = [
+        {
+            "change": "changed",
+            "tensor": one.name,
+            "dtype": _join(one.a.dtype, one.b.dtype),
+            "shape": _join(_show_shape(one.a.shape), _show_shape(one.b.shape)),
+        }
+        for one in tensors.changed
+    ]
+    return rows + [
+        {"change": change, "tensor": name, "dtype": one.dtype, "shape": _show_shape(one.shape)}
+        for change, some in (("added", tensors.added), ("gone", tensors.gone))
+        for name, one in some.items()
+    ]
+
+
+def _as_dict(found: RecordedDiff) -> dict[str, Any]:
+    obstacle = found.obstacle
+    return {
+        "a": found.a,
+        "b": found.b,
+        "facts": {name: {"a": one, "b": other} for name, (one, other) in found.facts.items()},
+        "architecture": [{"field": one.field, "a": one.parent, "b": one.checkpoint} for one in found.architecture],
+        "tensors": found.tensors.as_dict() if found.tensors else None,
+        "obstacle": {"code": obstacle.code, "message": obstacle.message, "hint": obstacle.hint} if obstacle else None,
+    }
+
+
+def _show(value: Any) -> str:
+    from cli.output import format_value
+
+    return format_value(value)
+
+
+def _show_shape(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape)) or "scalar"
+
+
+def _join(one: str, other: str) -> str:
+    return one if one == other else f"{one} → {other}"
