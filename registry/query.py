@@ -237,7 +237,11 @@ def _read_parents(connection: Connection, ids: Sequence[int]) -> dict[int, tuple
 def read_absent_parents(connection: Connection, ids: Iterable[int]) -> dict[int, tuple[AbsentParent, ...]]:
     """Return the parents that these versions declare without their being registered, joined since or not."""
     parent = versions.alias("parent")
-    declared = absent_parents.outerjoin(version_parents, version_parents.c.absent_id == absent_parents.c.id)
+    joined_as = and_(
+        version_parents.c.version_id == absent_parents.c.version_id,  # which has an index
+        version_parents.c.absent_id == absent_parents.c.id,
+    )
+    declared = absent_parents.outerjoin(version_parents, joined_as)
     rows = connection.execute(
         select(absent_parents, models.c.name, parent.c.number)
         .select_from(
