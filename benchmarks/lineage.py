@@ -16,9 +16,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.big_registry import Spec, fill, name_model
 from sqlalchemy import select
 
+from benchmarks.big_registry import Spec, fill, name_model
 from registry import Registry
 from registry.tables import models, version_parents, versions
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cli.options import Session, output_option, registry_options
+
+if TYPE_CHECKING:
+    from registry.audit import Event
 
 
 @click.group()
@@ -24,14 +28,20 @@ def audit() -> None:
 def log(session: Session, subject: str | None, limit: int) -> None:
     """List events, newest first: all, those of the model NAME, or those of the version NAME@vN."""
     from cli.output import Column, print_rows
+    from cli.pages import read_pages
 
-    rows = []
-    for event in session.open().events(subject, limit):
+    registry = session.open()
+    shown = read_pages(
+        lambda n, before: registry.events(subject, n, before=before), lambda event: event.sequence, limit
+    )
+
+    def make_row(event: Event) -> dict[str, Any]:
         row = asdict(event)
         if session.output != "json":
             row["details"] = json.dumps(row["details"], sort_keys=True)
             row.pop("environment")
-        rows.append(row)
+        return row
+
     columns = [
         Column("#", "sequence", right=True),
         Column("when", "at"),
@@ -39,7 +49,7 @@ def log(session: Session, subject: str | None, limit: int) -> None:
         Column("what", "action"),
         Column("on", "subject"),
     ]
-    print_rows(rows, columns, session.output, "There are no events.", "digest")
+    print_rows(map(make_row, shown), columns, session.output, "There are no events.", "digest")
 
 
 @audit.command()

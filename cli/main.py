@@ -5,6 +5,8 @@ Exit codes: 0 done, 1 could not, 2 wrong usage, 3 a check ran and found a fault.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import sys
 from importlib import import_module
 
@@ -74,6 +76,7 @@ def main(arguments: list[str] | None = None) -> None:
     from registry.errors import RegistryError
 
     session = Session()
+    atexit.register(gc.freeze)  # or the interpreter looks through all the libraries for garbage before it ends
     try:
         lensreg.main(arguments, prog_name="lensreg", obj=session)
     except RegistryError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -11,6 +12,7 @@ import click
 if TYPE_CHECKING:
     from registry.registry import Registry
 
+N_COMPLETED = 200
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -25,9 +27,12 @@ class Session:
 
     def open(self) -> Registry:
         """Open the registry that the options, or else the environment, name."""
-        from registry.registry import Registry
-
         if self._registry is None:
+            gc.disable()  # importing makes many objects and no garbage
+            try:
+                from registry.registry import Registry
+            finally:
+                gc.enable()
             self._registry = Registry(self.url, self.store)
         return self._registry
 
@@ -75,6 +80,13 @@ def output_option(*formats: str, also: tuple[str, ...] = ()) -> Callable[[F], F]
     )
 
 
+def limit_option(function: F) -> F:
+    """Add --limit."""
+    return click.option(
+        "--limit", type=click.IntRange(1), metavar="N", help="How many (default: 1000 in a table, otherwise all)."
+    )(function)
+
+
 def _complete(what: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:
     def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
         from registry.errors import RegistryError
@@ -87,7 +99,7 @@ def _complete(what: str) -> Callable[[click.Context, click.Parameter, str], list
             elif what == "alias":
                 found = [span.ref for span in registry.aliases(name)]
             else:
-                versions = registry.history(name)
+                versions = registry.history(name, limit=N_COMPLETED)
                 found = [version.ref for version in versions]
                 found += [f"{name}@{alias}" for version in versions for alias in version.aliases]
         except RegistryError:

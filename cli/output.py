@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from cli.table import Column as Column
+from cli.table import lay_out
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,28 +29,24 @@ SCHEMA_VERSION = 1
 PIPE_WIDTH = 200
 
 
-@dataclass(frozen=True)
-class Column:
-    """A column of a table: its heading, and the row's key that it shows."""
+def print_rows(rows: Iterable[Mapping[str, Any]], columns: Sequence[Column], output: str, empty: str, key: str) -> None:
+    """Print rows in the chosen format; `key` is what `ids` prints, `empty` what people read if there are none.
 
-    heading: str
-    key: str
-    right: bool = False
-
-
-def print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], output: str, empty: str, key: str) -> None:
-    """Print rows in the chosen format; `key` is what `ids` prints, `empty` what people read if there are none."""
+    All formats but the table print each row as it comes.
+    """
+    rows = iter(rows)
+    first = list(islice(rows, 1))  # read before anything is printed, as it may be refused
+    rows = chain(first, rows)
     if output == "json":
-        print_json({"rows": list(rows)})
+        sys.stdout.writelines(_encode_rows(rows))
     elif output == "ids":
-        for row in rows:
-            click.echo(row[key])
+        sys.stdout.writelines(f"{row[key]}\n" for row in rows)
     elif output == "csv":
-        writer = csv.DictWriter(sys.stdout, fieldnames=list(rows[0]) if rows else [column.key for column in columns])
+        writer = csv.DictWriter(sys.stdout, list(first[0]) if first else [column.key for column in columns])
         writer.writeheader()
         writer.writerows({name: _csv_cell(value) for name, value in row.items()} for row in rows)
-    elif rows:
-        _print_table(rows, columns)
+    elif first:
+        _print_table(list(rows), columns)
     else:
         click.echo(empty, err=True)
 
@@ -137,16 +138,22 @@ def format_value(value: Any) -> str:
 
 
 def _print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> None:
-    from rich.table import Table
-    from rich.text import Text
+    cells = [{column.key: clean(_table_cell(row[column.key])).replace("\n", " ") for column in columns} for row in rows]
+    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    headings, *lines = lay_out(cells, columns, room)
+    click.secho(headings, bold=True)
+    click.echo("\n".join(lines))
 
-    shown = [column for column in columns if any(row[column.key] not in (None, "", (), []) for row in rows)]
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for column in shown:
-        table.add_column(column.heading, justify="right" if column.right else "left", overflow="ellipsis", no_wrap=True)
+
+def _encode_rows(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Write what `print_json` would, row by row."""
+    yield f'{{\n  "schema_version": {SCHEMA_VERSION},\n  "rows": ['
+    comma = ""
     for row in rows:
-        table.add_row(*(Text(clean(_table_cell(row[column.key]))) for column in shown))
-    stdout().print(table)
+        text = json.dumps(row, default=_encode, indent=2, allow_nan=False)
+        yield f"{comma}\n{textwrap.indent(text, '    ')}"
+        comma = ","
+    yield "\n  ]\n}\n" if comma else "]\n}\n"
 
 
 def _print_differences(console: Console, differences: Sequence[Mapping[str, Any]]) -> None:

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import Session, output_option, ref_argument, registry_options
+from cli.options import Session, limit_option, output_option, ref_argument, registry_options
 from cli.output import Column, format_instant, format_parameters, format_size, print_card, print_json, print_rows
+from cli.pages import choose_limit, read_pages, tell_rest
 
 if TYPE_CHECKING:
     from registry.versions import Version, VersionSummary
 
 
 @click.command()
+@limit_option
 @output_option("table", "json", "csv", "ids")
 @registry_options
 @click.pass_obj
-def ls(session: Session) -> None:
-    """List the models, each with its newest version."""
-    rows = [
+def ls(session: Session, limit: int | None) -> None:
+    """List the models by name, each with its newest version."""
+    registry = session.open()
+    shown = read_pages(
+        lambda n, after: registry.models(limit=n, after=after),
+        lambda one: one.name,
+        choose_limit(limit, session.output),
+    )
+    rows = (
         {
             "model": one.name,
             "newest": one.newest,
@@ -32,8 +40,8 @@ def ls(session: Session) -> None:
             "verified": one.verified,
             "created_at": one.created_at,
         }
-        for one in session.open().models()
-    ]
+        for one in shown
+    )
     columns = [
         Column("model", "model"),
         Column("newest", "newest"),
@@ -46,16 +54,24 @@ def ls(session: Session) -> None:
     print_rows(
         _plain(rows, session), columns, session.output, "Nothing is registered yet. See: lensreg add --help", "model"
     )
+    tell_rest(limit, session.output, registry.count_models)
 
 
 @click.command()
 @ref_argument("name")
+@limit_option
 @output_option("table", "json", "csv", "ids")
 @registry_options
 @click.pass_obj
-def history(session: Session, name: str) -> None:
-    """List all versions of the model NAME, newest first, retired ones too."""
-    rows = [summary_row(one) for one in session.open().history(name)]
+def history(session: Session, name: str, limit: int | None) -> None:
+    """List the versions of the model NAME, newest first, retired ones too."""
+    registry = session.open()
+    shown = read_pages(
+        lambda n, before: registry.history(name, limit=n, before=before),
+        lambda one: one.number,
+        choose_limit(limit, session.output),
+    )
+    rows = map(summary_row, shown)
     columns = [
         Column("version", "ref"),
         Column("step", "step", right=True),
@@ -69,6 +85,7 @@ def history(session: Session, name: str) -> None:
         Column("note", "note"),
     ]
     print_rows(_plain(rows, session), columns, session.output, "", "ref")
+    tell_rest(limit, session.output, lambda: registry.count_versions(name))
 
 
 @click.command()
@@ -235,7 +252,7 @@ def _show_differences(parity: Mapping[str, Any]) -> str:
     return f"raw {shown['raw']}, processed {shown['processed']}"
 
 
-def _plain(rows: list[dict[str, Any]], session: Session) -> list[dict[str, Any]]:
+def _plain(rows: Iterable[dict[str, Any]], session: Session) -> Iterator[dict[str, Any]]:
     """Leave out of data what is there for tables only."""
     for_tables = set() if session.output == "table" else {"parameters", "size", "weights"}
-    return [{key: value for key, value in row.items() if key not in for_tables} for row in rows]
+    return ({key: value for key, value in row.items() if key not in for_tables} for row in rows)

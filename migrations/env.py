@@ -7,7 +7,9 @@ from typing import Any, Literal
 from alembic import context
 from sqlalchemy import Connection
 
-from registry.tables import UtcDateTime, metadata
+from registry.tables import UtcDateTime, limit_indexes, metadata
+
+limit_indexes()
 
 
 def render_item(kind: str, item: Any, autogen_context: Any) -> str | Literal[False]:

@@ -41,7 +41,7 @@ def remove_alias(connection: Connection, alias_ref: str) -> AliasSpan:
     model, alias = _split(alias_ref)
     current = list_aliases(connection, alias_ref)
     if not current:
-        names = [span.ref for span in list_aliases(connection) if span.model == model]
+        names = [span.ref for span in list_aliases(connection, model)]
         similar = find_similar(alias_ref, names)
         raise UnknownRef(
             f"There is no alias {alias_ref}.",

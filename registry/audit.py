@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, Connection, Row, Text, cast, func, select
+from sqlalchemy import JSON, Connection, Row, Text, cast, select
 
 from registry.environment import describe_actor, describe_environment
 from registry.errors import InvalidInput, InvalidRef
-from registry.refs import parse_ref
+from registry.refs import check_limit, parse_ref
 from registry.tables import events
 
 GENESIS = "0" * 64
@@ -67,21 +67,29 @@ def append_event(connection: Connection, action: str, subject: str, details: Map
         "details": dict(details),
         "environment": describe_environment(),
     }
-    connection.execute(events.insert().values(digest=_digest(row), **row))
+    connection.execute(events.insert().values(digest=digest_event(row), **row))
 
 
-def read_events(connection: Connection, subject: str | None = None, limit: int | None = None) -> list[Event]:
-    """Return events, newest first; `subject` is a model (with all its versions) or one version, `NAME@vN`."""
-    if limit is not None and not 0 <= limit < 2**31:
-        raise InvalidInput(f"{limit} is no number of events.", hint="Leave it out to have all of them.")
-    query = select(events).order_by(events.c.sequence.desc()).limit(limit)
+def read_events(
+    connection: Connection, subject: str | None = None, limit: int | None = None, *, before: int | None = None
+) -> list[Event]:
+    """Return events, newest first; `subject` is a model (with all its versions) or one version, `NAME@vN`.
+
+    `before` is the sequence of an event that they all came before.
+    """
+    query = select(events.c.sequence).order_by(events.c.sequence.desc()).limit(check_limit(limit))
+    if before is not None:
+        query = query.where(events.c.sequence < before)
     if subject is not None:
         if parse_ref(subject).kind not in ("newest", "number"):
             raise InvalidRef(f"Events are not kept under {subject}.", hint="Write NAME or NAME@vN.", ref=subject)
-        # not LIKE: on SQLite it takes upper case for lower
-        start = func.substr(events.c.subject, 1, len(subject) + 1)
-        query = query.where((events.c.subject == subject) | (start == f"{subject}@"))
-    return [_make_event(row) for row in connection.execute(query)]
+        # not LIKE: on SQLite it takes upper case for lower. A is the character after @
+        of_versions = (events.c.subject > f"{subject}@") & (events.c.subject < f"{subject}A")
+        query = query.where((events.c.subject == subject) | of_versions)
+    # the index alone says which ones they are; only those are read whole
+    wanted = query.subquery()
+    found = select(events).join(wanted, wanted.c.sequence == events.c.sequence).order_by(events.c.sequence.desc())
+    return [_make_event(row) for row in connection.execute(found)]
 
 
 def read_head(connection: Connection) -> Head:
@@ -98,20 +106,25 @@ def verify_chain(connection: Connection, since: str | None = None) -> ChainFault
     `since` is the digest of an event that was the newest once, as `read_head` gave it: the trail must still hold it.
     """
     wanted = None if since is None else _parse_digest(since)
-    previous, n_events, held = GENESIS, 0, wanted in (None, GENESIS)
     as_text = [cast(one, Text).label(one.name) if isinstance(one.type, JSON) else one for one in events.c]
-    # some at a time: Postgres's driver would else hold all of them
-    with connection.execute(select(*as_text).order_by(events.c.sequence).execution_options(yield_per=500)) as rows:
-        for sequence, row in enumerate(rows, start=1):
-            if row.sequence < sequence:
-                return ChainFault(row.sequence, f"event {row.sequence} comes before the first")
-            if row.sequence > sequence:
-                return ChainFault(sequence, f"event {sequence} is missing")
-            if row.previous_digest != previous:
-                return ChainFault(sequence, f"event {sequence} does not follow the one before it")
-            if row.digest != _digest_as_read(row):
-                return ChainFault(sequence, f"event {sequence} was altered")
-            previous, n_events, held = row.digest, sequence, held or row.digest == wanted
+    # not all at once, which a driver would keep in memory
+    query = select(*as_text).order_by(events.c.sequence).execution_options(yield_per=1000)
+    with connection.execute(query) as rows:
+        return _find_fault(rows, wanted)
+
+
+def _find_fault(rows: Iterable[Row[Any]], wanted: str | None) -> ChainFault | None:
+    previous, n_events, held = GENESIS, 0, wanted in (None, GENESIS)
+    for sequence, row in enumerate(rows, start=1):
+        if row.sequence < sequence:
+            return ChainFault(row.sequence, f"event {row.sequence} comes before the first")
+        if row.sequence > sequence:
+            return ChainFault(sequence, f"event {sequence} is missing")
+        if row.previous_digest != previous:
+            return ChainFault(sequence, f"event {sequence} does not follow the one before it")
+        if row.digest != _digest_as_read(row):
+            return ChainFault(sequence, f"event {sequence} was altered")
+        previous, n_events, held = row.digest, sequence, held or row.digest == wanted
     if not held:
         return ChainFault(
             n_events + 1,
@@ -130,7 +143,8 @@ def _parse_digest(text: str) -> str:
     return digest
 
 
-def _digest(row: Mapping[str, Any]) -> str:
+def digest_event(row: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of all that an event's row says, its predecessor's digest included."""
     content = {name: row[name] for name in (column.name for column in events.c) if name != "digest"}
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -140,7 +154,7 @@ def _digest_as_read(row: Row[Any]) -> str | None:
     """Digest a row whose JSON is still text; None if it holds what no event can."""
     try:
         read = {name: json.loads(getattr(row, name)) for name in ("details", "environment")}
-        return _digest({**row._asdict(), **read})
+        return digest_event({**row._asdict(), **read})
     except (ValueError, TypeError, RecursionError):
         return None
 

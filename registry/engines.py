@@ -1,7 +1,8 @@
-"""From a URL to an engine: which databases are supported, and how each begins its transactions.
+"""From a URL to an engine: which databases are supported, and how a connection to each is set up.
 
 Python's own transaction handling is switched off on SQLite: it begins too late, and commits DDL halfway through a
-migration. A SQLite file where nothing can be written ("frozen") is read without SQLite's locks.
+migration. Nor do we listen for SQLAlchemy's "begin": while anybody listens, every statement takes twice the time. A
+SQLite file where nothing can be written ("frozen") is read without SQLite's locks.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 from urllib.parse import quote
 
 import sqlalchemy
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import Engine, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.pool import NullPool
 
@@ -24,8 +25,6 @@ from registry.errors import DatabaseUnavailable
 
 BUSY_SECONDS = 60
 CONNECT_SECONDS = 10
-WRITES = "lensreg_writes"
-"""The execution option of connections whose transactions write."""
 _DRIVERS = {
     "sqlite": "sqlite",
     "sqlite+pysqlite": "sqlite",
@@ -61,14 +60,13 @@ def parse_url(text: str) -> URL:
 
 
 def make_engine(url: URL, frozen: Path | None) -> Engine:
-    """Make the engine; connections whose option WRITES is set begin with the write lock."""
+    """Make the engine; whoever begins a transaction on SQLite says BEGIN himself."""
     if url.get_backend_name() != "sqlite":
         engine = sqlalchemy.create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": CONNECT_SECONDS})
     else:
         options = {"creator": partial(_connect_frozen, frozen), "poolclass": NullPool} if frozen else {}
         engine = sqlalchemy.create_engine(url, connect_args={"timeout": BUSY_SECONDS}, **options)
         event.listen(engine, "connect", _set_up_sqlite)
-        event.listen(engine, "begin", _begin_sqlite)
     return engine
 
 
@@ -78,11 +76,6 @@ def _set_up_sqlite(connection: sqlite3.Connection, record: Any) -> None:
         # a read-only file keeps the journal it has; if it is no database, the first statement will say so
         with contextlib.suppress(sqlite3.DatabaseError):
             connection.execute(f"PRAGMA {pragma}")
-
-
-def _begin_sqlite(connection: Connection) -> None:
-    writes = connection.get_execution_options().get(WRITES)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
 def find_frozen(url: URL) -> Path | None:

@@ -6,9 +6,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import BindParameter, Connection, Row, Select, and_, bindparam, exists, func, not_, select
+from sqlalchemy import BindParameter, Connection, Row, Select, and_, bindparam, case, func, select
 
-from registry.refs import Ref
+from registry.refs import Ref, check_limit
 from registry.resolve import explain_miss
 from registry.tables import (
     absent_parents,
@@ -73,11 +73,12 @@ def find_step(connection: Connection, model: str, step: int) -> str | None:
     return None if number is None else f"{model}@v{number}"
 
 
-def list_models(connection: Connection) -> list[ModelSummary]:
-    """List every model by name, with its newest version that is not retired."""
+def list_models(connection: Connection, *, limit: int | None = None, after: str | None = None) -> list[ModelSummary]:
+    """List the models by name, from the one `after` that name, each with its newest version that is not retired."""
+    check_limit(limit)
     live = and_(versions.c.model_id == models.c.id, versions.c.retired_at.is_(None))
     newest = select(func.max(versions.c.number)).where(live).correlate(models).scalar_subquery().label("newest")
-    rows = connection.execute(
+    query = (
         select(
             models,
             select(func.count()).select_from(versions).where(live).correlate(models).scalar_subquery().label("n"),
@@ -88,7 +89,9 @@ def list_models(connection: Connection) -> list[ModelSummary]:
         )
         .select_from(models.outerjoin(versions, and_(versions.c.model_id == models.c.id, versions.c.number == newest)))
         .order_by(models.c.name)
+        .limit(limit)
     )
+    rows = connection.execute(query if after is None else query.where(models.c.name > after))
     return [
         ModelSummary(
             name=row.name,
@@ -103,13 +106,27 @@ def list_models(connection: Connection) -> list[ModelSummary]:
     ]
 
 
-def list_history(connection: Connection, model: str) -> list[VersionSummary]:
-    """List all versions of one model, newest first, retired ones too."""
-    query = _select_summaries().where(models.c.name == model).order_by(versions.c.number.desc())
-    found = _summarise(connection, query)
-    if not found:
+def list_history(
+    connection: Connection, model: str, *, limit: int | None = None, before: int | None = None
+) -> list[VersionSummary]:
+    """List the versions of one model, newest first from the one `before` that number, retired ones too."""
+    check_limit(limit)
+    query = _select_summaries().where(models.c.name == model).order_by(versions.c.number.desc()).limit(limit)
+    found = _summarise(connection, query if before is None else query.where(versions.c.number < before))
+    if not found and before is None and limit != 0:
         raise explain_miss(connection, model, Ref("newest", model=model))
     return found
+
+
+def count_models(connection: Connection) -> int:
+    """Count the models."""
+    return connection.execute(select(func.count()).select_from(models)).scalar_one()
+
+
+def count_versions(connection: Connection, model: str) -> int:
+    """Count the versions of one model, retired ones too."""
+    query = select(func.count()).select_from(versions.join(models)).where(models.c.name == model)
+    return connection.execute(query).scalar_one()
 
 
 def summarise_ids(connection: Connection, ids: Iterable[int]) -> dict[int, VersionSummary]:
@@ -171,8 +188,10 @@ def _bind(ids: Sequence[int]) -> BindParameter[Sequence[int]]:
 
 
 def _is_verified() -> Any:
+    """Whether parity was measured and every measurement passed: by one look into the index for each version."""
+    passed = func.min(case((validations.c.passed.is_(True), 1), else_=0))
     of_parity = and_(validations.c.version_id == versions.c.id, validations.c.suite == "parity")
-    return and_(exists().where(of_parity), not_(exists().where(of_parity, validations.c.passed.is_not(True))))
+    return func.coalesce(select(passed).where(of_parity).correlate(versions).scalar_subquery(), 0) == 1
 
 
 def _read_files(connection: Connection, version_id: int) -> tuple[StoredFile, ...]:
@@ -218,7 +237,11 @@ def _read_parents(connection: Connection, ids: Sequence[int]) -> dict[int, tuple
 def read_absent_parents(connection: Connection, ids: Iterable[int]) -> dict[int, tuple[AbsentParent, ...]]:
     """Return the parents that these versions declare without their being registered, joined since or not."""
     parent = versions.alias("parent")
-    declared = absent_parents.outerjoin(version_parents, version_parents.c.absent_id == absent_parents.c.id)
+    joined_as = and_(
+        version_parents.c.version_id == absent_parents.c.version_id,  # which has an index
+        version_parents.c.absent_id == absent_parents.c.id,
+    )
+    declared = absent_parents.outerjoin(version_parents, joined_as)
     rows = connection.execute(
         select(absent_parents, models.c.name, parent.c.number)
         .select_from(

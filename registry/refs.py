@@ -80,6 +80,13 @@ def check_text(text: str, what: str, limit: int = 10_000) -> str:
     return text
 
 
+def check_limit(limit: int | None) -> int | None:
+    """Return `limit` if it may bound a list; None is no bound."""
+    if limit is not None and not 0 <= limit < 2**31:
+        raise InvalidInput(f"{limit} is no number of rows.", hint="Leave it out to have all of them.")
+    return limit
+
+
 def parse_ref(text: str) -> Ref:
     """Parse `NAME`, `NAME@vN`, `NAME@step-N`, `NAME@ALIAS` or `sha256:PREFIX`."""
     if match := _DIGEST.fullmatch(text):

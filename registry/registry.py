@@ -406,10 +406,9 @@ class Registry:
 
     def resolve(self, ref: str) -> ResolvedRef:
         """Return which version `ref` means now."""
-        from registry.resolve import resolve_ref
+        from registry.resolve import resolve_at_once
 
-        with self.database.read() as connection:
-            return resolve_ref(connection, ref)
+        return resolve_at_once(self.database, ref)
 
     def version(self, ref: str) -> Version:
         """Return everything that is recorded of the version that `ref` means."""
@@ -419,20 +418,34 @@ class Registry:
         with self.database.read() as connection:
             return read_version(connection, resolve_ref(connection, ref).id)
 
-    def models(self) -> list[ModelSummary]:
-        """List the models by name."""
+    def models(self, *, limit: int | None = None, after: str | None = None) -> list[ModelSummary]:
+        """List the models by name: all, or a page of `limit` that follow the name `after`."""
         from registry.query import list_models
 
         with self.database.read() as connection:
-            return list_models(connection)
+            return list_models(connection, limit=limit, after=after)
 
-    def history(self, name: str) -> list[VersionSummary]:
-        """List all versions of a model, newest first, retired ones too."""
+    def history(self, name: str, *, limit: int | None = None, before: int | None = None) -> list[VersionSummary]:
+        """List the versions of a model, newest first, retired ones too: all, or a page of `limit` `before` a number."""
         from registry.query import list_history
         from registry.refs import check_model_name
 
         with self.database.read() as connection:
-            return list_history(connection, check_model_name(name))
+            return list_history(connection, check_model_name(name), limit=limit, before=before)
+
+    def count_models(self) -> int:
+        """Count the models."""
+        from registry.query import count_models
+
+        with self.database.ask() as connection:
+            return count_models(connection)
+
+    def count_versions(self, name: str) -> int:
+        """Count the versions of a model, retired ones too."""
+        from registry.query import count_versions
+
+        with self.database.ask() as connection:
+            return count_versions(connection, name)
 
     def path(self, ref: str) -> Path:
         """Return a folder that holds the version's files under their own names, for other tools to read.
@@ -590,12 +603,15 @@ class Registry:
         with self.database.write() as connection:
             return restore_version(connection, ref)
 
-    def events(self, subject: str | None = None, limit: int | None = None) -> list[Event]:
-        """Return the audit trail, newest first, of everything or of one model or version."""
+    def events(self, subject: str | None = None, limit: int | None = None, *, before: int | None = None) -> list[Event]:
+        """Return the audit trail, newest first, of everything or of one model or version: all, or a page of `limit`.
+
+        `before` is the sequence of an event that all of the page came before.
+        """
         from registry.audit import read_events
 
         with self.database.read() as connection:
-            return read_events(connection, subject, limit)
+            return read_events(connection, subject, limit, before=before)
 
     def events_head(self) -> Head:
         """Return the digest that stands for the audit trail as it is now, to keep elsewhere."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, Select, and_, select
+from sqlalchemy import Connection, Select, and_, bindparam, select
 
+from registry.database import Database
 from registry.errors import AmbiguousRef, UnknownRef, VersionRetired
-from registry.refs import Ref, find_similar, parse_ref
+from registry.refs import Ref, RefKind, find_similar, parse_ref
 from registry.tables import aliases, models, versions
 
 N_CANDIDATES = 10
@@ -30,13 +32,24 @@ class ResolvedRef:
         return f"{self.model}@v{self.number}"
 
 
+def resolve_at_once(database: Database, text: str) -> ResolvedRef:
+    """Do what `resolve_ref` does in one statement if it hits; what there is instead is read in a transaction."""
+    ref = parse_ref(text)
+    with database.ask() as connection:
+        found = _find(connection, ref)
+    if len(found) == 1:
+        return found[0]
+    with database.read() as connection:
+        return resolve_ref(connection, text)
+
+
 def resolve_ref(connection: Connection, text: str) -> ResolvedRef:
     """Return the version that `text` means; a bare name is its newest version that is not retired.
 
     Raises UnknownRef and AmbiguousRef with the candidates. Other refs may mean a retired version.
     """
     ref = parse_ref(text)
-    found = [ResolvedRef(*row) for row in connection.execute(_select_ref(ref))]
+    found = _find(connection, ref)
     if len(found) == 1:
         return found[0]
     if not found:
@@ -61,22 +74,40 @@ def refuse_retired(version: ResolvedRef) -> None:
         )
 
 
-def _select_ref(ref: Ref) -> Select[Any]:
-    query = select(versions.c.id, models.c.name, versions.c.number, versions.c.retired_at).join_from(versions, models)
-    if ref.kind == "digest":
-        prefix = ref.digest_prefix or ""
+def _find(connection: Connection, ref: Ref) -> list[ResolvedRef]:
+    prefix = ref.digest_prefix or ""
+    values = {
+        "model": ref.model,
+        "number": ref.number,
+        "step": ref.step,
+        "alias": ref.alias,
+        "first": prefix,
+        "last": prefix.ljust(64, "f"),
+    }
+    return [ResolvedRef(*row) for row in connection.execute(_select_ref(ref.kind), values)]
+
+
+@cache
+def _select_ref(kind: RefKind) -> Select[Any]:
+    """Make the query for one kind of ref, once: making it takes longer than running it."""
+    query = select(versions.c.id, models.c.name, versions.c.number, versions.c.retired_at)
+    if kind == "digest":
         digest = versions.c.weights_digest
-        return query.where(digest >= prefix, digest <= prefix.ljust(64, "f")).order_by(versions.c.id)
-    query = query.where(models.c.name == ref.model)
-    if ref.kind == "number":
-        return query.where(versions.c.number == ref.number)
-    if ref.kind == "step":
-        return query.where(versions.c.step == ref.step).order_by(versions.c.number)
-    if ref.kind == "alias":
-        open_alias = and_(
-            aliases.c.version_id == versions.c.id, aliases.c.name == ref.alias, aliases.c.removed_at.is_(None)
+        within = digest.between(bindparam("first"), bindparam("last"))
+        return query.join_from(versions, models).where(within).order_by(versions.c.id)
+    if kind == "alias":
+        query = query.select_from(
+            models.join(aliases, aliases.c.model_id == models.c.id).join(
+                versions, versions.c.id == aliases.c.version_id
+            )
         )
-        return query.join(aliases, open_alias)
+        is_it = and_(aliases.c.name == bindparam("alias"), aliases.c.removed_at.is_(None))
+        return query.where(models.c.name == bindparam("model"), is_it)
+    query = query.join_from(versions, models).where(models.c.name == bindparam("model"))
+    if kind == "number":
+        return query.where(versions.c.number == bindparam("number"))
+    if kind == "step":
+        return query.where(versions.c.step == bindparam("step")).order_by(versions.c.number)
     return query.where(versions.c.retired_at.is_(None)).order_by(versions.c.number.desc()).limit(1)
 
 
@@ -115,8 +146,12 @@ def _candidates_of(connection: Connection, ref: Ref) -> list[str]:
         ).scalars()
         return [f"{ref.model}@{name}" for name in names]
     if ref.kind == "step":
-        rows = connection.execute(of_model.where(versions.c.step.is_not(None)).order_by(versions.c.step)).all()
-        nearest = sorted(rows, key=lambda row: abs(row.step - (ref.step or 0)))[:N_CANDIDATES]
+        step = versions.c.step
+        around = [
+            *connection.execute(of_model.where(step < ref.step).order_by(step.desc()).limit(N_CANDIDATES)),
+            *connection.execute(of_model.where(step > ref.step).order_by(step).limit(N_CANDIDATES)),
+        ]
+        nearest = sorted(around, key=lambda row: (abs(row.step - (ref.step or 0)), row.step))[:N_CANDIDATES]
         return list(dict.fromkeys(f"{ref.model}@step-{row.step}" for row in nearest))
     rows = connection.execute(of_model.order_by(versions.c.number.desc()).limit(N_CANDIDATES)).all()
     return [f"{ref.model}@v{row.number}" for row in rows]

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, inspect, text
 
-from registry.database import Database, take_turn
+from registry.database import BEGIN_WRITING, Database, take_turn
 from registry.errors import SchemaOutdated, SchemaTooNew, SchemaUnknown
 
 if TYPE_CHECKING:
     from alembic.config import Config
 
-SCHEMA_REVISION = "0005"
+SCHEMA_REVISION = "0004"
 MIGRATION_LOCK = 0x1E45_0002
 _ONE_MIGRATION = threading.Lock()  # Alembic's context is global to the process
 
@@ -92,7 +92,7 @@ def migration_connection(database: Database) -> Iterator[Connection]:
     with (
         database.typed_errors(),
         database.queue_for_writing(),
-        database.writer.connect() as connection,
+        database.engine.connect() as connection,
         migrate(connection),
     ):
         yield connection
@@ -103,6 +103,7 @@ def _migrate_sqlite(connection: Connection) -> Iterator[None]:
     connection.connection.execute("PRAGMA foreign_keys = OFF")  # has no effect inside a transaction, so before it
     try:
         with connection.begin():
+            connection.exec_driver_sql(BEGIN_WRITING)
             yield
             if broken := connection.exec_driver_sql("PRAGMA foreign_key_check").all():
                 raise SchemaUnknown(

@@ -129,6 +129,7 @@ versions = Table(
     Column("retired_at", UtcDateTime),
     UniqueConstraint("model_id", "number"),
     Index(None, "model_id", "step"),
+    Index("ix_versions_live", "model_id", "number"),  # of versions that are not retired: see limit_indexes
     _one_of("layout", ("huggingface", "hooked")),
     CheckConstraint("number >= 1", name="number"),
     sqlite_autoincrement=True,
@@ -195,14 +196,7 @@ aliases = Table(
     Column("removed_at", UtcDateTime),
     Index(None, "model_id", "name"),
     # a row is one stretch of an alias's life; at most one of them is open
-    Index(
-        "uq_aliases_open",
-        "model_id",
-        "name",
-        unique=True,
-        sqlite_where=Column("removed_at", UtcDateTime).is_(None),
-        postgresql_where=Column("removed_at", UtcDateTime).is_(None),
-    ),
+    Index("uq_aliases_open", "model_id", "name", unique=True),  # of those rows: see limit_indexes
     sqlite_autoincrement=True,
 )
 
@@ -243,7 +237,19 @@ events = Table(
     Column("at", String(32), nullable=False),  # kept as the text that was digested
     Column("actor", String(255), nullable=False),
     Column("action", String(64), nullable=False),
-    Column("subject", String(255), nullable=False, index=True),
+    Column("subject", _text(255), nullable=False),
     Column("details", JSON, nullable=False),
     Column("environment", JSON, nullable=False),
+    Index(None, "subject", "sequence"),
 )
+
+
+def limit_indexes() -> None:
+    """Say which rows a partial index is of: for migrations only, as SQLAlchemy imports both databases' parts for it."""
+    for table, name, column in (
+        (versions, "ix_versions_live", "retired_at"),
+        (aliases, "uq_aliases_open", "removed_at"),
+    ):
+        (index,) = (one for one in table.indexes if one.name == name)
+        is_open = table.c[column].is_(None)
+        index.dialect_kwargs.update(sqlite_where=is_open, postgresql_where=is_open)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -58,9 +59,9 @@ def postgres_url() -> Iterator[str]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture
-def fresh_postgres(postgres_url: str) -> Iterator[str]:
-    """The URL of an empty database on the Postgres server."""
+@contextlib.contextmanager
+def make_database(postgres_url: str) -> Iterator[str]:
+    """Make an empty database on the Postgres server, and give its URL."""
     name = f"lensreg_{uuid.uuid4().hex}"
     url = sqlalchemy.make_url(postgres_url).set(drivername="postgresql+psycopg")
     admin = sqlalchemy.create_engine(url, isolation_level="AUTOCOMMIT")
@@ -70,6 +71,13 @@ def fresh_postgres(postgres_url: str) -> Iterator[str]:
     with admin.connect() as connection:
         connection.execute(sqlalchemy.text(f"DROP DATABASE {name} WITH (FORCE)"))
     admin.dispose()
+
+
+@pytest.fixture
+def fresh_postgres(postgres_url: str) -> Iterator[str]:
+    """The URL of an empty database on the Postgres server."""
+    with make_database(postgres_url) as url:
+        yield url
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

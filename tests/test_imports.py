@@ -61,8 +61,68 @@ def test_setting_up_a_fresh_database_does_not_import_torch(tmp_path: Path) -> No
     assert _find_imported(code, HEAVY, url=tmp_path / "registry.db") == "[]"
 
 
-def _dedent(code: str) -> str:
-    return "\n".join(line[8:] for line in code.splitlines())
+# what no command imports that touches no tensors; on SQLite, psycopg and the Postgres dialect (20 ms) neither
+NO_TENSORS = [*HEAVY, "alembic", "numpy", "psycopg", "sqlalchemy.dialects.postgresql", "registry.families"]
+NO_TENSORS += ["registry.sources", "filelock", "rich.table"]
+NO_DATABASE = [*NO_TENSORS, "sqlalchemy", "rich", "registry.registry", "importlib.metadata"]
+COMMAND = """
+    import cli.main
+    try:
+        cli.main.main(values["arguments"])
+    except SystemExit as stop:
+        assert (stop.code or 0) == values["exits"], stop.code
+"""
+
+
+def _run_command(paths: dict[str, Path], arguments: str, unwanted: list[str], code: int = 0) -> str:
+    where = ["--registry", str(paths["url"]), "--store", str(paths["store"])]
+    return _find_imported(_dedent(COMMAND, 4), unwanted, arguments=[*where, *arguments.split()], exits=code)
+
+
+@pytest.mark.parametrize("arguments", ["--help", "-h", "ls --help", "add --help", "audit --help", "audit log --help"])
+def test_help_imports_no_database(paths: dict[str, Path], arguments: str) -> None:
+    assert _run_command(paths, arguments, NO_DATABASE) == "[]"
+
+
+@pytest.mark.parametrize("arguments", ["", "nonsense", "ls --nonsense", "show", "show a b", "audit log --limit x"])
+def test_wrong_usage_imports_no_database(paths: dict[str, Path], arguments: str) -> None:
+    assert _run_command(paths, arguments, NO_DATABASE, code=2) == "[]"
+
+
+@pytest.mark.parametrize("words", ["lensreg ", "lensreg au", "lensreg ls --", "lensreg ls --output "])
+def test_completing_commands_and_options_imports_no_database(
+    monkeypatch: pytest.MonkeyPatch, paths: dict[str, Path], words: str
+) -> None:
+    monkeypatch.setenv("_LENSREG_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split(" ")) - 1))
+    assert _run_command(paths, "", NO_DATABASE) == "[]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        ("ls", 0),
+        ("ls -o json", 0),
+        ("show m", 0),
+        ("show m@best -o json", 0),
+        ("history m", 0),
+        ("path m", 1),  # there are no bytes behind these rows
+        ("lineage m", 0),
+        ("lineage m -o json", 0),
+        ("alias list", 0),
+        ("audit log", 0),
+        ("audit verify", 0),
+        ("db status", 0),
+        ("show nonsense", 1),
+    ],
+)
+def test_reading_commands_import_what_they_read_with(paths: dict[str, Path], arguments: str, code: int) -> None:
+    assert _run_command(paths, arguments, NO_TENSORS, code) == "[]"
+
+
+def _dedent(code: str, by: int = 8) -> str:
+    return "\n".join(line[by:] for line in code.splitlines())
 
 
 def test_all_that_is_promised_is_there() -> None:
