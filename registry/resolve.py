@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Select, and_, select
+from sqlalchemy import Connection, ScalarSelect, Select, and_, case, func, or_, select
 
 from registry.errors import AmbiguousRef, UnknownRef, VersionRetired
 from registry.refs import Ref, find_similar, parse_ref
@@ -33,7 +33,8 @@ class ResolvedRef:
 def resolve_ref(connection: Connection, text: str) -> ResolvedRef:
     """Return the version that `text` means; a bare name is its newest version that is not retired.
 
-    Raises UnknownRef and AmbiguousRef with the candidates. Other refs may mean a retired version.
+    `@last` is the highest step, and `@step~N` the step nearest to N (the lower of two), of the versions that are not
+    retired. Other refs may mean a retired version. Raises UnknownRef and AmbiguousRef with the candidates.
     """
     ref = parse_ref(text)
     found = [ResolvedRef(*row) for row in connection.execute(_select_ref(ref))]
@@ -72,12 +73,33 @@ def _select_ref(ref: Ref) -> Select[Any]:
         return query.where(versions.c.number == ref.number)
     if ref.kind == "step":
         return query.where(versions.c.step == ref.step).order_by(versions.c.number)
+    if ref.kind in ("nearest", "last"):
+        live = versions.c.retired_at.is_(None)
+        return query.where(versions.c.step == _select_step(ref), live).order_by(versions.c.number)
     if ref.kind == "alias":
         open_alias = and_(
             aliases.c.version_id == versions.c.id, aliases.c.name == ref.alias, aliases.c.removed_at.is_(None)
         )
         return query.join(aliases, open_alias)
     return query.where(versions.c.retired_at.is_(None)).order_by(versions.c.number.desc()).limit(1)
+
+
+def _select_step(ref: Ref) -> ScalarSelect[Any]:
+    """Pick the step that a ref of kind "nearest" or "last" means; two looks into the index, however many steps."""
+    of_model = select(models.c.id).where(models.c.name == ref.model).scalar_subquery()
+    steps = versions.alias("steps")
+    live = and_(steps.c.model_id == of_model, steps.c.retired_at.is_(None))
+    highest = select(func.max(steps.c.step)).where(live)
+    if ref.kind == "last":
+        return highest.scalar_subquery()
+    lowest = select(func.min(steps.c.step)).where(live)
+    sides = select(
+        highest.where(steps.c.step <= ref.step).scalar_subquery().label("below"),
+        lowest.where(steps.c.step >= ref.step).scalar_subquery().label("above"),
+    ).subquery()
+    below, above = sides.c.below, sides.c.above
+    is_below_nearer = or_(above.is_(None), ref.step - below <= above - ref.step)
+    return select(case((is_below_nearer, below), else_=above)).scalar_subquery()
 
 
 def explain_miss(connection: Connection, text: str, ref: Ref) -> UnknownRef | VersionRetired:
@@ -95,6 +117,10 @@ def explain_miss(connection: Connection, text: str, ref: Ref) -> UnknownRef | Ve
             f"Every version of {ref.model} was retired.",
             candidates=candidates,
             hint=f"See: lensreg history {ref.model}",
+        )
+    if ref.kind in ("nearest", "last"):
+        return UnknownRef(
+            f"{ref.model} has no version with a step that is in use.", hint=f"See: lensreg history {ref.model}"
         )
     what = {"number": "version", "step": "step", "alias": "alias"}[ref.kind]
     return UnknownRef(
