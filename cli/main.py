@@ -22,6 +22,7 @@ COMMANDS = {
     "history": "cli.versions:history",
     "path": "cli.versions:path",
     "lineage": "cli.lineage:lineage",
+    "search": "cli.search:search",
     "alias": "cli.alias:alias",
     "retire": "cli.versions:retire",
     "restore": "cli.versions:restore",

@@ -82,7 +82,8 @@ def print_error(error: RegistryError, output: str, console: Console | None = Non
     console = console or stderr()
     line = Text.assemble(("error", "bold red"), (f"[{error.code}] ", "red"), clean(error.message))
     if not differences and error.hint:
-        line.append(f" {clean(error.hint)}")
+        # after a caret that points into the line above, the hint has a line of its own
+        line.append(("\n" if "\n" in error.message else " ") + clean(error.hint))
     console.print(line, soft_wrap=True)
     if differences:
         console.print()
@@ -174,6 +175,8 @@ def _table_cell(value: Any) -> str:
 
 def _csv_cell(value: Any) -> str:
     """Write a cell so that no spreadsheet takes it for a formula."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)  # -1 is a number
     text = value.isoformat() if isinstance(value, datetime) else _table_cell(value)
     return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
 

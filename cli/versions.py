@@ -44,7 +44,11 @@ def ls(session: Session) -> None:
         Column("since", "created_at"),
     ]
     print_rows(
-        _plain(rows, session), columns, session.output, "Nothing is registered yet. See: lensreg add --help", "model"
+        plain_rows(rows, session),
+        columns,
+        session.output,
+        "Nothing is registered yet. See: lensreg add --help",
+        "model",
     )
 
 
@@ -68,7 +72,7 @@ def history(session: Session, name: str) -> None:
         Column("retired", "retired_at"),
         Column("note", "note"),
     ]
-    print_rows(_plain(rows, session), columns, session.output, "", "ref")
+    print_rows(plain_rows(rows, session), columns, session.output, "", "ref")
 
 
 @click.command()
@@ -225,7 +229,7 @@ def _show_parity(value: float | None) -> str:
     return "not measured" if value is None else f"{value:.1e}"
 
 
-def _plain(rows: list[dict[str, Any]], session: Session) -> list[dict[str, Any]]:
+def plain_rows(rows: list[dict[str, Any]], session: Session) -> list[dict[str, Any]]:
     """Leave out of data what is there for tables only."""
     for_tables = set() if session.output == "table" else {"parameters", "size", "weights"}
     return [{key: value for key, value in row.items() if key not in for_tables} for row in rows]

@@ -72,7 +72,7 @@ def list_models(connection: Connection) -> list[ModelSummary]:
             versions.c.number,
             versions.c.family,
             versions.c.n_parameters,
-            _is_verified().label("verified"),
+            is_verified().label("verified"),
         )
         .select_from(models.outerjoin(versions, and_(versions.c.model_id == models.c.id, versions.c.number == newest)))
         .order_by(models.c.name)
@@ -150,14 +150,15 @@ def _select_summaries() -> Select[Any]:
         versions.c.n_parameters,
         versions.c.size_bytes,
         versions.c.weights_digest,
-        _is_verified().label("verified"),
+        is_verified().label("verified"),
         versions.c.note,
         versions.c.created_at,
         versions.c.retired_at,
     ).join_from(versions, models)
 
 
-def _is_verified() -> Any:
+def is_verified() -> Any:
+    """Say, of a row of versions, whether its parity was measured and is within its bound."""
     of_parity = and_(validations.c.version_id == versions.c.id, validations.c.suite == "parity")
     return and_(exists().where(of_parity), not_(exists().where(of_parity, validations.c.passed.is_not(True))))
 

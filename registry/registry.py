@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from registry.lineage import Lineage
     from registry.register import Registration
     from registry.resolve import ResolvedRef
+    from registry.results import SearchResult
     from registry.versions import AliasSpan, ModelSummary, Version, VersionSummary
 
 
@@ -363,6 +364,51 @@ class Registry:
 
         with self.database.read() as connection:
             return list_history(connection, check_model_name(name))
+
+    def search(
+        self,
+        expression: str = "",
+        *,
+        order_by: str | Sequence[str] = (),
+        limit: int | None = None,
+        after: str | None = None,
+        show: Sequence[str] = (),
+    ) -> SearchResult:
+        """Find versions: `reg.search("family = 'gpt2' and metric.loss < 3.2 and descends_from('gpt2-small')")`.
+
+        docs/search.md has the language. Retired versions are left out unless the expression names `retired` or
+        `retired_at`. An empty expression finds all.
+
+        Args:
+            expression: what must hold of a version.
+            order_by: fields, each with `-` before it for descending: `"-metric.loss, step"`; what has no value comes
+                last. Ties, and all without it, are newest first.
+            limit: how many at most.
+            after: the ref after which to go on: `after` of the page before.
+            show: fields whose values are wanted in `values`, as those of `order_by` are.
+
+        Raises:
+            InvalidQuery: the expression cannot be read or cannot be meant; `column` is the place.
+            UnknownRef: a function names a version that is not there.
+        """
+        from registry.search import Search, search_versions
+
+        with self.database.read() as connection:
+            return search_versions(connection, Search(expression, order_by, limit, after, show))
+
+    def search_refs(
+        self,
+        expression: str = "",
+        *,
+        order_by: str | Sequence[str] = (),
+        limit: int | None = None,
+        after: str | None = None,
+    ) -> list[str]:
+        """Find versions as `search` does, and return their refs only, which is quick for any number of them."""
+        from registry.search import Search, search_refs
+
+        with self.database.read() as connection:
+            return search_refs(connection, Search(expression, order_by, limit, after))
 
     def path(self, ref: str) -> Path:
         """Return a folder that holds the version's files under their own names, for other tools to read.
