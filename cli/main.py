@@ -23,6 +23,7 @@ COMMANDS = {
     "path": "cli.versions:path",
     "lineage": "cli.lineage:lineage",
     "search": "cli.search:search",
+    "sql": "cli.search:sql",
     "alias": "cli.alias:alias",
     "retire": "cli.versions:retire",
     "restore": "cli.versions:restore",

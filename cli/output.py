@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -67,7 +68,8 @@ def print_card(title: str, facts: Mapping[str, str | None]) -> None:
 
 def print_json(value: Mapping[str, Any]) -> None:
     """Print one JSON object with the version of its schema."""
-    click.echo(json.dumps({"schema_version": SCHEMA_VERSION, **value}, default=_encode, indent=2, allow_nan=False))
+    whole = _make_finite({"schema_version": SCHEMA_VERSION, **value})
+    click.echo(json.dumps(whole, default=_encode, indent=2, allow_nan=False))
 
 
 def print_error(error: RegistryError, output: str, console: Console | None = None) -> None:
@@ -179,6 +181,17 @@ def _csv_cell(value: Any) -> str:
         return str(value)  # -1 is a number
     text = value.isoformat() if isinstance(value, datetime) else _table_cell(value)
     return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+
+
+def _make_finite(value: Any) -> Any:
+    """Write what JSON has no number for as text: Infinity, -Infinity, NaN."""
+    if isinstance(value, dict):
+        return {key: _make_finite(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_make_finite(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
 
 
 def _encode(value: Any) -> Any:

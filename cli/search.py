@@ -100,3 +100,33 @@ def _print(session: Session, found: SearchResult) -> None:
         click.echo(note, err=True)
     if found.after is not None and session.output == "table":
         click.echo(f"There is more: --after {found.after}", err=True)
+
+
+@click.command()
+@click.argument("statement")
+@click.option("--timeout", type=float, default=30, show_default=True, metavar="SECONDS", help="How long it may take.")
+@click.option("--limit", type=click.IntRange(min=1), default=10_000, show_default=True, help="How many rows at most.")
+@output_option("table", "json", "csv")
+@registry_options
+@click.pass_obj
+def sql(session: Session, statement: str, timeout: float, limit: int) -> None:
+    """Run one SELECT in the database's own SQL; it can read and do nothing else.
+
+    \b
+    lensreg sql "select ref, parity_raw from version_overview where family = 'gpt2' order by parity_raw"
+    lensreg sql "select descendant from lineage_closure where ancestor = 'gpt2-small@v1' and depth <= 2"
+    lensreg sql "select action, count(*) from event_log group by action" -o csv
+
+    The views are version_overview, lineage_edge, lineage_closure, validation_result and event_log; their columns are in
+    docs/search.md.
+    """
+    result = session.open().sql(statement, timeout=timeout, limit=limit)
+    rows = result.to_dicts()
+    columns = [Column(name, name, right=_is_numeric(rows, name)) for name in result.names]
+    print_rows(rows, columns, session.output, "The query gave no rows.", "")
+    if result.is_cut:
+        click.echo(f"There were more than {limit:,} rows: --limit", err=True)
+
+
+def _is_numeric(rows: list[dict[str, Any]], name: str) -> bool:
+    return all(row[name] is None or isinstance(row[name], (int, float)) for row in rows)

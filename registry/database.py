@@ -12,6 +12,7 @@ import os
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import filelock
 import sqlalchemy
@@ -61,6 +62,19 @@ class Database:
             yield connection
         if before and sign_frozen(self._frozen) != before:
             raise RegistryBusy(f"{self} was written to while it was being read.", hint="Try again.")
+
+    @contextlib.contextmanager
+    def read_alone(self) -> Iterator[Any]:
+        """Give a connection of the driver's own, to read with and to throw away: nobody gets it after this."""
+        with self.typed_errors():
+            if self.is_sqlite:
+                connection: Any = engines.connect_to_read(Path(str(self.url.database)))
+            else:
+                pooled = self._engine.raw_connection()
+                connection = pooled.driver_connection
+                pooled.detach()
+        with contextlib.closing(connection):
+            yield connection
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Connection]:

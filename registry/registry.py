@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from registry.register import Registration
     from registry.resolve import ResolvedRef
     from registry.results import SearchResult
+    from registry.sql import SqlResult
     from registry.versions import AliasSpan, ModelSummary, Version, VersionSummary
 
 
@@ -409,6 +410,22 @@ class Registry:
 
         with self.database.read() as connection:
             return search_refs(connection, Search(expression, order_by, limit, after))
+
+    def sql(self, statement: str, *, timeout: float = 30, limit: int | None = None) -> SqlResult:
+        """Run one SELECT over the views of docs/search.md; it can read and do nothing else.
+
+        Args:
+            statement: the database's own SQL.
+            timeout: seconds that it may take.
+            limit: how many rows at most; `is_cut` of the result says that there were more.
+
+        Raises:
+            InvalidSql: the database refuses it, or it is more than a query.
+            QueryTimeout: it took longer.
+        """
+        from registry.sql import run_sql
+
+        return run_sql(self.database, statement, timeout=timeout, limit=limit)
 
     def path(self, ref: str) -> Path:
         """Return a folder that holds the version's files under their own names, for other tools to read.
