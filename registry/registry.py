@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from registry.lineage import Lineage
     from registry.register import Registration
     from registry.resolve import ResolvedRef
-    from registry.results import SearchResult
+    from registry.results import Results, SearchResult
     from registry.sql import SqlResult
     from registry.versions import AliasSpan, ModelSummary, Version, VersionSummary
 
@@ -351,20 +351,24 @@ class Registry:
         with self.database.read() as connection:
             return read_version(connection, resolve_ref(connection, ref).id)
 
-    def models(self) -> list[ModelSummary]:
+    def models(self) -> Results[ModelSummary]:
         """List the models by name."""
         from registry.query import list_models
+        from registry.results import Results
+        from registry.versions import ModelSummary
 
         with self.database.read() as connection:
-            return list_models(connection)
+            return Results(list_models(connection), ModelSummary)
 
-    def history(self, name: str) -> list[VersionSummary]:
+    def history(self, name: str) -> Results[VersionSummary]:
         """List all versions of a model, newest first, retired ones too."""
         from registry.query import list_history
         from registry.refs import check_model_name
+        from registry.results import Results
+        from registry.versions import VersionSummary
 
         with self.database.read() as connection:
-            return list_history(connection, check_model_name(name))
+            return Results(list_history(connection, check_model_name(name)), VersionSummary)
 
     def search(
         self,
@@ -462,12 +466,16 @@ class Registry:
         with self.database.write() as connection:
             return remove_alias(connection, alias)
 
-    def aliases(self, name: str | None = None, *, history: bool = False, at: datetime | None = None) -> list[AliasSpan]:
+    def aliases(
+        self, name: str | None = None, *, history: bool = False, at: datetime | None = None
+    ) -> Results[AliasSpan]:
         """List aliases, of all models or of `name`: as they stand, as they stood `at` an instant, or all ever."""
         from registry.aliases import list_aliases
+        from registry.results import Results
+        from registry.versions import AliasSpan
 
         with self.database.read() as connection:
-            return list_aliases(connection, name, history=history, at=at)
+            return Results(list_aliases(connection, name, history=history, at=at), AliasSpan)
 
     def retire(self, ref: str, *, force: bool = False, reason: str | None = None) -> ResolvedRef:
         """Take a version out of use; nothing of it is deleted."""
@@ -483,12 +491,13 @@ class Registry:
         with self.database.write() as connection:
             return restore_version(connection, ref)
 
-    def events(self, subject: str | None = None, limit: int | None = None) -> list[Event]:
+    def events(self, subject: str | None = None, limit: int | None = None) -> Results[Event]:
         """Return the audit trail, newest first, of everything or of one model or version."""
-        from registry.audit import read_events
+        from registry.audit import Event, read_events
+        from registry.results import Results
 
         with self.database.read() as connection:
-            return read_events(connection, subject, limit)
+            return Results(read_events(connection, subject, limit), Event)
 
     def verify_events(self) -> ChainFault | None:
         """Check the chain of events and return its first fault, or None."""

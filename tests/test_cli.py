@@ -300,3 +300,22 @@ def test_a_search_that_cannot_be_read_is_pointed_at(populated: Run) -> None:
     ]
     as_json = json.loads(populated("search", "famly = 'gpt2'", "-o", "json").err)["error"]
     assert (as_json["code"], as_json["column"], as_json["candidates"]) == ("invalid-query", 1, ["family"])
+
+
+def test_sql_in_every_format(populated: Run) -> None:
+    query = "select ref, step, -1 as minus from version_overview order by version_id"
+    assert populated("sql", query).out.split() == ["ref", "step", "minus", "org/base@v1", "-1", "tuned@v1", "10", "-1"]
+    as_json = populated("sql", query, "-o", "json").json
+    assert as_json["rows"][1] == {"ref": "tuned@v1", "step": 10, "minus": -1}
+    assert populated("sql", query, "-o", "csv").out.splitlines()[1:] == ["org/base@v1,,-1", "tuned@v1,10,-1"]
+    cut = populated("sql", query, "--limit", "1")
+    assert cut.err == "There were more than 1 rows: --limit\n"
+    nothing = populated("sql", "select ref from version_overview where 1 = 2")
+    assert (nothing.code, nothing.out, nothing.err) == (0, "", "The query gave no rows.\n")
+    refused = populated("sql", "delete from tags")
+    assert refused.code == 1 and refused.err.startswith("error[invalid-sql]")
+    endless = "with recursive n(x) as (select 1 union all select x + 1 from n) select count(*) from n"
+    stopped = populated("sql", endless, "--timeout", "0.3")
+    assert stopped.code == 1 and stopped.err.startswith("error[query-timeout]") and "--timeout" in stopped.err
+    tags = populated("sql", "select tags, created_at from version_overview", "-o", "json").json["rows"]
+    assert len(tags) == 2
