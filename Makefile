@@ -48,6 +48,7 @@ check: $(READY) tl4  ## all that CI runs: format, lint, types, import rules, doc
 
 docs: $(READY)  ## write the generated pages again
 	@$(BIN)/python docs/write_cli_reference.py
+	@$(BIN)/python docs/write_search_page.py
 
 families: $(READY)  ## measure every family, and write docs/families.md
 	@$(BIN)/python -m docs.write_families

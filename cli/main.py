@@ -27,6 +27,8 @@ COMMANDS = {
     "lineage": "cli.lineage:lineage",
     "join": "cli.lineage:join",
     "diff": "cli.diff:diff",
+    "search": "cli.search:search",
+    "sql": "cli.search:sql",
     "alias": "cli.alias:alias",
     "retire": "cli.versions:retire",
     "restore": "cli.versions:restore",
@@ -67,7 +69,8 @@ class LazyGroup(click.Group):
 def lensreg() -> None:
     """Register checkpoints, and get them back by name as correctly converted HookedTransformers.
 
-    A REF is NAME, NAME@vN, NAME@step-N, NAME@ALIAS or sha256:PREFIX; a bare NAME is its newest version.
+    A REF is NAME, NAME@vN, NAME@step-N, NAME@step~N (the nearest step), NAME@last (the highest), NAME@ALIAS or
+    sha256:PREFIX; a bare NAME is its newest version.
     """
 
 

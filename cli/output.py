@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import shutil
 import sys
 import textwrap
@@ -68,7 +69,8 @@ def print_card(title: str, facts: Mapping[str, str | None]) -> None:
 
 def print_json(value: Mapping[str, Any]) -> None:
     """Print one JSON object with the version of its schema."""
-    click.echo(json.dumps({"schema_version": SCHEMA_VERSION, **value}, default=_encode, indent=2, allow_nan=False))
+    whole = _make_finite({"schema_version": SCHEMA_VERSION, **value})
+    click.echo(json.dumps(whole, default=_encode, indent=2, allow_nan=False))
 
 
 def print_error(error: RegistryError, output: str, console: Console | None = None) -> None:
@@ -83,7 +85,8 @@ def print_error(error: RegistryError, output: str, console: Console | None = Non
     console = console or stderr()
     line = Text.assemble(("error", "bold red"), (f"[{error.code}] ", "red"), clean(error.message))
     if not differences and error.hint:
-        line.append(f" {clean(error.hint)}")
+        # after a caret that points into the line above, the hint has a line of its own
+        line.append(("\n" if "\n" in error.message else " ") + clean(error.hint))
     console.print(line, soft_wrap=True)
     if differences:
         console.print()
@@ -181,8 +184,21 @@ def _table_cell(value: Any) -> str:
 
 def _csv_cell(value: Any) -> str:
     """Write a cell so that no spreadsheet takes it for a formula."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)  # -1 is a number
     text = value.isoformat() if isinstance(value, datetime) else _table_cell(value)
     return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+
+
+def _make_finite(value: Any) -> Any:
+    """Write what JSON has no number for as text: Infinity, -Infinity, NaN."""
+    if isinstance(value, dict):
+        return {key: _make_finite(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_make_finite(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
 
 
 def _encode(value: Any) -> Any:

@@ -52,7 +52,11 @@ def ls(session: Session, limit: int | None) -> None:
         Column("since", "created_at"),
     ]
     print_rows(
-        _plain(rows, session), columns, session.output, "Nothing is registered yet. See: lensreg add --help", "model"
+        plain_rows(rows, session),
+        columns,
+        session.output,
+        "Nothing is registered yet. See: lensreg add --help",
+        "model",
     )
     tell_rest(limit, session.output, registry.count_models)
 
@@ -84,7 +88,7 @@ def history(session: Session, name: str, limit: int | None) -> None:
         Column("retired", "retired_at"),
         Column("note", "note"),
     ]
-    print_rows(_plain(rows, session), columns, session.output, "", "ref")
+    print_rows(plain_rows(rows, session), columns, session.output, "", "ref")
     tell_rest(limit, session.output, lambda: registry.count_versions(name))
 
 
@@ -252,7 +256,7 @@ def _show_differences(parity: Mapping[str, Any]) -> str:
     return f"raw {shown['raw']}, processed {shown['processed']}"
 
 
-def _plain(rows: Iterable[dict[str, Any]], session: Session) -> Iterator[dict[str, Any]]:
+def plain_rows(rows: Iterable[dict[str, Any]], session: Session) -> Iterator[dict[str, Any]]:
     """Leave out of data what is there for tables only."""
     for_tables = set() if session.output == "table" else {"parameters", "size", "weights"}
     return ({key: value for key, value in row.items() if key not in for_tables} for row in rows)

@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy
 from sqlalchemy import Connection, Engine
@@ -76,6 +77,19 @@ class Database:
             yield connection
         if before and sign_frozen(self._frozen) != before:
             raise RegistryBusy(f"{self} was written to while it was being read.", hint="Try again.")
+
+    @contextlib.contextmanager
+    def read_alone(self) -> Iterator[Any]:
+        """Give a connection of the driver's own, to read with and to throw away: nobody gets it after this."""
+        with self.typed_errors():
+            if self.is_sqlite:
+                connection: Any = engines.connect_to_read(Path(str(self.url.database)))
+            else:
+                pooled = self._engine.raw_connection()
+                connection = pooled.driver_connection
+                pooled.detach()
+        with contextlib.closing(connection):
+            yield connection
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Connection]:

@@ -91,6 +91,13 @@ def _connect_frozen(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(f"file:{quote(str(path))}?{mode}", uri=True, timeout=BUSY_SECONDS, check_same_thread=False)
 
 
+def connect_to_read(path: Path) -> sqlite3.Connection:
+    """Open a SQLite file on a connection of its own that cannot write."""
+    if not os.access(path.parent, os.W_OK):
+        return _connect_frozen(path)
+    return sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=BUSY_SECONDS)
+
+
 def sign_frozen(path: Path | None) -> tuple[int, int] | None:
     """Return what a writer elsewhere would change of a file that is read without locks; None if there are locks."""
     if path is None or _has_wal(path):

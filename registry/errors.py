@@ -4,8 +4,9 @@ RegistryError
 ├── InvalidInput                what was asked for cannot be meant
 │   ├── InvalidName             invalid-name
 │   ├── InvalidRef              invalid-ref
-│   └── UnknownField            unknown-field
-├── PackageMissing              package-missing
+│   ├── UnknownField            unknown-field
+│   ├── InvalidQuery            invalid-query           .column .candidates
+│   └── InvalidSql              invalid-sql
 ├── NotFound
 │   ├── UnknownRef              unknown-ref             .candidates
 │   ├── AmbiguousRef            ambiguous-ref           .candidates
@@ -31,6 +32,7 @@ RegistryError
 │   ├── HookedTransformerMissing  hooked-transformer-missing
 │   ├── UnsupportedBridge       unsupported-bridge
 │   └── UnsupportedLayout       unsupported-layout
+├── PackageMissing              package-missing         .package
 ├── Conflict
 │   ├── VersionInUse            version-in-use          .users
 │   ├── LineageConflict         lineage-conflict
@@ -45,6 +47,7 @@ RegistryError
     ├── DatabaseUnavailable     database-unavailable
     ├── DatabaseReadOnly        database-read-only
     ├── RegistryBusy            registry-busy
+    ├── QueryTimeout            query-timeout           .seconds
     ├── SchemaOutdated          schema-outdated
     ├── SchemaTooNew            schema-too-new
     └── SchemaUnknown           schema-unknown
@@ -104,10 +107,21 @@ class UnknownField(InvalidInput):
     code = "unknown-field"
 
 
-class PackageMissing(RegistryError):
-    """What was asked for needs a package that lens-registry does not install by itself."""
+class InvalidQuery(InvalidInput):
+    """A search cannot be read, or asks what cannot be asked; `column`, counted from 1, is the place in its text."""
 
-    code = "package-missing"
+    code = "invalid-query"
+
+    def __init__(self, message: str, *, column: int = 1, candidates: Sequence[str] = (), **fields: Any) -> None:
+        super().__init__(message, column=column, candidates=list(candidates), **fields)
+        self.column = column
+        self.candidates = tuple(candidates)
+
+
+class InvalidSql(InvalidInput):
+    """A statement that the database refuses, or that would do more than read."""
+
+    code = "invalid-sql"
 
 
 class NotFound(RegistryError):
@@ -278,6 +292,16 @@ class UnsupportedLayout(LoadError):
     code = "unsupported-layout"
 
 
+class PackageMissing(RegistryError):
+    """A package that is installed only when it is asked for is not there."""
+
+    code = "package-missing"
+
+    def __init__(self, message: str, *, package: str = "", hint: str | None = None) -> None:
+        super().__init__(message, hint=hint, package=package)
+        self.package = package
+
+
 class Conflict(RegistryError):
     code = "conflict"
 
@@ -352,6 +376,16 @@ class DatabaseReadOnly(DatabaseError):
 
 class RegistryBusy(DatabaseError):
     code = "registry-busy"
+
+
+class QueryTimeout(DatabaseError):
+    """A query took longer than it was given."""
+
+    code = "query-timeout"
+
+    def __init__(self, message: str, *, seconds: float = 0, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint, seconds=seconds)
+        self.seconds = seconds
 
 
 class SchemaOutdated(DatabaseError):

@@ -85,7 +85,7 @@ def list_models(connection: Connection, *, limit: int | None = None, after: str 
             versions.c.number,
             versions.c.family,
             versions.c.n_parameters,
-            _is_verified().label("verified"),
+            is_verified().label("verified"),
         )
         .select_from(models.outerjoin(versions, and_(versions.c.model_id == models.c.id, versions.c.number == newest)))
         .order_by(models.c.name)
@@ -175,7 +175,7 @@ def _select_summaries() -> Select[Any]:
         versions.c.n_parameters,
         versions.c.size_bytes,
         versions.c.weights_digest,
-        _is_verified().label("verified"),  # and after it, in VersionSummary, parents and aliases
+        is_verified().label("verified"),  # and after it, in VersionSummary, parents and aliases
         versions.c.note,
         versions.c.created_at,
         versions.c.retired_at,
@@ -187,7 +187,7 @@ def _bind(ids: Sequence[int]) -> BindParameter[Sequence[int]]:
     return bindparam("ids", ids, expanding=True, unique=True)
 
 
-def _is_verified() -> Any:
+def is_verified() -> Any:
     """Whether parity was measured and every measurement passed: by one look into the index for each version."""
     passed = func.min(case((validations.c.passed.is_(True), 1), else_=0))
     of_parity = and_(validations.c.version_id == versions.c.id, validations.c.suite == "parity")

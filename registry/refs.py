@@ -12,18 +12,21 @@ from registry.errors import InvalidInput, InvalidName, InvalidRef
 
 _SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}")
 _NUMBER = re.compile(r"v([1-9][0-9]{0,8})")
-_STEP = re.compile(r"step-(0|[1-9][0-9]{0,14})")
+_STEP = re.compile(r"step([-~])(0|[1-9][0-9]{0,14})")
 _DIGEST = re.compile(r"sha256:([0-9a-f]{6,64})")
 _HEX64 = re.compile(r"[0-9a-fA-F]{64}")
 _RESERVED_ALIAS = re.compile(r"(v\d*|step\b.*|latest|last)", re.IGNORECASE)
 _TAG_KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/-]{0,127}")
 
-RefKind = Literal["newest", "number", "step", "alias", "digest"]
+RefKind = Literal["newest", "number", "step", "nearest", "last", "alias", "digest"]
 
 
 @dataclass(frozen=True)
 class Ref:
-    """One parsed ref: a model with what picks its version, or a weights digest's prefix."""
+    """One parsed ref: a model with what picks its version, or a weights digest's prefix.
+
+    `step` is the step of kind "step", and what the step of kind "nearest" shall be near to.
+    """
 
     kind: RefKind
     model: str | None = None
@@ -88,7 +91,7 @@ def check_limit(limit: int | None) -> int | None:
 
 
 def parse_ref(text: str) -> Ref:
-    """Parse `NAME`, `NAME@vN`, `NAME@step-N`, `NAME@ALIAS` or `sha256:PREFIX`."""
+    """Parse `NAME`, `NAME@vN`, `NAME@step-N`, `NAME@step~N`, `NAME@last`, `NAME@ALIAS` or `sha256:PREFIX`."""
     if match := _DIGEST.fullmatch(text):
         return Ref("digest", digest_prefix=match[1])
     if text.startswith("sha256:"):
@@ -107,13 +110,15 @@ def parse_ref(text: str) -> Ref:
     if match := _NUMBER.fullmatch(selector):
         return Ref("number", model=name, number=int(match[1]))
     if match := _STEP.fullmatch(selector):
-        return Ref("step", model=name, step=int(match[1]))
+        return Ref("step" if match[1] == "-" else "nearest", model=name, step=int(match[2]))
+    if selector == "last":
+        return Ref("last", model=name)
     try:
         return Ref("alias", model=name, alias=check_alias_name(selector))
     except InvalidName:
         raise InvalidRef(
             f"{_show(text)} is not a ref: nothing can be called {_show(selector)}.",
-            hint="Write NAME, NAME@vN, NAME@step-N, NAME@ALIAS or sha256:PREFIX.",
+            hint="Write NAME, NAME@vN, NAME@step-N, NAME@step~N, NAME@last, NAME@ALIAS or sha256:PREFIX.",
             ref=text,
         ) from None
 

@@ -29,8 +29,10 @@ if TYPE_CHECKING:
     from registry.lineage import Lineage
     from registry.register import Registration
     from registry.resolve import ResolvedRef
+    from registry.results import Results, SearchResult
     from registry.retain import RetentionPlan
     from registry.runs import RunPlan, RunStep
+    from registry.sql import SqlResult
     from registry.suite import SuiteAudit
     from registry.verify_store import Verification
     from registry.versions import AliasSpan, ModelSummary, Version, VersionSummary
@@ -418,20 +420,24 @@ class Registry:
         with self.database.read() as connection:
             return read_version(connection, resolve_ref(connection, ref).id)
 
-    def models(self, *, limit: int | None = None, after: str | None = None) -> list[ModelSummary]:
+    def models(self, *, limit: int | None = None, after: str | None = None) -> Results[ModelSummary]:
         """List the models by name: all, or a page of `limit` that follow the name `after`."""
         from registry.query import list_models
+        from registry.results import Results
+        from registry.versions import ModelSummary
 
         with self.database.read() as connection:
-            return list_models(connection, limit=limit, after=after)
+            return Results(list_models(connection, limit=limit, after=after), ModelSummary)
 
-    def history(self, name: str, *, limit: int | None = None, before: int | None = None) -> list[VersionSummary]:
+    def history(self, name: str, *, limit: int | None = None, before: int | None = None) -> Results[VersionSummary]:
         """List the versions of a model, newest first, retired ones too: all, or a page of `limit` `before` a number."""
         from registry.query import list_history
         from registry.refs import check_model_name
+        from registry.results import Results
+        from registry.versions import VersionSummary
 
         with self.database.read() as connection:
-            return list_history(connection, check_model_name(name), limit=limit, before=before)
+            return Results(list_history(connection, check_model_name(name), limit=limit, before=before), VersionSummary)
 
     def count_models(self) -> int:
         """Count the models."""
@@ -446,6 +452,67 @@ class Registry:
 
         with self.database.ask() as connection:
             return count_versions(connection, name)
+
+    def search(
+        self,
+        expression: str = "",
+        *,
+        order_by: str | Sequence[str] = (),
+        limit: int | None = None,
+        after: str | None = None,
+        show: Sequence[str] = (),
+    ) -> SearchResult:
+        """Find versions: `reg.search("family = 'gpt2' and metric.loss < 3.2 and descends_from('gpt2-small')")`.
+
+        docs/search.md has the language. Retired versions are left out unless the expression names `retired` or
+        `retired_at`. An empty expression finds all.
+
+        Args:
+            expression: what must hold of a version.
+            order_by: fields, each with `-` before it for descending: `"-metric.loss, step"`; what has no value comes
+                last. Ties, and all without it, are newest first.
+            limit: how many at most.
+            after: the ref after which to go on: `after` of the page before.
+            show: fields whose values are wanted in `values`, as those of `order_by` are.
+
+        Raises:
+            InvalidQuery: the expression cannot be read or cannot be meant; `column` is the place.
+            UnknownRef: a function names a version that is not there.
+        """
+        from registry.search import Search, search_versions
+
+        with self.database.read() as connection:
+            return search_versions(connection, Search(expression, order_by, limit, after, show))
+
+    def search_refs(
+        self,
+        expression: str = "",
+        *,
+        order_by: str | Sequence[str] = (),
+        limit: int | None = None,
+        after: str | None = None,
+    ) -> list[str]:
+        """Find versions as `search` does, and return their refs only, which is quick for any number of them."""
+        from registry.search import Search, search_refs
+
+        with self.database.read() as connection:
+            return search_refs(connection, Search(expression, order_by, limit, after))
+
+    def sql(self, statement: str, *, timeout: float = 30, limit: int | None = None) -> SqlResult:
+        """Run one SELECT over the views of docs/search.md; it can read and do nothing else.
+
+        Args:
+            statement: the database's own SQL.
+            timeout: seconds that it may take.
+            limit: how many rows at most; `is_cut` of the result says that there were more.
+
+        Raises:
+            InvalidSql: the database refuses it, or it is more than a query.
+            QueryTimeout: it took longer.
+        """
+        from registry.sql import run_sql
+
+        return run_sql(self.database, statement, timeout=timeout, limit=limit)
 
     def path(self, ref: str) -> Path:
         """Return a folder that holds the version's files under their own names, for other tools to read.
@@ -542,12 +609,16 @@ class Registry:
         with self.database.write() as connection:
             return remove_alias(connection, alias)
 
-    def aliases(self, name: str | None = None, *, history: bool = False, at: datetime | None = None) -> list[AliasSpan]:
+    def aliases(
+        self, name: str | None = None, *, history: bool = False, at: datetime | None = None
+    ) -> Results[AliasSpan]:
         """List aliases, of all models or of `name`: as they stand, as they stood `at` an instant, or all ever."""
         from registry.aliases import list_aliases
+        from registry.results import Results
+        from registry.versions import AliasSpan
 
         with self.database.read() as connection:
-            return list_aliases(connection, name, history=history, at=at)
+            return Results(list_aliases(connection, name, history=history, at=at), AliasSpan)
 
     def retire(self, ref: str, *, force: bool = False, reason: str | None = None) -> ResolvedRef:
         """Take a version out of use; nothing of it is deleted."""
@@ -603,15 +674,18 @@ class Registry:
         with self.database.write() as connection:
             return restore_version(connection, ref)
 
-    def events(self, subject: str | None = None, limit: int | None = None, *, before: int | None = None) -> list[Event]:
+    def events(
+        self, subject: str | None = None, limit: int | None = None, *, before: int | None = None
+    ) -> Results[Event]:
         """Return the audit trail, newest first, of everything or of one model or version: all, or a page of `limit`.
 
         `before` is the sequence of an event that all of the page came before.
         """
-        from registry.audit import read_events
+        from registry.audit import Event, read_events
+        from registry.results import Results
 
         with self.database.read() as connection:
-            return read_events(connection, subject, limit, before=before)
+            return Results(read_events(connection, subject, limit, before=before), Event)
 
     def events_head(self) -> Head:
         """Return the digest that stands for the audit trail as it is now, to keep elsewhere."""

@@ -7,7 +7,7 @@ from datetime import datetime
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, Select, and_, bindparam, select
+from sqlalchemy import BigInteger, Connection, ScalarSelect, Select, and_, bindparam, case, func, or_, select
 
 from registry.database import Database
 from registry.errors import AmbiguousRef, UnknownRef, VersionRetired
@@ -46,7 +46,8 @@ def resolve_at_once(database: Database, text: str) -> ResolvedRef:
 def resolve_ref(connection: Connection, text: str) -> ResolvedRef:
     """Return the version that `text` means; a bare name is its newest version that is not retired.
 
-    Raises UnknownRef and AmbiguousRef with the candidates. Other refs may mean a retired version.
+    `@last` is the highest step, and `@step~N` the step nearest to N (the lower of two), of the versions that are not
+    retired. Other refs may mean a retired version. Raises UnknownRef and AmbiguousRef with the candidates.
     """
     ref = parse_ref(text)
     found = _find(connection, ref)
@@ -108,7 +109,29 @@ def _select_ref(kind: RefKind) -> Select[Any]:
         return query.where(versions.c.number == bindparam("number"))
     if kind == "step":
         return query.where(versions.c.step == bindparam("step")).order_by(versions.c.number)
+    if kind in ("nearest", "last"):
+        is_live = versions.c.retired_at.is_(None)
+        return query.where(versions.c.step == _select_step(kind), is_live).order_by(versions.c.number)
     return query.where(versions.c.retired_at.is_(None)).order_by(versions.c.number.desc()).limit(1)
+
+
+def _select_step(kind: RefKind) -> ScalarSelect[Any]:
+    """Pick the step that a ref of kind "nearest" or "last" means; two looks into the index, however many steps."""
+    of_model = select(models.c.id).where(models.c.name == bindparam("model")).scalar_subquery()
+    steps = versions.alias("steps")
+    live = and_(steps.c.model_id == of_model, steps.c.retired_at.is_(None))
+    highest = select(func.max(steps.c.step)).where(live)
+    if kind == "last":
+        return highest.scalar_subquery()
+    wanted = bindparam("step", type_=BigInteger)
+    lowest = select(func.min(steps.c.step)).where(live)
+    sides = select(
+        highest.where(steps.c.step <= wanted).scalar_subquery().label("below"),
+        lowest.where(steps.c.step >= wanted).scalar_subquery().label("above"),
+    ).subquery()
+    below, above = sides.c.below, sides.c.above
+    is_below_nearer = or_(above.is_(None), wanted - below <= above - wanted)
+    return select(case((is_below_nearer, below), else_=above)).scalar_subquery()
 
 
 def explain_miss(connection: Connection, text: str, ref: Ref) -> UnknownRef | VersionRetired:
@@ -126,6 +149,10 @@ def explain_miss(connection: Connection, text: str, ref: Ref) -> UnknownRef | Ve
             f"Every version of {ref.model} was retired.",
             candidates=candidates,
             hint=f"See: lensreg history {ref.model}",
+        )
+    if ref.kind in ("nearest", "last"):
+        return UnknownRef(
+            f"{ref.model} has no version with a step that is in use.", hint=f"See: lensreg history {ref.model}"
         )
     what = {"number": "version", "step": "step", "alias": "alias"}[ref.kind]
     return UnknownRef(

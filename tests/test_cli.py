@@ -126,6 +126,7 @@ JSON_KEYS = {
     ("history", "tuned"): SUMMARY_KEYS,
     ("lineage", "tuned", "--up"): LINEAGE_KEYS,
     ("lineage", "org/base", "--down"): LINEAGE_KEYS,
+    ("search", "step = 10", "--order-by", "tag.a"): SUMMARY_KEYS | {"values"},
     ("alias", "list"): {"alias", "model", "ref", "set_at", "removed_at"},
     ("audit", "log"): {
         "sequence", "at", "actor", "action", "subject", "details", "environment", "previous_digest", "digest",
@@ -331,3 +332,55 @@ def test_commands_that_touch_no_tensors_import_no_torch(populated: Run, argument
     )
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_search_in_every_format(populated: Run) -> None:
+    found = populated("search", "tag.a = 'b'", "--show", "d_model", "--order-by", "-step")
+    heading, row = found.out.splitlines()
+    assert heading.split()[:4] == ["version", "step", "family", "d_model"] and row.startswith("tuned@v1")
+    assert populated("search", "-o", "ids").out == "tuned@v1\norg/base@v1\n"
+    assert populated("search", "descends_from('org/base')", "-o", "ids").out == "tuned@v1\n"
+    as_json = populated("search", "step = 10", "--show", "tag.a", "-o", "json").json
+    assert as_json["rows"][0]["values"] == {"tag.a": "b"} and as_json["after"] is None and as_json["notes"] == []
+    page = populated("search", "--limit", "1")
+    assert page.out.splitlines()[1].startswith("tuned@v1") and page.err == "There is more: --after tuned@v1\n"
+    assert populated("search", "--limit", "1", "--after", "tuned", "-o", "ids").out == "org/base@v1\n"
+    rows = list(csv.DictReader(io.StringIO(populated("search", "--show", "tag.a", "-o", "csv").out)))
+    assert [(row["ref"], row["tag.a"]) for row in rows] == [("tuned@v1", "b"), ("org/base@v1", "")]
+    nothing = populated("search", "tag.aa = 'b'")
+    assert (nothing.code, nothing.out) == (0, "")
+    assert nothing.err == "Nothing was found.\nNo version has tag.aa. Did you mean tag.a?\n"
+    fields = populated("search", "--fields").out
+    assert "d_model" in fields and "metric.NAME" in fields and "descends_from(REF)" in fields
+
+
+def test_a_search_that_cannot_be_read_is_pointed_at(populated: Run) -> None:
+    refused = populated("search", "step = 10 and famly = 'gpt2'")
+    assert (refused.code, refused.out) == (1, "")
+    assert refused.err.splitlines() == [
+        "error[invalid-query] There is no field famly.",
+        "  step = 10 and famly = 'gpt2'",
+        "                ^",
+        "Did you mean family?",
+    ]
+    as_json = json.loads(populated("search", "famly = 'gpt2'", "-o", "json").err)["error"]
+    assert (as_json["code"], as_json["column"], as_json["candidates"]) == ("invalid-query", 1, ["family"])
+
+
+def test_sql_in_every_format(populated: Run) -> None:
+    query = "select ref, step, -1 as minus from version_overview order by version_id"
+    assert populated("sql", query).out.split() == ["ref", "step", "minus", "org/base@v1", "-1", "tuned@v1", "10", "-1"]
+    as_json = populated("sql", query, "-o", "json").json
+    assert as_json["rows"][1] == {"ref": "tuned@v1", "step": 10, "minus": -1}
+    assert populated("sql", query, "-o", "csv").out.splitlines()[1:] == ["org/base@v1,,-1", "tuned@v1,10,-1"]
+    cut = populated("sql", query, "--limit", "1")
+    assert cut.err == "There were more than 1 rows: --limit\n"
+    nothing = populated("sql", "select ref from version_overview where 1 = 2")
+    assert (nothing.code, nothing.out, nothing.err) == (0, "", "The query gave no rows.\n")
+    refused = populated("sql", "delete from tags")
+    assert refused.code == 1 and refused.err.startswith("error[invalid-sql]")
+    endless = "with recursive n(x) as (select 1 union all select x + 1 from n) select count(*) from n"
+    stopped = populated("sql", endless, "--timeout", "0.3")
+    assert stopped.code == 1 and stopped.err.startswith("error[query-timeout]") and "--timeout" in stopped.err
+    tags = populated("sql", "select tags, created_at from version_overview", "-o", "json").json["rows"]
+    assert len(tags) == 2

@@ -95,6 +95,32 @@ def test_many_retired_versions_do_not_hide_that_two_are_left(any_registry: Regis
         assert refused.value.candidates == ("m@v50", "m@v51")
 
 
+NEAREST = [
+    ("0", 100), ("100", 100), ("149", 100), ("150", 100), ("151", 200), ("251", 300), ("999999999999999", 300),
+]  # fmt: skip
+
+
+def test_the_nearest_step_and_the_last(any_registry: Registry, subtests: pytest.Subtests) -> None:
+    """Of two that are as near, the lower; other models' steps and versions without one play no part."""
+    record_all(any_registry, *({"model": "run", "step": step} for step in (300, 100, None, 200)))
+    record_all(any_registry, {"model": "other", "step": 151}, {"model": "other", "step": 9000}, {"model": "none"})
+    for near, step in NEAREST:
+        with subtests.test(near=near):
+            assert any_registry.version(f"run@step~{near}").step == step
+    assert any_registry.version("run@last").step == 300
+    any_registry.retire("run@step-300")
+    assert any_registry.resolve("run@last").ref == any_registry.resolve("run@step~500").ref == "run@v4"
+    record(any_registry, "run", step=200)
+    for ref in ("run@last", "run@step~180"):
+        with pytest.raises(AmbiguousRef) as refused:
+            any_registry.resolve(ref)
+        assert refused.value.candidates == ("run@v4", "run@v5")
+    for ref in ("none@last", "none@step~1"):
+        with pytest.raises(UnknownRef, match="no version with a step") as missed:
+            any_registry.resolve(ref)
+        assert "lensreg history none" in str(missed.value.hint)
+
+
 UNKNOWN = [
     ("pirat", ["pirate"], "Did you mean pirate?"),
     ("Pirate", ["pirate"], "Did you mean pirate?"),

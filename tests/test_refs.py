@@ -68,7 +68,7 @@ BAD_NAMES = [
     "\udcff",
 ]
 BAD_ALIASES = ["", "v3", "V3", "v", "v0", "v99999999999", "step", "step-10", "STEP-1", "step.x", "latest", "Latest"]
-BAD_ALIASES += ["last", "a/b", "a b", "-a", ".a", "a.", "a..b", "a\n", "best\x00", "x" * 97, "ｂest"]
+BAD_ALIASES += ["last", "Last", "step~5", "a/b", "a b", "-a", ".a", "a.", "a..b", "a\n", "best\x00", "x" * 97, "ｂest"]
 GOOD_ALIASES = [
     "best",
     "v1.0",
@@ -123,6 +123,9 @@ def test_what_means_something_else_already_is_no_alias(alias: str) -> None:
         ("org/m@v999999999", Ref("number", model="org/m", number=999_999_999)),
         ("m@step-0", Ref("step", model="m", step=0)),
         ("m@step-999999999999999", Ref("step", model="m", step=10**15 - 1)),
+        ("m@step~0", Ref("nearest", model="m", step=0)),
+        ("org/m@step~1500", Ref("nearest", model="org/m", step=1500)),
+        ("m@last", Ref("last", model="m")),
         ("m@best", Ref("alias", model="m", alias="best")),
         ("sha256:abc123", Ref("digest", digest_prefix="abc123")),
         ("sha256:" + "a" * 64, Ref("digest", digest_prefix="a" * 64)),
@@ -148,7 +151,12 @@ def test_each_kind_of_ref(text: str, ref: Ref) -> None:
         "m@step-1e3",
         "m@step-1000000000000000",
         "m@latest",
-        "m@last",
+        "m@Last",
+        "m@step~",
+        "m@step~01",
+        "m@step~-1",
+        "m@step~1000000000000000",
+        "m@last~1",
         "m@a@b",
         "m@v1\n",
         "m@best/x",
@@ -169,7 +177,7 @@ def test_a_ref_that_is_almost_right_is_refused_with_a_hint(text: str) -> None:
     assert refused.value.fields["ref"] == text
 
 
-@given(st.text() | st.from_regex(r"[a-z/.@:v0-9-]{0,20}", fullmatch=True))
+@given(st.text() | st.from_regex(r"[a-z/.@:v0-9~-]{0,20}", fullmatch=True))
 def test_any_text_is_a_ref_or_refused(text: str) -> None:
     try:
         ref = parse_ref(text)
@@ -183,6 +191,8 @@ _refs = st.one_of(
     st.builds(Ref, st.just("newest"), model=_names),
     st.builds(Ref, st.just("number"), model=_names, number=st.integers(1, 999_999_999)),
     st.builds(Ref, st.just("step"), model=_names, step=st.integers(0, 10**15 - 1)),
+    st.builds(Ref, st.just("nearest"), model=_names, step=st.integers(0, 10**15 - 1)),
+    st.builds(Ref, st.just("last"), model=_names),
     st.builds(Ref, st.just("alias"), model=_names, alias=st.sampled_from(GOOD_ALIASES)),
     st.builds(Ref, st.just("digest"), digest_prefix=st.text("0123456789abcdef", min_size=6, max_size=64)),
 )
@@ -198,6 +208,8 @@ def _write(ref: Ref) -> str:
         "newest": "",
         "number": f"@v{ref.number}",
         "step": f"@step-{ref.step}",
+        "nearest": f"@step~{ref.step}",
+        "last": "@last",
         "alias": f"@{ref.alias}",
         "digest": f"sha256:{ref.digest_prefix}",
     }[ref.kind]
