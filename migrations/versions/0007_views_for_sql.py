@@ -1,14 +1,14 @@
 """Views for people who prefer SQL: versions, lineage, measurements and events, with refs instead of ids.
 
-Revision: 0006, after 0004.
+Revision: 0007, after 0006.
 """
 
 from __future__ import annotations
 
 from alembic import op
 
-revision = "0006"
-down_revision = "0004"
+revision = "0007"
+down_revision = "0006"
 branch_labels = None
 depends_on = None
 
