@@ -69,7 +69,7 @@ def search(
         return
     found = registry.search(expression, order_by=order_by, limit=limit, after=after, show=show)
     if session.output == "json":
-        rows = plain_rows([{**summary_row(one), "values": dict(one.values)} for one in found], session)
+        rows = list(plain_rows([{**summary_row(one), "values": dict(one.values)} for one in found], session))
         print_json({"rows": rows, "after": found.after, "notes": found.notes})
         return
     _print(session, found)

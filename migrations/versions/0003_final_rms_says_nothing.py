@@ -37,7 +37,7 @@ def upgrade() -> None:
     connection = op.get_bind()
     renamed: dict[str, str] = {}
     for row in connection.execute(sa.select(architectures).order_by(architectures.c.fingerprint)).all():
-        if row.fields["normalization_type"] == "RMS" and row.fields["final_rms"]:
+        if row.fields.get("normalization_type") == "RMS" and row.fields.get("final_rms"):
             renamed[row.fingerprint] = _rewrite(connection, row.fingerprint, {**row.fields, "final_rms": False})
     if renamed:
         _append_event(connection, {"fingerprints": renamed})
