@@ -16,7 +16,7 @@ from sqlalchemy import CTE, Connection, Select, and_, literal, select
 
 from registry.database import Database
 from registry.errors import AmbiguousRef, UnknownRef
-from registry.query import read_absent_parents, summarise_ids
+from registry.query import bind_ids, read_absent_parents, summarise_ids
 from registry.resolve import ResolvedRef, resolve_ref
 from registry.tables import absent_parents, models, version_parents, versions
 from registry.versions import AbsentParent, VersionSummary
@@ -359,7 +359,7 @@ def _select_details(children: Sequence[int]) -> Select[Any]:
             .join(of_parent, of_parent.c.id == parent.c.model_id)
             .outerjoin(absent_parents, absent_parents.c.id == version_parents.c.absent_id)
         )
-        .where(version_parents.c.version_id.in_(children))
+        .where(version_parents.c.version_id.in_(bind_ids(children)))
     )
 
 

@@ -66,6 +66,7 @@ def make_draft(
     provenance: Mapping[str, Any] | None = None,
     architecture: Architecture | None = None,
     tensors: Mapping[str, TensorRecord] | None = None,
+    shards: Sequence[str] = (),
 ) -> Draft:
     """Describe a version of `model` whose weights are made up: new ones, unless their digest is given."""
     digests = {name: one.digest for name, one in (tensors or {}).items()}
@@ -104,6 +105,7 @@ def make_draft(
         files=(
             StoredFile("config.json", "config", digest_of("config"), 300),
             StoredFile("model.safetensors", "weights", digest_of(weights_digest), 4000),
+            *(StoredFile(f"{digest}.safetensors", "weights", digest, 4000) for digest in shards),
         ),
         parents=parents,
         measurements=[{**parity, "metric": "raw"}, {**parity, "metric": "processed"}] if verified else [],

@@ -139,6 +139,15 @@ def test_it_is_joined_by_the_digest_of_its_weights_or_of_its_one_file(any_regist
     assert any_registry.events("late@v1")[0].details["by"] == "digest"
 
 
+def test_one_shard_of_several_is_not_the_network(any_registry: Registry) -> None:
+    """Whichever of the two is registered first."""
+    shard = digest_of("a shard")
+    record(any_registry, "early", absent=[f"org/name@main#sha256:{shard}"])
+    record(any_registry, "sharded", shards=[shard])
+    record(any_registry, "late", absent=[f"org/name@main#sha256:{shard}"])
+    assert _parents(any_registry, "early") == _parents(any_registry, "late") == []
+
+
 def test_a_branch_is_joined_by_hand_only(any_registry: Registry) -> None:
     record(any_registry, "tuned", absent=["openai-community/gpt2@main"])
     record(any_registry, "gpt2", provenance=ORIGIN)
