@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,17 +61,19 @@ def main() -> None:
             shutil.rmtree(source)
 
 
-def save_checkpoint(folder: Path, n_files: int) -> Path:
-    """Save a Llama of 270M parameters in float32, in `n_files` files of about the same size."""
+def save_checkpoint(folder: Path, n_files: int, dtype: torch.dtype = torch.float32) -> Path:
+    """Save a Llama of 270M parameters, in `n_files` files of about the same size."""
     torch.manual_seed(0)
     with quiet():
-        network = LlamaForCausalLM(CONFIG)
+        network = LlamaForCausalLM(CONFIG).to(dtype)
     folder.mkdir()
     config = {**network.config.to_dict(), "architectures": ["LlamaForCausalLM"]}
     (folder / "config.json").write_text(json.dumps(config))
     tensors = network.state_dict()
     per_file = sum(tensor.nbytes for tensor in tensors.values()) / n_files
-    weight_map, shards, filled = {}, [{} for _ in range(n_files)], 0.0
+    weight_map: dict[str, str] = {}
+    shards: list[dict[str, torch.Tensor]] = [{} for _ in range(n_files)]
+    filled = 0.0
     for key, tensor in tensors.items():
         number = min(int((filled + tensor.nbytes / 2) / per_file), n_files - 1)
         shards[number][key] = tensor
@@ -89,14 +91,13 @@ def save_checkpoint(folder: Path, n_files: int) -> Path:
 def compare(folder: Path, source: Path, n_files: int, repeat: int) -> None:
     """Measure every way `repeat` times, in turn, and print a row for each."""
     files = [str(path) for path in sorted(source.iterdir())]
-    finite = []
+    finite: list[Taken] = []
     check = verify.check_finite
 
-    def check_and_time(tensors: dict[str, torch.Tensor]) -> None:
-        taken = measure(lambda: check(tensors))
-        finite.append(taken)
+    def check_and_time(tensors: Mapping[str, torch.Tensor]) -> None:
+        finite.append(measure(lambda: check(tensors)))
 
-    verify.check_finite = check_and_time  # type: ignore[assignment]
+    verify.check_finite = check_and_time
     target = folder / "target"
     ways: dict[str, Callable[[], object]] = {
         "`sha256sum` + `cp`": lambda: (run("sha256sum", *files), copy(files, target)),

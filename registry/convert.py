@@ -141,6 +141,26 @@ def convert_weights(
     return _process_weights(tensors, cfg, processing)
 
 
+def build_processed_network(
+    tensors: dict[str, torch.Tensor],
+    family: Family,
+    architecture: Architecture,
+    processing: Processing,
+    *,
+    dtype: torch.dtype,
+) -> HookedTransformer:
+    """Process raw tensors in hooked layout, in `dtype` as convert_weights gives them, and build the network.
+
+    They are used up, `tensors` is empty afterwards: a caller who has let go of the source holds no second copy then.
+    """
+    cfg = make_hooked_config(architecture, family, folded=False, dtype=dtype, device="cpu")
+    processed = _process_weights(tensors, cfg, processing)
+    if processed is not tensors:
+        tensors.clear()
+    cfg = make_hooked_config(architecture, family, folded=processing.fold_ln, dtype=dtype, device="cpu")
+    return make_hooked_network(cfg, _own(processed, dtype))
+
+
 def build_hooked_network(
     tensors: Mapping[str, torch.Tensor],
     architecture: Architecture,

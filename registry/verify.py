@@ -23,7 +23,15 @@ import torch
 
 from registry.architecture import Architecture
 from registry.attention import choose_second_attention
-from registry.convert import RAW, Processing, check_finite, convert_network, guard_processing
+from registry.convert import (
+    RAW,
+    Processing,
+    build_processed_network,
+    check_finite,
+    convert_network,
+    convert_weights,
+    guard_processing,
+)
 from registry.errors import ParityFailure
 from registry.families.family import Family
 from registry.networks import build_source_network
@@ -137,16 +145,18 @@ def measure_parity(
     reference = measure_reference(source, family, architecture)
     counter.advance()
     processing = guard_processing(architecture, Processing())
-    differences = []
-    for one in (RAW, processing):
-        network = convert_network(source, family, architecture, one, dtype=dtype)
-        differences.append(reference.measure_hooked(network))
-        del network
-        counter.advance()
+    network = convert_network(source, family, architecture, RAW, dtype=dtype)
+    raw = reference.measure_hooked(network)
+    del network
     counter.advance()
+    tensors = convert_weights(source, family, architecture, RAW)
+    del source  # what is processed next is copied several times
+    network = build_processed_network(tensors, family, architecture, processing, dtype=dtype)
+    processed = reference.measure_hooked(network)
+    counter.advance(2)
     return Parity(
-        raw=differences[0],
-        processed=differences[1],
+        raw=raw,
+        processed=processed,
         noise_floor=reference.noise_floor,
         bound=reference.bound,
         dtype=str(dtype).removeprefix("torch."),
