@@ -53,7 +53,7 @@ families: $(READY)  ## measure every family, and write docs/families.md
 	@$(BIN)/python -m docs.write_families
 
 bench: $(READY)  ## measure against the usual ways, and write docs/benchmarks.md
-	@$(BIN)/python benchmarks/compare.py
+	@$(BIN)/python -m benchmarks
 
 format: $(READY)  ## put the code in order
 	@$(BIN)/ruff check --fix .

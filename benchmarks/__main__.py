@@ -1,0 +1,98 @@
+"""Measure every subject, each in a process of its own, and write docs/benchmarks.md: `make bench`.
+
+    python -m benchmarks [--quick] [--only SUBJECT …] [--without-rivals] [--page FILE]
+
+With `--only`, what was measured is printed and no page is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+import time
+from importlib import import_module
+from pathlib import Path
+
+from benchmarks.environments import find_rivals, make_environments
+from benchmarks.machine import describe_machine
+from benchmarks.page import Section, write_page
+from benchmarks.plan import ROOT, Plan
+
+SUBJECTS = {
+    "loading-160m": "benchmarks.subjects.loading:measure_small",
+    "loading-1.5b": "benchmarks.subjects.loading:measure_large",
+    "registering": "benchmarks.subjects.registering:measure",
+    "resolving": "benchmarks.subjects.resolving:measure",
+    "commands": "benchmarks.subjects.commands:measure",
+    "growth": "benchmarks.subjects.growth:measure",
+}
+PAGE = ROOT / "docs" / "benchmarks.md"
+TIMEOUT_SECONDS = 900
+
+
+def main() -> None:
+    """Run what the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small sizes, to see that everything works")
+    parser.add_argument("--only", nargs="*", choices=SUBJECTS, metavar="SUBJECT", help=", ".join(SUBJECTS))
+    parser.add_argument("--without-rivals", action="store_true", help="install and run no other registry")
+    parser.add_argument("--page", type=Path, default=PAGE, help="where to write; pictures go to images/ beside it")
+    parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)  # for a subject's own process
+    given = parser.parse_args()
+    plan = Plan(quick=given.quick, rivals=not given.without_rivals, images=given.page.parent / "images")
+    if given.into:
+        module, _, name = SUBJECTS[given.only[0]].partition(":")
+        given.into.write_bytes(pickle.dumps(getattr(import_module(module), name)(plan)))
+        return
+    plan.folder.mkdir(exist_ok=True)
+    if plan.rivals:
+        make_environments(plan.folder)
+    machine = describe_machine(find_rivals(plan.folder) if plan.rivals else {})
+    sections = [_measure(subject, plan, given.page) for subject in given.only or SUBJECTS]
+    page = write_page(machine, sections, quick=plan.quick)
+    if given.only:
+        print(page)
+    else:
+        given.page.write_text(page)
+        print(f"wrote {given.page}")
+
+
+def _measure(subject: str, plan: Plan, page: Path) -> Section:
+    """Measure one subject in a process of its own, so that a failure costs no more than its section."""
+    command = f"python -m benchmarks --only {subject}"
+    print(f"{subject} …", end=" ", flush=True)
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="lensreg-bench-") as name:
+        into = Path(name) / "section"
+        arguments = [sys.executable, "-m", "benchmarks", "--only", subject, "--into", str(into), "--page", str(page)]
+        arguments += ["--quick"] * plan.quick + ["--without-rivals"] * (not plan.rivals)
+        with (plan.folder / f"{subject}.log").open("w") as log:
+            try:
+                subprocess.run(
+                    arguments, cwd=ROOT, env=_make_environment(), stdout=log, stderr=log, timeout=TIMEOUT_SECONDS
+                )
+            except subprocess.TimeoutExpired:
+                print(f"was stopped after {TIMEOUT_SECONDS} s")
+                return Section(subject, command, [f"Not measured: stopped after {TIMEOUT_SECONDS} s."])
+        took = f"{time.monotonic() - start:.0f} s"
+        if not into.is_file():
+            reason = (plan.folder / f"{subject}.log").read_text().strip().splitlines()[-1:] or ["it ended"]
+            print(f"failed after {took}: {reason[0]}")
+            return Section(subject, command, [f"Not measured: {reason[0].replace(str(ROOT), '…')}"])
+        print(took)
+        section: Section = pickle.loads(into.read_bytes())
+        return section
+
+
+def _make_environment() -> dict[str, str]:
+    """Keep settings of ours and of the Hub out of it; what is measured is this checkout."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("LENSREG_", "HF_", "MLFLOW_"))}
+    return kept | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+
+
+if __name__ == "__main__":
+    main()

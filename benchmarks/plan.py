@@ -1,0 +1,31 @@
+"""How much to measure, and where to write: what every subject is given."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`quick` takes small sizes, to see that everything works; its numbers mean nothing."""
+
+    quick: bool = False
+    rivals: bool = True
+    folder: Path = ROOT / ".bench"
+    """Holds the rivals' environments, and while it runs what is measured: it must be on a disk, not in memory."""
+    images: Path = ROOT / "docs" / "images"
+    memory_bytes: int = 14 * 10**9
+    """A way that takes more private memory than this is stopped, and its line says so."""
+
+    @contextmanager
+    def working_folder(self) -> Iterator[Path]:
+        """Make a folder, and delete it with all that is in it."""
+        self.folder.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="work-", dir=self.folder) as name:
+            yield Path(name)
