@@ -66,7 +66,7 @@ def append_event(connection: Connection, action: str, subject: str, details: Map
         "details": dict(details),
         "environment": describe_environment(),
     }
-    connection.execute(events.insert().values(digest=_digest(row), **row))
+    connection.execute(events.insert().values(digest=digest_event(row), **row))
 
 
 def read_events(connection: Connection, subject: str | None = None, limit: int | None = None) -> list[Event]:
@@ -113,7 +113,8 @@ def describe_environment() -> dict[str, Any]:
     return {"packages": packages, "job": read_ci_variables()}
 
 
-def _digest(row: Mapping[str, Any]) -> str:
+def digest_event(row: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of all that an event's row says, its predecessor's digest included."""
     content = {name: row[name] for name in (column.name for column in events.c) if name != "digest"}
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -123,7 +124,7 @@ def _digest_as_read(row: Row[Any]) -> str | None:
     """Digest a row whose JSON is still text; None if it holds what no event can."""
     try:
         read = {name: json.loads(getattr(row, name)) for name in ("details", "environment")}
-        return _digest({**row._asdict(), **read})
+        return digest_event({**row._asdict(), **read})
     except (ValueError, TypeError, RecursionError):
         return None
 

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import select, text
 
 from registry import Registry, RegistryError
-from registry.audit import GENESIS, _digest, append_event
+from registry.audit import GENESIS, append_event, digest_event
 from registry.errors import DatabaseError, InvalidRef
 from registry.tables import events
 from tests.records import add_version, record, record_all
@@ -130,7 +130,7 @@ def test_an_altered_event_with_a_digest_that_fits_breaks_the_next(trail: Registr
     with trail.database.write() as connection:
         row = connection.execute(select(events).where(events.c.sequence == 3)).one()._asdict() | {"actor": "other@host"}
         connection.execute(
-            events.update().where(events.c.sequence == 3).values(actor="other@host", digest=_digest(row))
+            events.update().where(events.c.sequence == 3).values(actor="other@host", digest=digest_event(row))
         )
     fault = trail.verify_events()
     assert fault is not None
