@@ -135,6 +135,8 @@ def _write_entry(entry: Entry) -> list[str]:
 
 def write_seconds(seconds: float) -> str:
     """Write a time with three digits and its unit."""
+    if seconds < 1e-6:
+        return f"{_digits(seconds * 1e9)} ns"
     if seconds < 1e-3:
         return f"{_digits(seconds * 1e6)} µs"
     return f"{_digits(seconds * 1e3)} ms" if seconds < 1 else f"{_digits(seconds)} s"

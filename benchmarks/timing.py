@@ -32,15 +32,22 @@ def take_turns(ways: Mapping[str, Call], rounds: int, *, before: Call | None = N
     return {name: tuple(taken) for name, taken in seconds.items()}
 
 
-def time_many(ways: Mapping[str, Call], calls: int, *, block: int = 50) -> dict[str, tuple[float, ...]]:
-    """Time each of many short calls by itself, the ways in turn in blocks."""
+def time_many(
+    ways: Mapping[str, Call], calls: int, *, block: int = 50, budget_seconds: float = 5
+) -> dict[str, tuple[float, ...]]:
+    """Time each of many short calls by itself, the ways in turn in blocks; fewer of them when the budget is spent."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for call in ways.values():
-        for _ in range(min(block, calls)):
-            call()
+        call()
+    stop = time.monotonic() + budget_seconds
     for start in range(0, calls, block):
         for name, call in ways.items():
-            seconds[name].extend(time_call(call) for _ in range(min(block, calls - start)))
+            for _ in range(min(block, calls - start)):
+                seconds[name].append(time_call(call))
+                if time.monotonic() > stop:
+                    break
+        if time.monotonic() > stop:
+            break
     return {name: tuple(taken) for name, taken in seconds.items()}
 
 

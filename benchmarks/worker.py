@@ -58,13 +58,15 @@ class Way:
 
 
 class Worker:
-    """A process that runs `MODULE:CLASS(**arguments)` when it is asked to."""
+    """A process that runs `MODULE:CLASS(**arguments)` when it is asked to; `python` may be another environment's."""
 
-    def __init__(self, target: str, memory_bytes: int, /, **arguments: Any) -> None:
+    def __init__(
+        self, target: str, memory_bytes: int, /, *, python: str | Path = sys.executable, **arguments: Any
+    ) -> None:
         self._memory_bytes = memory_bytes
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the process)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.worker", target, json.dumps(arguments, default=str)],
+            [str(python), "-m", "benchmarks.worker", target, json.dumps(arguments, default=str)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

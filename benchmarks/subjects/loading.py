@@ -11,10 +11,10 @@ from pathlib import Path
 from benchmarks.checkpoints import Shape
 from benchmarks.page import Bound, Entry, Line, Section, write_bytes
 from benchmarks.plan import Plan
+from benchmarks.subjects.loading_ways import WAYS
 from benchmarks.timing import median_of
 from benchmarks.worker import Outcome, WayFailed, Worker
 
-WAYS = "benchmarks.subjects.loading_ways"
 OURS = "`registry.load(ref)`"
 USUAL = "`HookedTransformer.from_pretrained(name)`"
 LIMIT = "`safetensors.torch.load_file` and the network on the meta device"

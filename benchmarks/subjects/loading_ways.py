@@ -19,6 +19,7 @@ from benchmarks.cache import chill, list_files, warm
 from benchmarks.checkpoints import make_tokenizer
 from benchmarks.worker import Way
 
+WAYS = __name__
 N_PROBE = 16
 logging.disable_progress_bar()
 
@@ -39,6 +40,9 @@ class LoadWay(Way):
         raise NotImplementedError
 
     def prepare(self, request: Mapping[str, Any]) -> None:
+        if "place" in request:
+            self.places = [Path(request["place"])]
+            os.chdir(self.places[0])
         files = list_files(*self.places)  # after the first load there may be more of them
         if request["cold"]:
             chill(files)
@@ -46,7 +50,7 @@ class LoadWay(Way):
             warm(files)
 
     def run(self, request: Mapping[str, Any]) -> Any:
-        return self.load(self.what)
+        return self.load(request.get("what", self.what))
 
     def finish(self, result: Any, request: Mapping[str, Any]) -> dict[str, Any]:
         if not request.get("forward", True):
