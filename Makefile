@@ -59,5 +59,5 @@ format: $(READY)  ## put the code in order
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-clean:  ## delete the environment and what the demo wrote
-	rm -rf $(VENV) $(VENV_TL4) .demo build dist
+clean:  ## delete the environments and what the demo and the benchmarks wrote
+	rm -rf $(VENV) $(VENV_TL4) .bench .demo build dist

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -43,8 +44,9 @@ def main() -> None:
     parser.add_argument("--page", type=Path, default=PAGE, help="where to write; pictures go to images/ beside it")
     parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)  # for a subject's own process
     given = parser.parse_args()
-    plan = Plan(quick=given.quick, rivals=not given.without_rivals, images=given.page.parent / "images")
+    plan = Plan(quick=given.quick, rivals=not given.without_rivals, images=given.page.absolute().parent / "images")
     if given.into:
+        plan = replace(plan, work=given.into.parent)
         module, _, name = SUBJECTS[given.only[0]].partition(":")
         given.into.write_bytes(pickle.dumps(getattr(import_module(module), name)(plan)))
         return
@@ -66,9 +68,19 @@ def _measure(subject: str, plan: Plan, page: Path) -> Section:
     command = f"python -m benchmarks --only {subject}"
     print(f"{subject} …", end=" ", flush=True)
     start = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="lensreg-bench-") as name:
+    with tempfile.TemporaryDirectory(prefix="work-", dir=plan.folder) as name:  # deleted whatever becomes of it
         into = Path(name) / "section"
-        arguments = [sys.executable, "-m", "benchmarks", "--only", subject, "--into", str(into), "--page", str(page)]
+        arguments = [
+            sys.executable,
+            "-m",
+            "benchmarks",
+            "--only",
+            subject,
+            "--into",
+            str(into),
+            "--page",
+            str(page.absolute()),
+        ]
         arguments += ["--quick"] * plan.quick + ["--without-rivals"] * (not plan.rivals)
         with (plan.folder / f"{subject}.log").open("w") as log:
             try:

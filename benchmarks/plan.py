@@ -18,7 +18,9 @@ class Plan:
     quick: bool = False
     rivals: bool = True
     folder: Path = ROOT / ".bench"
-    """Holds the rivals' environments, and while it runs what is measured: it must be on a disk, not in memory."""
+    """Holds the rivals' environments."""
+    work: Path = ROOT / ".bench"
+    """Holds what is measured, as long as it is: it must be on a disk, not in memory."""
     images: Path = ROOT / "docs" / "images"
     memory_bytes: int = 14 * 10**9
     """A way that takes more private memory than this is stopped, and its line says so."""
@@ -26,6 +28,5 @@ class Plan:
     @contextmanager
     def working_folder(self) -> Iterator[Path]:
         """Make a folder, and delete it with all that is in it."""
-        self.folder.mkdir(exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="work-", dir=self.folder) as name:
+        with tempfile.TemporaryDirectory(prefix="part-", dir=self.work) as name:
             yield Path(name)

@@ -74,7 +74,11 @@ class Worker:
             bufsize=0,
         )
         self._left = b""
-        self._listen(None)
+        try:
+            self._listen(None)
+        except WayFailed:
+            self.stop()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -97,8 +101,8 @@ class Worker:
 
     def stop(self) -> None:
         """End the process."""
-        self._process.kill()
-        self._process.wait()
+        with self._process as process:  # which closes its pipes and waits
+            process.kill()
         self._log.close()
 
     def _listen(self, samples: list[int] | None) -> dict[str, Any]:

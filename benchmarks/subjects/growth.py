@@ -43,8 +43,8 @@ def measure(plan: Plan) -> Section:
         entries += _list_entries(of, curves)
         pictures += _draw(plan, name, of, curves)
     text = [
-        "Each curve is fitted by least squares: as a power on logarithms (n^0 is no growth, n^1 is linear), which is what",
-        "is drawn, and as a straight line.",
+        "Each curve is fitted by least squares: as a power on logarithms (n^0 is no growth, n^1 is linear), which is",
+        "drawn, and as a straight line.",
         "Layers: a GPT-NeoX of `d_model` 256, in float32. Versions: as above, in 100 models. Depth: the ancestors of a",
         f"version that is so many generations below its base, in a registry of {versions[-1]:,} versions.",
     ]
