@@ -8,8 +8,10 @@ With `--only`, what was measured is printed and no page is written.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import tempfile
@@ -82,22 +84,36 @@ def _measure(subject: str, plan: Plan, page: Path) -> Section:
             str(page.absolute()),
         ]
         arguments += ["--quick"] * plan.quick + ["--without-rivals"] * (not plan.rivals)
-        with (plan.folder / f"{subject}.log").open("w") as log:
-            try:
-                subprocess.run(
-                    arguments, cwd=ROOT, env=_make_environment(), stdout=log, stderr=log, timeout=TIMEOUT_SECONDS
-                )
-            except subprocess.TimeoutExpired:
-                print(f"was stopped after {TIMEOUT_SECONDS} s")
-                return Section(subject, command, [f"Not measured: stopped after {TIMEOUT_SECONDS} s."])
+        log = plan.folder / f"{subject}.log"
+        if not _run(arguments, log):
+            print(f"was stopped after {TIMEOUT_SECONDS} s")
+            return Section(subject, command, [f"Not measured: stopped after {TIMEOUT_SECONDS} s."])
         took = f"{time.monotonic() - start:.0f} s"
         if not into.is_file():
-            reason = (plan.folder / f"{subject}.log").read_text().strip().splitlines()[-1:] or ["it ended"]
+            reason = log.read_text().strip().splitlines()[-1:] or ["it ended"]
             print(f"failed after {took}: {reason[0]}")
             return Section(subject, command, [f"Not measured: {reason[0].replace(str(ROOT), '…')}"])
         print(took)
         section: Section = pickle.loads(into.read_bytes())
         return section
+
+
+def _run(arguments: list[str], log: Path) -> bool:
+    """Run a subject; False if it took too long, and then all that it started is ended with it."""
+    with (
+        log.open("w") as opened,
+        subprocess.Popen(
+            arguments, cwd=ROOT, env=_make_environment(), stdout=opened, stderr=opened, start_new_session=True
+        ) as process,
+    ):
+        try:
+            process.wait(TIMEOUT_SECONDS)
+        except subprocess.TimeoutExpired:
+            return False
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    return True
 
 
 def _make_environment() -> dict[str, str]:

@@ -25,12 +25,14 @@ class Shape:
     d_vocab: int = 50304
     dtype: str = "float32"
 
+    def estimate_bytes(self) -> int:
+        """Return about how many bytes its weights have."""
+        n_parameters = 12 * self.n_layers * self.d_model**2 + 2 * self.d_vocab * self.d_model
+        return n_parameters * getattr(torch, self.dtype).itemsize
 
-def save_checkpoint(folder: Path, shape: Shape, *, n_files: int = 1, n_tokens: int = 0) -> int:
-    """Save a checkpoint in `n_files` files of about one size; return how many parameters it has.
 
-    With `n_tokens` it has a tokenizer of so many tokens.
-    """
+def save_checkpoint(folder: Path, shape: Shape, *, n_files: int = 1) -> int:
+    """Save a checkpoint in `n_files` files of about one size, without a tokenizer; return its number of parameters."""
     folder.mkdir(parents=True)
     config = GPTNeoXConfig(
         architectures=["GPTNeoXForCausalLM"],
@@ -51,8 +53,6 @@ def save_checkpoint(folder: Path, shape: Shape, *, n_files: int = 1, n_tokens: i
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     else:
         _save_sharded(folder, tensors, total, n_files)
-    if n_tokens:
-        make_tokenizer(n_tokens).save_pretrained(folder)
     return sum(math.prod(one) for one in shapes.values())
 
 

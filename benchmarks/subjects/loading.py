@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from benchmarks.checkpoints import Shape
@@ -23,7 +25,8 @@ BRIDGE = "`TransformerBridge.boot_transformers(folder)`, `enable_compatibility_m
 # transformer-lens knows these names, and takes the folders of these names for what they mean
 TINY_NAME, BIG_NAME = "EleutherAI/pythia-14m", "EleutherAI/pythia-1.4b"
 TINY = Shape(n_layers=2, d_model=64, n_heads=4, d_vocab=300)
-GROWS_BY_THEN = 5  # one way may take so many times the network's bytes; more disk than this is never asked for
+N_TOKENS = 50_254
+COPIES = 6  # of the network's bytes on the disk: as made, stored, derived, exported twice, and one to spare
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ def measure_small(plan: Plan) -> Section:
     """Measure a network of the size of Pythia-160M, in float32."""
     shape = Shape(4, 128, 4, d_vocab=2000) if plan.quick else Shape(12, 768, 12)
     size = Size("160M", shape, n_warm=2 if plan.quick else 5, n_cold=1 if plan.quick else 3)
-    return measure_size(plan, size, "loading-160m")
+    return measure_size(plan, size, "loading-160m", with_tokenizer=True)
 
 
 def measure_large(plan: Plan) -> Section:
@@ -75,10 +78,10 @@ def measure_large(plan: Plan) -> Section:
     return measure_size(plan, size, "loading-1.5b")
 
 
-def measure_size(plan: Plan, size: Size, subject: str) -> Section:
+def measure_size(plan: Plan, size: Size, subject: str, *, with_tokenizer: bool = False) -> Section:
     """Make the network, load it in every way in turn, and delete it."""
     with plan.working_folder() as folder:
-        needed = 12 * size.shape.d_model**2 * size.shape.n_layers * 8 * GROWS_BY_THEN
+        needed = COPIES * size.shape.estimate_bytes()
         if shutil.disk_usage(folder).free < needed:
             raise WayFailed(f"needs {write_bytes(needed)} of disk")
         n_parameters, n_bytes = _make(plan, folder, size)
@@ -92,8 +95,10 @@ def measure_size(plan: Plan, size: Size, subject: str) -> Section:
         first, taken = _first_load(plan, size, targets[OURS]), {way: _Taken() for way in targets}
         if not first.seconds:
             taken[OURS].missing = first.missing
+        tokenized = _measure_tokenizer(plan, size, folder) if with_tokenizer else []
         _take_turns(plan, size, {way: target for way, target in targets.items() if not taken[way].missing}, taken)
-    return _describe(size, subject, n_parameters, n_bytes, first, taken)
+    section = _describe(size, subject, n_parameters, n_bytes, first, taken)
+    return replace(section, entries=[*section.entries, *tokenized])
 
 
 def _make(plan: Plan, folder: Path, size: Size) -> tuple[int, int]:
@@ -161,6 +166,32 @@ def _take_turns(
     finally:
         for worker in workers.values():
             worker.stop()
+
+
+def _measure_tokenizer(plan: Plan, size: Size, folder: Path) -> list[Entry]:
+    """Load the same weights with a tokenizer of a usual size, and that tokenizer alone."""
+    hub = folder / "hub-tokenizer"
+    source, tokenizer = hub / BIG_NAME, "`AutoTokenizer.from_pretrained(folder)`, the tokenizer alone"
+    shutil.copytree(folder / "hub", hub, copy_function=os.link)
+    with Worker(f"{WAYS}:MakeCheckpoint", plan.memory_bytes) as maker:
+        maker.run(tokenizer=str(source), n_tokens=300 if plan.quick else N_TOKENS)
+    with Worker(f"{WAYS}:RegisterOnce", plan.memory_bytes, home=folder / "home") as registrar:
+        registrar.run(name="tokenized", source=str(source))
+    targets: dict[str, tuple[str, object, object, list[Path]]] = {
+        OURS: ("Registered", "tokenized", "tiny", [folder / "home"]),
+        USUAL: ("FromPretrained", BIG_NAME, TINY_NAME, [hub]),
+        tokenizer: ("Tokenizer", source, source, [source / "tokenizer.json"]),
+    }
+    seconds: dict[str, list[float]] = {way: [] for way in targets}
+    with contextlib.ExitStack() as stack:
+        workers = {way: stack.enter_context(_start(plan, size, target)) for way, target in targets.items()}
+        for turn in range(4):
+            for way, worker in workers.items():
+                outcome = worker.run(cold=False, forward=False)
+                if turn:  # the first time it may be derived
+                    seconds[way].append(outcome.seconds)
+    lines = [Line(way, tuple(taken)) for way, taken in seconds.items()]
+    return [Entry(f"{size.name} with a tokenizer of {N_TOKENS:,} tokens, warm load", lines)]
 
 
 def _describe(

@@ -16,7 +16,7 @@ import torch
 from transformers.utils import logging
 
 from benchmarks.cache import chill, list_files, warm
-from benchmarks.checkpoints import make_tokenizer
+from benchmarks.checkpoints import Shape, make_tokenizer, save_checkpoint
 from benchmarks.worker import Way
 
 WAYS = __name__
@@ -199,23 +199,16 @@ class Tokenizer(LoadWay):
 
 
 class MakeCheckpoint(Way):
-    """Make a checkpoint; what `benchmarks.checkpoints` imports stays out of the caller."""
-
-    def __init__(self) -> None:
-        from benchmarks.checkpoints import Shape, save_checkpoint
-
-        self.shape, self.save = Shape, save_checkpoint
+    """Make a checkpoint, or a tokenizer beside one; what that imports stays out of the caller."""
 
     def run(self, request: Mapping[str, Any]) -> Any:
-        return self.save(
-            Path(request["folder"]),
-            self.shape(**json.loads(request["shape"])),
-            n_files=request.get("n_files", 1),
-            n_tokens=request.get("n_tokens", 0),
-        )
+        if "tokenizer" in request:
+            return make_tokenizer(request["n_tokens"]).save_pretrained(request["tokenizer"])
+        shape = Shape(**json.loads(request["shape"]))
+        return save_checkpoint(Path(request["folder"]), shape, n_files=request.get("n_files", 1))
 
     def finish(self, result: Any, request: Mapping[str, Any]) -> dict[str, Any]:
-        return {"n_parameters": result}
+        return {"n_parameters": result if isinstance(result, int) else None}
 
 
 class RegisterOnce(Way):
