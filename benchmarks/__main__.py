@@ -117,9 +117,10 @@ def _run(arguments: list[str], log: Path) -> bool:
 
 
 def _make_environment() -> dict[str, str]:
-    """Keep settings of ours and of the Hub out of it; what is measured is this checkout."""
+    """Keep everybody's settings out of it, and nobody reports anything home; what is measured is this checkout."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("LENSREG_", "HF_", "MLFLOW_"))}
-    return kept | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    silent = {"HF_HUB_DISABLE_TELEMETRY": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1"}
+    return kept | silent | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
 
 
 if __name__ == "__main__":

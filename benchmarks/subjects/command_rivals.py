@@ -90,6 +90,7 @@ def _fill_dvc(folder: Path, program: Path, variables: Mapping[str, str]) -> None
         variables,
         ["git", "init", "--quiet"],
         [program, "init", "--quiet"],
+        [program, "config", "core.check_update", "false"],
         [program, "add", "--quiet", "model.bin"],
         [program, "remote", "add", "--quiet", "--default", "local", folder / "remote"],
         ["git", "add", "--all"],
