@@ -1,6 +1,6 @@
 """Measure every subject, each in a process of its own, and write docs/benchmarks.md: `make bench`.
 
-    python -m benchmarks [--quick] [--only SUBJECT …] [--without-rivals] [--page FILE]
+    python -m benchmarks [--quick] [--only SUBJECT …] [--without-rivals] [--memory-gb N] [--page FILE]
 
 With `--only`, what was measured is printed and no page is written.
 """
@@ -21,7 +21,7 @@ from importlib import import_module
 from pathlib import Path
 
 from benchmarks.environments import find_rivals, make_environments
-from benchmarks.machine import describe_machine
+from benchmarks.machine import describe_machine, read_free_bytes
 from benchmarks.page import Section, write_page
 from benchmarks.plan import ROOT, Plan
 
@@ -43,10 +43,16 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that everything works")
     parser.add_argument("--only", nargs="*", choices=SUBJECTS, metavar="SUBJECT", help=", ".join(SUBJECTS))
     parser.add_argument("--without-rivals", action="store_true", help="install and run no other registry")
+    parser.add_argument("--memory-gb", type=float, help="where to stop a way; 85 %% of what is free if left out")
     parser.add_argument("--page", type=Path, default=PAGE, help="where to write; pictures go to images/ beside it")
     parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)  # for a subject's own process
     given = parser.parse_args()
-    plan = Plan(quick=given.quick, rivals=not given.without_rivals, images=given.page.absolute().parent / "images")
+    plan = Plan(
+        quick=given.quick,
+        rivals=not given.without_rivals,
+        images=given.page.absolute().parent / "images",
+        memory_bytes=int(given.memory_gb * 1e9) if given.memory_gb else int(0.85 * read_free_bytes()),
+    )
     if given.into:
         plan = replace(plan, work=given.into.parent)
         module, _, name = SUBJECTS[given.only[0]].partition(":")
@@ -83,6 +89,7 @@ def _measure(subject: str, plan: Plan, page: Path) -> Section:
             "--page",
             str(page.absolute()),
         ]
+        arguments += ["--memory-gb", f"{plan.memory_bytes / 1e9:.1f}"]
         arguments += ["--quick"] * plan.quick + ["--without-rivals"] * (not plan.rivals)
         log = plan.folder / f"{subject}.log"
         if not _run(arguments, log):

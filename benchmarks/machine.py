@@ -42,5 +42,11 @@ def _read_processor() -> str:
     return found[1] if found else platform.machine()
 
 
+def read_free_bytes() -> int:
+    """Return how much memory can be had without taking it from others."""
+    found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+    return int(found[1]) * 1024 if found else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+
+
 def _read_memory_gb() -> float:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9

@@ -22,7 +22,7 @@ class Plan:
     work: Path = ROOT / ".bench"
     """Holds what is measured, as long as it is: it must be on a disk, not in memory."""
     images: Path = ROOT / "docs" / "images"
-    memory_bytes: int = 14 * 10**9
+    memory_bytes: int = 10**10
     """A way that takes more private memory than this is stopped, and its line says so."""
 
     @contextmanager

@@ -18,6 +18,7 @@ from benchmarks.timing import median_of
 from benchmarks.worker import Outcome, WayFailed, Worker
 
 OURS = "`registry.load(ref)`"
+FIRST = f"{OURS}, the first time"
 USUAL = "`HookedTransformer.from_pretrained(name)`"
 LIMIT = "`safetensors.torch.load_file` and the network on the meta device"
 STATE = "`HookedTransformer(cfg)`, `load_state_dict(torch.load(…))`"
@@ -27,6 +28,10 @@ TINY_NAME, BIG_NAME = "EleutherAI/pythia-14m", "EleutherAI/pythia-1.4b"
 TINY = Shape(n_layers=2, d_model=64, n_heads=4, d_vocab=300)
 N_TOKENS = 50_254
 COPIES = 6  # of the network's bytes on the disk: as made, stored, derived, exported twice, and one to spare
+
+
+Target = tuple[str, object, object, list[Path]]
+"""Of a way: its class in `loading_ways`, what it loads, what it warms up on, and where its files are."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ def measure_size(plan: Plan, size: Size, subject: str, *, with_tokenizer: bool =
         needed = COPIES * size.shape.estimate_bytes()
         if shutil.disk_usage(folder).free < needed:
             raise WayFailed(f"needs {write_bytes(needed)} of disk")
-        n_parameters, n_bytes = _make(plan, folder, size)
+        n_parameters = _make(plan, folder, size)
         targets = {
             OURS: ("Registered", "big", "tiny", [folder / "home"]),
             USUAL: ("FromPretrained", BIG_NAME, TINY_NAME, [folder / "hub"]),
@@ -92,17 +97,23 @@ def measure_size(plan: Plan, size: Size, subject: str, *, with_tokenizer: bool =
             BRIDGE: ("Bridge", folder / "hub" / BIG_NAME, folder / "hub" / TINY_NAME, [folder / "hub"]),
             LIMIT: ("Bare", folder / "out", folder / "tiny-out", [folder / "out" / "hooked.safetensors"]),
         }
-        first, taken = _first_load(plan, size, targets[OURS]), {way: _Taken() for way in targets}
-        if not first.seconds:
-            taken[OURS].missing = first.missing
+        taken = {way: _Taken() for way in targets}
+        n_bytes = size.shape.estimate_bytes()
+        try:
+            first = _first_load(plan, size, targets[OURS], folder)
+            n_bytes = (folder / "out" / "hooked.safetensors").stat().st_size
+        except WayFailed as failed:
+            first = Line(FIRST, missing=str(failed))
+            for way, why in ((OURS, str(failed)), (STATE, "needs ours to be exported"), (LIMIT, "needs ours too")):
+                taken[way].missing = why
         tokenized = _measure_tokenizer(plan, size, folder) if with_tokenizer else []
         _take_turns(plan, size, {way: target for way, target in targets.items() if not taken[way].missing}, taken)
-    section = _describe(size, subject, n_parameters, n_bytes, first, taken)
+    section = _describe(size, subject, n_parameters, n_bytes, plan.memory_bytes, first, taken)
     return replace(section, entries=[*section.entries, *tokenized])
 
 
-def _make(plan: Plan, folder: Path, size: Size) -> tuple[int, int]:
-    """Make and register the checkpoints, and export what `from_pretrained` makes of them."""
+def _make(plan: Plan, folder: Path, size: Size) -> int:
+    """Make and register the checkpoints; return the big one's number of parameters."""
     for out in ("out", "tiny-out"):
         (folder / out).mkdir()
     tiny = Shape(**asdict(TINY) | {"dtype": size.shape.dtype})
@@ -113,34 +124,24 @@ def _make(plan: Plan, folder: Path, size: Size) -> tuple[int, int]:
     with Worker(f"{WAYS}:RegisterOnce", plan.memory_bytes, home=folder / "home") as registrar:
         for name, source in (("tiny", hub / TINY_NAME), ("big", hub / BIG_NAME)):
             registrar.run(name=name, source=str(source))
-    arguments = {"what": BIG_NAME, "tiny": TINY_NAME, "dtype": size.shape.dtype, "places": [str(hub)]}
-    with Worker(f"{WAYS}:Export", plan.memory_bytes, **arguments) as exporter:
-        exporter.run(cold=False, name=TINY_NAME, into=str(folder / "tiny-out"))
-        exporter.run(cold=False, name=BIG_NAME, into=str(folder / "out"))
-    n_bytes = (folder / "out" / "hooked.safetensors").stat().st_size
-    return int(made.details["n_parameters"]), n_bytes
+    return int(made.details["n_parameters"])
 
 
-def _start(plan: Plan, size: Size, target: tuple[str, object, object, list[Path]]) -> Worker:
+def _start(plan: Plan, size: Size, target: Target) -> Worker:
     kind, what, tiny, places = target
     arguments = {"what": str(what), "tiny": str(tiny), "places": [str(place) for place in places]}
     return Worker(f"{WAYS}:{kind}", plan.memory_bytes, dtype=size.shape.dtype, **arguments)
 
 
-def _first_load(plan: Plan, size: Size, target: tuple[str, object, object, list[Path]]) -> Line:
-    """Load it for the first time, when nothing has been derived from it yet."""
-    way = f"{OURS}, the first time"
-    try:
-        with _start(plan, size, target) as worker:
-            outcome = worker.run(cold=False, forward=False)
-    except WayFailed as failed:
-        return Line(way, missing=str(failed))
-    return Line(way, (outcome.seconds,), outcome.private_bytes)
+def _first_load(plan: Plan, size: Size, target: Target, folder: Path) -> Line:
+    """Load it for the first time, when nothing has been derived from it yet, and export it for the other ways."""
+    with _start(plan, size, target) as worker:
+        outcome = worker.run(cold=False, forward=False, export=str(folder / "out"))
+        worker.run(cold=False, forward=False, what="tiny", export=str(folder / "tiny-out"))
+    return Line(FIRST, (outcome.seconds,), outcome.private_bytes)
 
 
-def _take_turns(
-    plan: Plan, size: Size, targets: Mapping[str, tuple[str, object, object, list[Path]]], taken: dict[str, _Taken]
-) -> None:
+def _take_turns(plan: Plan, size: Size, targets: Mapping[str, Target], taken: dict[str, _Taken]) -> None:
     workers: dict[str, Worker] = {}
 
     def attempt(way: str, call: Callable[[], None]) -> None:
@@ -177,7 +178,7 @@ def _measure_tokenizer(plan: Plan, size: Size, folder: Path) -> list[Entry]:
         maker.run(tokenizer=str(source), n_tokens=300 if plan.quick else N_TOKENS)
     with Worker(f"{WAYS}:RegisterOnce", plan.memory_bytes, home=folder / "home") as registrar:
         registrar.run(name="tokenized", source=str(source))
-    targets: dict[str, tuple[str, object, object, list[Path]]] = {
+    targets: dict[str, Target] = {
         OURS: ("Registered", "tokenized", "tiny", [folder / "home"]),
         USUAL: ("FromPretrained", BIG_NAME, TINY_NAME, [hub]),
         tokenizer: ("Tokenizer", source, source, [source / "tokenizer.json"]),
@@ -195,7 +196,13 @@ def _measure_tokenizer(plan: Plan, size: Size, folder: Path) -> list[Entry]:
 
 
 def _describe(
-    size: Size, subject: str, n_parameters: int, n_bytes: int, first: Line, taken: dict[str, _Taken]
+    size: Size,
+    subject: str,
+    n_parameters: int,
+    n_bytes: int,
+    memory_bytes: int,
+    first: Line,
+    taken: dict[str, _Taken],
 ) -> Section:
     shape = size.shape
     text = [
@@ -208,6 +215,7 @@ def _describe(
         "A map reads nothing before it is used, so the tables with a first forward pass (16 tokens) say what a load is",
         "worth. `load_state_dict` is of what `from_pretrained` made, into a network that was not initialised. Ours was",
         "registered without verification, and had been loaded once before.",
+        f"A way is stopped when it takes more than {write_bytes(memory_bytes)} of private memory.",
         *_compare(taken),
     ]
     kinds = (

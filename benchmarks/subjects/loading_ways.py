@@ -78,6 +78,20 @@ class Registered(LoadWay):
     def load(self, what: str) -> Any:
         return self.registry.load(what, dtype=self.dtype, device="cpu")
 
+    def finish(self, result: Any, request: Mapping[str, Any]) -> dict[str, Any]:
+        if "export" in request:
+            _export(result, Path(request["export"]))
+        return super().finish(result, request)
+
+
+def _export(network: Any, folder: Path) -> None:
+    """Save a HookedTransformer as people do, as a state dict and its config, and as safetensors."""
+    from safetensors.torch import save_file
+
+    torch.save(network.cfg.to_dict() | {"tokenizer_name": None}, folder / "cfg.pt")
+    torch.save(network.state_dict(), folder / "state.pt")
+    save_file({name: value.detach() for name, value in network.named_parameters()}, folder / "hooked.safetensors")
+
 
 class FromPretrained(LoadWay):
     """`HookedTransformer.from_pretrained`, processed as it does by default.
@@ -107,24 +121,8 @@ def make_small_tokenizer(below: Path) -> Any:
     return AutoTokenizer.from_pretrained(folder)
 
 
-class Export(FromPretrained):
-    """Save what `from_pretrained` gives as a state dict, as safetensors, and its config, in the folder `into`."""
-
-    def run(self, request: Mapping[str, Any]) -> Any:
-        return self.load(request["name"])
-
-    def finish(self, result: Any, request: Mapping[str, Any]) -> dict[str, Any]:
-        from safetensors.torch import save_file
-
-        into = Path(request["into"])
-        torch.save(result.cfg.to_dict() | {"tokenizer_name": None}, into / "cfg.pt")
-        torch.save(result.state_dict(), into / "state.pt")
-        save_file({name: value.detach() for name, value in result.named_parameters()}, into / "hooked.safetensors")
-        return {}
-
-
 class _FromConfig(LoadWay):
-    """A network of our own building; `what` is a folder that `Export` wrote."""
+    """A network of our own building; `what` is a folder with an exported network."""
 
     def set_up(self) -> None:
         from transformer_lens import HookedTransformer, HookedTransformerConfig
