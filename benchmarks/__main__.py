@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that everything works")
     parser.add_argument("--only", nargs="*", choices=SUBJECTS, metavar="SUBJECT", help=", ".join(SUBJECTS))
     parser.add_argument("--without-rivals", action="store_true", help="install and run no other registry")
-    parser.add_argument("--memory-gb", type=float, help="where to stop a way; 85 %% of what is free if left out")
+    parser.add_argument("--memory-gb", type=float, default=14, help="where to stop a way; 14 if left out")
     parser.add_argument("--page", type=Path, default=PAGE, help="where to write; pictures go to images/ beside it")
     parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)  # for a subject's own process
     given = parser.parse_args()
@@ -51,7 +51,7 @@ def main() -> None:
         quick=given.quick,
         rivals=not given.without_rivals,
         images=given.page.absolute().parent / "images",
-        memory_bytes=int(given.memory_gb * 1e9) if given.memory_gb else int(0.85 * read_free_bytes()),
+        memory_bytes=int(min(given.memory_gb * 1e9, 0.85 * read_free_bytes())),
     )
     if given.into:
         plan = replace(plan, work=given.into.parent)
