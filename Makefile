@@ -6,9 +6,9 @@ READY := $(VENV)/.ready
 # a second environment, with the transformer-lens that has no HookedTransformer any more
 VENV_TL4 := .venv-tl4
 READY_TL4 := $(VENV_TL4)/.ready
-# where `make bench` stops what it measures: the usual ways to load 1.5 billion parameters take more than they have
-MEMORY_GB ?= 14
 REFERENCE_TL4 := $(VENV_TL4)/reference
+# `make bench` stops a way to load at so much private memory; the usual ones may want more for 1.5 billion parameters
+MEMORY_GB ?= 14
 
 .PHONY: demo test tl4 check docs families bench format clean
 .DEFAULT_GOAL := check
