@@ -92,7 +92,7 @@ def _measure(subject: str, plan: Plan, page: Path) -> Section:
         arguments += ["--memory-gb", f"{plan.memory_bytes / 1e9:.1f}"]
         arguments += ["--quick"] * plan.quick + ["--without-rivals"] * (not plan.rivals)
         log = plan.folder / f"{subject}.log"
-        if not _run(arguments, log):
+        if not _run(arguments, log, into.parent):
             print(f"was stopped after {TIMEOUT_SECONDS} s")
             return Section(subject, command, [f"Not measured: stopped after {TIMEOUT_SECONDS} s."])
         took = f"{time.monotonic() - start:.0f} s"
@@ -105,12 +105,12 @@ def _measure(subject: str, plan: Plan, page: Path) -> Section:
         return section
 
 
-def _run(arguments: list[str], log: Path) -> bool:
+def _run(arguments: list[str], log: Path, work: Path) -> bool:
     """Run a subject; False if it took too long, and then all that it started is ended with it."""
     with (
         log.open("w") as opened,
         subprocess.Popen(
-            arguments, cwd=ROOT, env=_make_environment(), stdout=opened, stderr=opened, start_new_session=True
+            arguments, cwd=ROOT, env=_make_environment(work), stdout=opened, stderr=opened, start_new_session=True
         ) as process,
     ):
         try:
@@ -123,11 +123,12 @@ def _run(arguments: list[str], log: Path) -> bool:
     return True
 
 
-def _make_environment() -> dict[str, str]:
+def _make_environment(work: Path) -> dict[str, str]:
     """Keep everybody's settings out of it, and nobody reports anything home; what is measured is this checkout."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("LENSREG_", "HF_", "MLFLOW_"))}
     silent = {"HF_HUB_DISABLE_TELEMETRY": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1"}
-    return kept | silent | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    ours = {"PYTHONPATH": str(ROOT), "LENSREG_HOME": str(work / "home"), "LENSREG_STAMPS": str(work / "stamps")}
+    return kept | silent | ours | {"HF_HUB_OFFLINE": "1"}
 
 
 if __name__ == "__main__":

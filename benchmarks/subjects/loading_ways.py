@@ -50,7 +50,10 @@ class LoadWay(Way):
             warm(files)
 
     def run(self, request: Mapping[str, Any]) -> Any:
-        return self.load(request.get("what", self.what))
+        network = self.load(request.get("what", self.what))
+        if "text" in request:  # a tokenizer may be read no earlier than it is used
+            self.read_text(network, request["text"])
+        return network
 
     def finish(self, result: Any, request: Mapping[str, Any]) -> dict[str, Any]:
         if not request.get("forward", True):
@@ -58,6 +61,10 @@ class LoadWay(Way):
         start = time.perf_counter()
         log_probs = self.probe(result)
         return {"forward_seconds": time.perf_counter() - start, "log_probs": log_probs}
+
+    def read_text(self, network: Any, text: str) -> None:
+        """Turn a text into tokens."""
+        network.to_tokens(text)
 
     @torch.inference_mode()
     def probe(self, network: Any) -> list[float]:
@@ -191,6 +198,9 @@ class Tokenizer(LoadWay):
         from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(what)
+
+    def read_text(self, network: Any, text: str) -> None:
+        network(text)
 
     def probe(self, network: Any) -> list[float]:
         return []
