@@ -171,11 +171,11 @@ def _take_turns(plan: Plan, size: Size, targets: Mapping[str, Target], taken: di
 
 def _measure_tokenizer(plan: Plan, size: Size, folder: Path) -> list[Entry]:
     """Load the same weights with a tokenizer of a usual size, and that tokenizer alone."""
-    hub = folder / "hub-tokenizer"
+    hub, n_tokens = folder / "hub-tokenizer", 300 if plan.quick else N_TOKENS
     source, tokenizer = hub / BIG_NAME, "`AutoTokenizer.from_pretrained(folder)`, the tokenizer alone"
     shutil.copytree(folder / "hub", hub, copy_function=os.link)
     with Worker(f"{WAYS}:MakeCheckpoint", plan.memory_bytes) as maker:
-        maker.run(tokenizer=str(source), n_tokens=300 if plan.quick else N_TOKENS)
+        maker.run(tokenizer=str(source), n_tokens=n_tokens)
     with Worker(f"{WAYS}:RegisterOnce", plan.memory_bytes, home=folder / "home") as registrar:
         registrar.run(name="tokenized", source=str(source))
     targets: dict[str, Target] = {
@@ -192,7 +192,7 @@ def _measure_tokenizer(plan: Plan, size: Size, folder: Path) -> list[Entry]:
                 if turn:  # the first time it may be derived
                     seconds[way].append(outcome.seconds)
     lines = [Line(way, tuple(taken)) for way, taken in seconds.items()]
-    return [Entry(f"{size.name} with a tokenizer of {N_TOKENS:,} tokens, warm load and a first text", lines)]
+    return [Entry(f"{size.name} with a tokenizer of {n_tokens:,} tokens, warm load and a first text", lines)]
 
 
 def _describe(
