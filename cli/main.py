@@ -26,6 +26,7 @@ COMMANDS = {
     "retire": "cli.versions:retire",
     "restore": "cli.versions:restore",
     "audit": "cli.audit:audit",
+    "cache": "cli.cache:cache",
     "db": "cli.db:db",
     "demo": "cli.demo.tour:demo",
 }

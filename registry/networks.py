@@ -219,17 +219,20 @@ def make_hooked_network(cfg: HookedTransformerConfig, tensors: Mapping[str, torc
 def rebuild_buffers(network: HookedTransformer) -> None:
     """Make the buffers that the meta device left empty, from the config and never from a file."""
     cfg = network.cfg
+    tables: dict[tuple[Any, str], tuple[torch.Tensor, torch.Tensor]] = {}
     for block in network.blocks:
         attention: Any = block.attn
         attention.mask = torch.empty((0, 0), dtype=torch.bool)
         attention.IGNORE = torch.tensor(-torch.inf)
         if cfg.positional_embedding_type == "rotary":
-            attention.rotary_sin, attention.rotary_cos = attention.calculate_sin_cos_rotary(
-                cfg.rotary_dim,
-                min(cfg.n_ctx, attention.ROTARY_INITIAL_CACHE_SIZE),
-                base=attention._rotary_base(),
-                dtype=cfg.dtype,
-            )
+            # of the layer, they depend on these two alone
+            base, kind = attention._rotary_base(), attention.attn_type
+            if (base, kind) not in tables:
+                tables[base, kind] = attention.calculate_sin_cos_rotary(
+                    cfg.rotary_dim, min(cfg.n_ctx, attention.ROTARY_INITIAL_CACHE_SIZE), base=base, dtype=cfg.dtype
+                )
+            # each layer has its own, which can be edited, and saved as safetensors
+            attention.rotary_sin, attention.rotary_cos = (table.clone() for table in tables[base, kind])
 
 
 def _refuse_empty(network: HookedTransformer) -> None:
