@@ -16,7 +16,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from registry.architecture import Architecture
 from registry.checkpoint import check_fingerprint
-from registry.convert import convert_weights, guard_processing, own_tensors
+from registry.convert import Processing, convert_weights, guard_processing, own_tensors
 from registry.derived import derive_tensors, describe_tensors
 from registry.errors import UnsupportedLayout
 from registry.families import find_family_by_name
@@ -90,7 +90,10 @@ def load_network(
         network = build_registered_network(derived, folder, version, options)
         prepend_bos = read_default_prepend_bos(folder)
     else:
-        network = _convert_version(derived, version, options, progress)
+        opened = open_version(derived.store, version, progress, options.verify)
+        processing = guard_processing(opened.architecture, options.processing)
+        warn_left_out(version, options.asked, processing)
+        network = _build_converted_network(derived, opened, processing, options)
         prepend_bos = None
     read_tokenizer = functools.partial(load_registered_tokenizer, derived.store, version, verify=options.verify)
     attach_registered_tokenizer(network, derived.store, version, read_tokenizer)
@@ -100,20 +103,16 @@ def load_network(
     return network
 
 
-def _convert_version(
-    derived: DerivedFiles, version: Version, options: LoadOptions, progress: Progress
+def _build_converted_network(
+    derived: DerivedFiles, opened: OpenedVersion, processing: Processing, options: LoadOptions
 ) -> HookedTransformer:
-    opened = open_version(derived.store, version, progress, options.verify)
-    processing = guard_processing(opened.architecture, options.processing)
-    warn_left_out(version, options.asked, processing)
-
     def make() -> dict[str, torch.Tensor]:
         source = opened.build_source(_working_dtype(options.dtype))
         converted = convert_weights(source, opened.family, opened.architecture, processing)
         return own_tensors(converted, options.dtype)
 
-    facts = describe_tensors(version, processing.active, options.dtype)
-    tensors = derive_tensors(derived, facts, version.ref, make, options.verify)
+    facts = describe_tensors(opened.version, processing.active, options.dtype)
+    tensors = derive_tensors(derived, facts, opened.version.ref, make, options.verify)
     cfg = make_hooked_config(
         opened.architecture,
         opened.family,

@@ -56,7 +56,7 @@ class DerivedFiles:
     """The derived files of one store.
 
     `max_bytes` bounds what they take together; the ones that were not used for longest go first. None means 50 GB, or
-    half of what the disk has left for them if that is less; 0 keeps none.
+    half of what the disk has left for them if that is less; 0 keeps none, and uses none.
     """
 
     def __init__(self, store: LocalStore, max_bytes: int | None = None) -> None:
@@ -71,7 +71,7 @@ class DerivedFiles:
     def find(self, facts: Mapping[str, Any], verify: Verify) -> Path | None:
         """Return the file that was made of these facts, or None if there is none, or it is not what was written."""
         path = self.path(make_key(facts))
-        card = read_sealed(path.with_suffix(".json"))
+        card = read_sealed(path.with_suffix(".json")) if self._max_bytes != 0 else None
         if card is None or card["facts"] != facts:
             return None
         try:
