@@ -34,6 +34,7 @@ from registry.store.stamps import Verify
 MAX_BYTES = 50 * 10**9
 _WAIT_SECONDS = 900  # for another process that makes the same file; then it is made here, and not kept
 _AGED_SECONDS = 10
+_ORPHANED_SECONDS = 3600  # so old, a file whose card is missing will not get it any more
 _log = logging.getLogger(__name__)
 
 
@@ -179,10 +180,18 @@ class DerivedFiles:
                 _log.debug("no derived file is kept: it takes %s bytes, and all may take %s", size_bytes, bound)
                 return False
             self.remove(_exceeding(files, bound - size_bytes))
+            self._remove_orphans({one.path for one in files})
         except (OSError, StorageError) as error:
             _log.debug("no derived file is kept: %s", error)
             return False
         return True
+
+    def _remove_orphans(self, counted: set[Path]) -> None:
+        """Remove what a builder left that was killed before it wrote the card."""
+        for path in set(self.root.glob("??/*.safetensors")) - counted:
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_ctime < time.time() - _ORPHANED_SECONDS:
+                    path.unlink()
 
 
 def make_key(facts: Mapping[str, Any]) -> str:
