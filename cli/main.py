@@ -38,6 +38,7 @@ COMMANDS = {
     "verify": "cli.verify:verify",
     "audit": "cli.audit:audit",
     "attest": "cli.attest:attest",
+    "cache": "cli.cache:cache",
     "db": "cli.db:db",
     "demo": "cli.demo.tour:demo",
 }

@@ -121,11 +121,11 @@ def convert_network(
     Processing is done in float32 whatever `dtype` is, as transformer-lens does; the result is cast at the end. Only
     attention matrices are refactored in float64.
     """
-    tensors = convert_weights(network, family, architecture, processing)
+    tensors = own_tensors(convert_weights(network, family, architecture, processing), dtype)
     cfg = make_hooked_config(
         architecture, family, folded=processing.fold_ln, dtype=dtype, device=device, n_devices=n_devices
     )
-    return make_hooked_network(cfg, _own(tensors, dtype))
+    return make_hooked_network(cfg, tensors)
 
 
 def convert_weights(
@@ -158,7 +158,7 @@ def build_processed_network(
     if processed is not tensors:
         tensors.clear()
     cfg = make_hooked_config(architecture, family, folded=processing.fold_ln, dtype=dtype, device="cpu")
-    return make_hooked_network(cfg, _own(processed, dtype))
+    return make_hooked_network(cfg, own_tensors(processed, dtype))
 
 
 def build_hooked_network(
@@ -168,10 +168,22 @@ def build_hooked_network(
     *,
     folded: bool,
     dtype: torch.dtype,
-    device: str = "cpu",
-    n_devices: int = 1,
 ) -> HookedTransformer:
-    """Build a HookedTransformer of tensors in hooked layout, processed first; `folded` says whether their norms are.
+    """Build a HookedTransformer of tensors in hooked layout, processed first; `folded` says whether their norms are."""
+    processed = process_hooked_weights(tensors, architecture, processing, folded=folded, dtype=dtype)
+    cfg = make_hooked_config(architecture, None, folded=folded or processing.fold_ln, dtype=dtype, device="cpu")
+    return make_hooked_network(cfg, processed)
+
+
+def process_hooked_weights(
+    tensors: Mapping[str, torch.Tensor],
+    architecture: Architecture,
+    processing: Processing,
+    *,
+    folded: bool,
+    dtype: torch.dtype,
+) -> dict[str, torch.Tensor]:
+    """Process tensors in hooked layout and return them in `dtype`; `folded` says whether their norms are.
 
     Processing is done in float32, as transformer-lens does, and its result is not cast back to fewer bits before the
     end: what is stored in fewer bits loses nothing in float32.
@@ -179,11 +191,7 @@ def build_hooked_network(
     cfg = make_hooked_config(architecture, None, folded=folded, dtype=torch.float32, device="cpu")
     working_dtype = torch.float64 if dtype == torch.float64 else torch.float32
     wide = {name: tensor.to(working_dtype) if processing.active else tensor for name, tensor in tensors.items()}
-    processed = _process_weights(wide, cfg, processing)
-    cfg = make_hooked_config(
-        architecture, None, folded=folded or processing.fold_ln, dtype=dtype, device=device, n_devices=n_devices
-    )
-    return make_hooked_network(cfg, _own(processed, dtype))
+    return own_tensors(_process_weights(wide, cfg, processing), dtype)
 
 
 def _process_weights(
@@ -227,7 +235,7 @@ def _drop_folded_norms(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tens
     return kept
 
 
-def _own(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def own_tensors(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """Cast, lay out in order, and part tensors that share memory (a tied head), so that edits stay apart."""
     owned: dict[str, torch.Tensor] = {}
     seen: set[int] = set()

@@ -8,17 +8,23 @@ from pathlib import Path
 from registry.errors import ArtifactMissing
 from registry.progress import Counter, Progress, no_progress
 from registry.store import LocalStore
+from registry.store.stamps import Verify
 from registry.versions import Version
 
 _ROLES = ("weights", "config", "tokenizer", "generation")
 
 
 def open_files(
-    store: LocalStore, version: Version, progress: Progress = no_progress, roles: Collection[str] = _ROLES
+    store: LocalStore,
+    version: Version,
+    progress: Progress = no_progress,
+    roles: Collection[str] = _ROLES,
+    verify: Verify = "always",
 ) -> Path:
     """Check size and digest of every blob a network is made of; return the folder where they have their own names.
 
-    With fewer `roles` only the files that play them are checked, and only those may be read.
+    `verify` says which blobs are read for it. With fewer `roles` only the files that play them are checked, and only
+    those may be read.
 
     Raises ArtifactMissing or ArtifactCorrupt. A version whose bytes were left elsewhere must be fetched first.
     """
@@ -27,7 +33,7 @@ def open_files(
     needed = [file for file in version.files if file.role in roles]
     counter = Counter(progress, "checking", sum(file.size_bytes for file in needed))
     for file in needed:
-        store.check(file.digest, file.size_bytes, advance=counter.advance)
+        store.check(file.digest, file.size_bytes, verify=verify, advance=counter.advance)
     return store.link_folder((file.name, file.digest) for file in version.files)
 
 

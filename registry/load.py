@@ -1,10 +1,11 @@
-"""Load a version: check its blobs and its fingerprint, rebuild the network, attach the registered tokenizer.
+"""Load a version: check its blobs and its fingerprint, map its tensors, attach the registered tokenizer.
 
 It comes as a HookedTransformer, as a TransformerBridge, or as the Hugging Face network, all of the same bytes.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +16,22 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from registry.architecture import Architecture
 from registry.checkpoint import check_fingerprint
-from registry.convert import convert_network, guard_processing
+from registry.convert import Processing, convert_weights, guard_processing, own_tensors
+from registry.derived import derive_tensors, describe_tensors
 from registry.errors import UnsupportedLayout
 from registry.families import find_family_by_name
 from registry.families.family import Family, check_config
 from registry.families.unsupported import refuse_hooked_transformer
 from registry.files import open_files
+from registry.lazy_tokenizer import attach_registered_tokenizer
 from registry.load_options import LoadOptions, warn_left_out, warn_unverified
-from registry.networks import build_source_network
+from registry.networks import build_source_network, make_hooked_config, make_hooked_network
 from registry.progress import Progress, no_progress
 from registry.sources.json_file import read_json_object
 from registry.store import LocalStore
-from registry.tokenizers import attach_tokenizer, load_tokenizer
+from registry.store.derived import DerivedFiles
+from registry.store.stamps import Verify
+from registry.tokenizers import load_tokenizer
 from registry.versions import Version
 
 if TYPE_CHECKING:
@@ -54,9 +59,11 @@ class OpenedVersion:
         return load_tokenizer(self.folder) if self.version.with_role("tokenizer") else None
 
 
-def open_version(store: LocalStore, version: Version, progress: Progress = no_progress) -> OpenedVersion:
+def open_version(
+    store: LocalStore, version: Version, progress: Progress = no_progress, verify: Verify = "always"
+) -> OpenedVersion:
     """Check every blob of a version, and that its config.json still describes the registered architecture."""
-    folder = open_files(store, version, progress)
+    folder = open_files(store, version, progress, verify=verify)
     family = find_family_by_name(version.family)
     values = check_config(family, read_json_object(folder / "config.json"))
     architecture = family.describe(values)
@@ -66,13 +73,13 @@ def open_version(store: LocalStore, version: Version, progress: Progress = no_pr
 
 
 def load_network(
-    store: LocalStore, version: Version, options: LoadOptions, progress: Progress = no_progress
+    derived: DerivedFiles, version: Version, options: LoadOptions, progress: Progress = no_progress
 ) -> HookedTransformer:
-    """Return the version's HookedTransformer.
+    """Return the version's HookedTransformer, on tensors that are mapped from its derived file.
 
-    Every blob is hashed on the way. The architecture is derived again from the stored config and must be the registered
-    one. Raises ArtifactMissing, ArtifactCorrupt or ArchitectureMismatch, ProcessingConflict for raw weights of a
-    version that was registered folded, UnsupportedFamily if only a bridge can run its family, and
+    Every blob is hashed on the way unless its stamp stands. The architecture is derived again from the stored config
+    and must be the registered one. Raises ArtifactMissing, ArtifactCorrupt or ArchitectureMismatch, ProcessingConflict
+    for raw weights of a version that was registered folded, UnsupportedFamily if only a bridge can run its family, and
     HookedTransformerMissing where transformer-lens has none.
     """
     family = find_family_by_name(version.family) if version.layout == "huggingface" else None
@@ -86,27 +93,44 @@ def load_network(
     import registry.hooked_transformer  # noqa: F401 (before gigabytes are read)
 
     if version.layout == "hooked":
-        from registry.load_hooked import build_registered_network
+        from registry.load_hooked import build_registered_network, read_default_prepend_bos
 
-        network = build_registered_network(open_files(store, version, progress), version, options)
+        folder = open_files(derived.store, version, progress, verify=options.verify)
+        network = build_registered_network(derived, folder, version, options)
+        prepend_bos = read_default_prepend_bos(folder)
     else:
-        opened = open_version(store, version, progress)
+        opened = open_version(derived.store, version, progress, options.verify)
         processing = guard_processing(opened.architecture, options.processing)
         warn_left_out(version, options.asked, processing)
-        network = convert_network(
-            opened.build_source(_working_dtype(options.dtype)),
-            opened.family,
-            opened.architecture,
-            processing,
-            dtype=options.dtype,
-            device=options.device,
-            n_devices=options.n_devices,
-        )
-        tokenizer = opened.load_tokenizer()
-        if tokenizer is not None:
-            attach_tokenizer(network, tokenizer)
+        network = _build_converted_network(derived, opened, processing, options)
+        prepend_bos = None
+    read_tokenizer = functools.partial(load_registered_tokenizer, derived.store, version, verify=options.verify)
+    attach_registered_tokenizer(network, derived.store, version, read_tokenizer)
+    if prepend_bos is not None:
+        network.cfg.default_prepend_bos = prepend_bos
     network.cfg.model_name = version.ref
     return network
+
+
+def _build_converted_network(
+    derived: DerivedFiles, opened: OpenedVersion, processing: Processing, options: LoadOptions
+) -> HookedTransformer:
+    def make() -> dict[str, torch.Tensor]:
+        source = opened.build_source(_working_dtype(options.dtype))
+        converted = convert_weights(source, opened.family, opened.architecture, processing)
+        return own_tensors(converted, options.dtype)
+
+    facts = describe_tensors(opened.version, processing.active, options.dtype)
+    tensors = derive_tensors(derived, facts, opened.version.ref, make, options.verify)
+    cfg = make_hooked_config(
+        opened.architecture,
+        opened.family,
+        folded=processing.fold_ln,
+        dtype=options.dtype,
+        device=options.device,
+        n_devices=options.n_devices,
+    )
+    return make_hooked_network(cfg, tensors)
 
 
 def load_bridge_network(
@@ -116,6 +140,7 @@ def load_bridge_network(
     compatibility: bool,
     dtype: torch.dtype,
     device: str,
+    verify: Verify = "always",
     progress: Progress = no_progress,
 ) -> TransformerBridge:
     """Return the version's TransformerBridge, compared with its source network in float32 or float64.
@@ -125,7 +150,7 @@ def load_bridge_network(
     from registry.bridge import build_bridge, build_checked_bridge
 
     _refuse_hooked(version, "A TransformerBridge")
-    opened = open_version(store, version, progress)
+    opened = open_version(store, version, progress, verify)
 
     def build(how: Callable[..., TransformerBridge], dtype: torch.dtype) -> TransformerBridge:
         source = opened.build_source(dtype).requires_grad_(True).to(device)
@@ -138,11 +163,17 @@ def load_bridge_network(
 
 
 def load_source_network(
-    store: LocalStore, version: Version, dtype: torch.dtype, device: str, progress: Progress = no_progress
+    store: LocalStore,
+    version: Version,
+    *,
+    dtype: torch.dtype,
+    device: str,
+    verify: Verify = "always",
+    progress: Progress = no_progress,
 ) -> PreTrainedModel:
     """Return the version's Hugging Face network, in eval mode, with its registered generation config if it has one."""
     _refuse_hooked(version, "A Hugging Face network")
-    opened = open_version(store, version, progress)
+    opened = open_version(store, version, progress, verify)
     network = opened.build_source(dtype).requires_grad_(True).to(device)
     config = read_json_object(opened.folder / "config.json")
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):  # they steer generation, not the network
@@ -155,12 +186,12 @@ def load_source_network(
 
 
 def load_registered_tokenizer(
-    store: LocalStore, version: Version, progress: Progress = no_progress
+    store: LocalStore, version: Version, progress: Progress = no_progress, verify: Verify = "always"
 ) -> PreTrainedTokenizerBase | None:
     """Return the version's tokenizer as it was registered, or None if it was registered without one."""
     if not version.with_role("tokenizer"):
         return None
-    return load_tokenizer(open_files(store, version, progress, roles=("tokenizer", "config")))
+    return load_tokenizer(open_files(store, version, progress, ("tokenizer", "config"), verify))
 
 
 def _working_dtype(wanted: torch.dtype) -> torch.dtype:

@@ -7,24 +7,29 @@ from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from safetensors.torch import load_file
 
 from registry.checkpoint import check_fingerprint
-from registry.convert import Processing, build_hooked_network, choose_hooked_processing, guard_processing
+from registry.convert import Processing, choose_hooked_processing, guard_processing, process_hooked_weights
+from registry.derived import derive_tensors, describe_tensors
 from registry.errors import ProcessingConflict
 from registry.load_options import LoadOptions, warn_left_out, warn_unverified
+from registry.networks import make_hooked_config, make_hooked_network
 from registry.processing import can_center_writing
 from registry.sources.hooked_json import HOOKED_CONFIG, read_description
 from registry.sources.json_file import read_json_object
-from registry.tokenizers import attach_tokenizer, load_tokenizer
+from registry.store.derived import DerivedFiles
 from registry.versions import Version
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
 
-def build_registered_network(folder: Path, version: Version, options: LoadOptions) -> HookedTransformer:
-    """Build the network of the hooked weights in `folder`, with its tokenizer.
+def build_registered_network(
+    derived: DerivedFiles, folder: Path, version: Version, options: LoadOptions
+) -> HookedTransformer:
+    """Build the network of the hooked weights in `folder`, without its tokenizer.
 
     Raises ProcessingConflict for what cannot be undone, and ArchitectureMismatch or ProcessingConflict if the record
     is not what the stored hooked_config.json says.
@@ -40,21 +45,32 @@ def build_registered_network(folder: Path, version: Version, options: LoadOption
     processing = choose_hooked_processing(architecture, applied, allowed)
     possible = {name for name in allowed.active if name != "center_writing_weights" or can_center_writing(architecture)}
     _warn_otherwise(version, possible, {*applied, *processing.active}, options.asked)
+    folded = "fold_ln" in applied
     files = [folder / file.name for file in version.with_role("weights")]
-    network = build_hooked_network(
-        {name: tensor for file in files for name, tensor in load_file(file).items()},
+    registered = {name: tensor for file in files for name, tensor in load_file(file).items()}
+
+    def make() -> dict[str, torch.Tensor]:
+        return process_hooked_weights(registered, architecture, processing, folded=folded, dtype=options.dtype)
+
+    if processing.active or any(tensor.dtype != options.dtype for tensor in registered.values()):
+        facts = describe_tensors(version, processing.active, options.dtype)
+        tensors = derive_tensors(derived, facts, version.ref, make, options.verify)
+    else:  # the registered file itself is mapped
+        tensors = make()
+    cfg = make_hooked_config(
         architecture,
-        processing,
-        folded="fold_ln" in applied,
+        None,
+        folded=folded or processing.fold_ln,
         dtype=options.dtype,
         device=options.device,
         n_devices=options.n_devices,
     )
-    if version.with_role("tokenizer"):
-        attach_tokenizer(network, load_tokenizer(folder))
-    if described.default_prepend_bos is not None:  # as it was set in the network, whatever the tokenizer has
-        network.cfg.default_prepend_bos = described.default_prepend_bos
-    return network
+    return make_hooked_network(cfg, tensors)
+
+
+def read_default_prepend_bos(folder: Path) -> bool | None:
+    """Return what the network did with texts when it was registered, whatever its tokenizer has."""
+    return read_description(read_json_object(folder / HOOKED_CONFIG)).default_prepend_bos
 
 
 def _check_processing(version: Version, applied: Sequence[str]) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 
 from registry.convert import RAW, Processing
 from registry.errors import InvalidInput
+from registry.store.stamps import VERIFY, Verify
 from registry.versions import Version
 
 
@@ -25,6 +27,7 @@ class LoadOptions:
     dtype: torch.dtype
     device: str
     n_devices: int = 1
+    verify: Verify = "changed"
     asked: Mapping[str, bool] = field(default_factory=dict)
     """The processing flags that were given by name."""
 
@@ -36,12 +39,13 @@ def make_options(
     dtype: str | torch.dtype,
     device: str | torch.device | None,
     n_devices: int,
+    verify: str,
 ) -> LoadOptions:
     """Turn keywords into options: `flags` that are None take transformer-lens's defaults, or off if not `processed`."""
     chosen = {name: value for name, value in flags.items() if value is not None}
     base = Processing() if processed else RAW
     kind, where = read_place(dtype, device)
-    return LoadOptions(Processing(**{**vars(base), **chosen}), kind, where, n_devices, chosen)
+    return LoadOptions(Processing(**{**vars(base), **chosen}), kind, where, n_devices, read_verify(verify), chosen)
 
 
 def read_place(dtype: str | torch.dtype, device: str | torch.device | None) -> tuple[torch.dtype, str]:
@@ -50,6 +54,13 @@ def read_place(dtype: str | torch.dtype, device: str | torch.device | None) -> t
     if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
         raise InvalidInput(f"{dtype!r} is no floating-point dtype.", hint='Use "float32", "bfloat16" or "float16".')
     return kind, str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def read_verify(verify: str) -> Verify:
+    """Return when files are hashed, or raise InvalidInput."""
+    if verify not in VERIFY:
+        raise InvalidInput(f"verify cannot be {verify!r}.", hint=f"It is one of {', '.join(VERIFY)}.")
+    return cast(Verify, verify)
 
 
 def warn_unverified(version: Version) -> None:

@@ -21,6 +21,7 @@ from registry.architecture import Architecture
 from registry.errors import UnsupportedConfig, UnusableWeights, WeightsMismatch
 from registry.families.family import Family
 from registry.hooked_config import BLOCK_CLASSES
+from registry.lazy_copies import copy_lazily
 from registry.quiet import quiet
 from registry.weights import TensorHeader
 
@@ -219,17 +220,19 @@ def make_hooked_network(cfg: HookedTransformerConfig, tensors: Mapping[str, torc
 def rebuild_buffers(network: HookedTransformer) -> None:
     """Make the buffers that the meta device left empty, from the config and never from a file."""
     cfg = network.cfg
+    alike: dict[tuple[Any, str], list[Any]] = {}
     for block in network.blocks:
         attention: Any = block.attn
         attention.mask = torch.empty((0, 0), dtype=torch.bool)
         attention.IGNORE = torch.tensor(-torch.inf)
-        if cfg.positional_embedding_type == "rotary":
-            attention.rotary_sin, attention.rotary_cos = attention.calculate_sin_cos_rotary(
-                cfg.rotary_dim,
-                min(cfg.n_ctx, attention.ROTARY_INITIAL_CACHE_SIZE),
-                base=attention._rotary_base(),
-                dtype=cfg.dtype,
-            )
+        if cfg.positional_embedding_type == "rotary":  # of the layer, the tables depend on these two alone
+            alike.setdefault((attention._rotary_base(), attention.attn_type), []).append(attention)
+    for (base, _), attentions in alike.items():
+        n_rows = min(cfg.n_ctx, attentions[0].ROTARY_INITIAL_CACHE_SIZE)
+        tables = attentions[0].calculate_sin_cos_rotary(cfg.rotary_dim, n_rows, base=base, dtype=cfg.dtype)
+        copies = [copy_lazily(table, len(attentions)) for table in tables]
+        for attention, sin, cos in zip(attentions, *copies, strict=True):
+            attention.rotary_sin, attention.rotary_cos = sin, cos
 
 
 def _refuse_empty(network: HookedTransformer) -> None:

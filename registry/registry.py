@@ -14,6 +14,8 @@ from registry.progress import Progress, no_progress
 from registry.schema import SCHEMA_REVISION, prepare_schema, read_revision, upgrade_schema
 from registry.settings import read_settings
 from registry.store import LocalStore
+from registry.store.derived import DerivedFile, DerivedFiles
+from registry.store.stamps import Stamps, Verify
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +53,8 @@ class Registry:
 
     def __init__(self, url: str | None = None, store: str | Path | None = None) -> None:
         settings = read_settings(url, store)
-        self.store = LocalStore(settings.store)
+        self.store = LocalStore(settings.store, Stamps(settings.stamps))
+        self.derived = DerivedFiles(self.store, settings.derived_bytes)
         self._unprepared = Database(settings.url)
 
     def __repr__(self) -> str:
@@ -265,6 +268,7 @@ class Registry:
         dtype: str | torch.dtype = "float32",
         device: str | torch.device | None = None,
         n_devices: int = 1,
+        verify: Verify = "changed",
         progress: Progress = no_progress,
     ) -> HookedTransformer:
         """Return the HookedTransformer that `ref` names, with its registered tokenizer.
@@ -273,6 +277,11 @@ class Registry:
         `processed=False` leaves the weights as they were trained, and each flag can be given by itself. A processing
         flag that would change the function is left out with a warning. A version that was registered with its norms
         folded is given as it was registered.
+
+        The first load writes the tensors as they are wanted to a derived file, and later ones map it: they take no
+        memory of their own until they are written to, which never reaches the file. `verify` says when files are
+        hashed: `"always"`, when they have `"changed"` on disk since this machine hashed them, or `"never"`, when only
+        their sizes are checked.
 
         Raises:
             ProcessingConflict: raw weights are wanted of a version that was registered with its norms folded.
@@ -297,8 +306,9 @@ class Registry:
             dtype=dtype,
             device=device,
             n_devices=n_devices,
+            verify=verify,
         )
-        return load_network(self.store, self.fetch(ref, progress=progress), options, progress)
+        return load_network(self.derived, self.fetch(ref, progress=progress), options, progress)
 
     def load_bridge(
         self,
@@ -307,6 +317,7 @@ class Registry:
         compatibility: bool = False,
         dtype: str | torch.dtype = "float32",
         device: str | torch.device | None = None,
+        verify: Verify = "changed",
         progress: Progress = no_progress,
     ) -> TransformerBridge:
         """Return a TransformerBridge of the same bytes: raw, or in compatibility mode, with weights processed.
@@ -319,7 +330,7 @@ class Registry:
             And what `load` raises.
         """
         from registry.load import load_bridge_network
-        from registry.load_options import read_place
+        from registry.load_options import read_place, read_verify
 
         kind, where = read_place(dtype, device)
         return load_bridge_network(
@@ -328,6 +339,7 @@ class Registry:
             compatibility=compatibility,
             dtype=kind,
             device=where,
+            verify=read_verify(verify),
             progress=progress,
         )
 
@@ -337,6 +349,7 @@ class Registry:
         *,
         dtype: str | torch.dtype = "float32",
         device: str | torch.device | None = None,
+        verify: Verify = "changed",
         progress: Progress = no_progress,
     ) -> PreTrainedModel:
         """Return the Hugging Face network, in eval mode; its config names no path.
@@ -346,16 +359,24 @@ class Registry:
             And what `load` raises.
         """
         from registry.load import load_source_network
-        from registry.load_options import read_place
+        from registry.load_options import read_place, read_verify
 
         kind, where = read_place(dtype, device)
-        return load_source_network(self.store, self.fetch(ref, progress=progress), kind, where, progress)
+        return load_source_network(
+            self.store,
+            self.fetch(ref, progress=progress),
+            dtype=kind,
+            device=where,
+            verify=read_verify(verify),
+            progress=progress,
+        )
 
-    def tokenizer(self, ref: str) -> PreTrainedTokenizerBase | None:
+    def tokenizer(self, ref: str, *, verify: Verify = "changed") -> PreTrainedTokenizerBase | None:
         """Return the tokenizer that was registered with a version, or None if there was none."""
         from registry.load import load_registered_tokenizer
+        from registry.load_options import read_verify
 
-        return load_registered_tokenizer(self.store, self._find(ref))
+        return load_registered_tokenizer(self.store, self._find(ref), verify=read_verify(verify))
 
     def fetch(self, ref: str, *, parity: ParityChoice | None = None, progress: Progress = no_progress) -> Version:
         """Return the version that `ref` means, fetching, verifying and recording the bytes that `lazy` left elsewhere.
@@ -594,6 +615,25 @@ class Registry:
 
         for ref in refs:
             digest_missing(self.database, self.store, self.version(ref), progress)
+
+    def cached(self) -> list[DerivedFile]:
+        """List the derived files that loading left in the store, the one used last first."""
+        return self.derived.list_files()
+
+    def plan_cache_pruning(self, max_bytes: int | None = None) -> list[DerivedFile]:
+        """Return which derived files pruning would remove, which `remove_cached` does.
+
+        They are those that no load here would use any more, and, of the others, the ones unused for longest that do not
+        fit into `max_bytes` (None: the bound that loading keeps to).
+        """
+        from registry.converter import read_converter_version
+
+        return self.derived.plan_pruning(read_converter_version(), max_bytes)
+
+    def remove_cached(self, files: Sequence[DerivedFile]) -> int:
+        """Remove derived files and return their bytes; loading makes again what it needs."""
+        self.derived.remove(files)
+        return sum(one.size_bytes for one in files)
 
     def set_alias(self, alias: str, ref: str) -> AliasSpan:
         """Make `NAME@ALIAS` mean the version that `ref` means now."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import shutil
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from tests.hub_server import FakeHub
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here may ask a network
+# nothing here may write to the user's cache; a folder for each process, and for what it starts
+os.environ["LENSREG_STAMPS"] = tempfile.mkdtemp(prefix="lensreg-stamps-")
+atexit.register(shutil.rmtree, os.environ["LENSREG_STAMPS"], ignore_errors=True)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers share the cores, and small networks gain nothing by threads
 
 

@@ -2,6 +2,7 @@
 
 STORE/blobs/ab/abcd…   the bytes, read-only
 STORE/folders/…        a version's files under their own names, as links to the blobs
+STORE/derived/…        what loading made of them; see registry/store/derived.py
 STORE/tmp/…            what is being written; a crash leaves its leftovers here only
 """
 
@@ -30,7 +31,8 @@ from registry.errors import (
     StorageFull,
     StoreUnavailable,
 )
-from registry.weights import Advance, digest_file
+from registry.store.stamps import Stamps, Verify
+from registry.weights import Advance
 
 _SYNC_BYTES = 64 * 2**20
 _FICLONE = 0x40049409  # linux/fs.h: share the other file's blocks
@@ -48,10 +50,11 @@ class StagedFile:
 
 
 class LocalStore:
-    """A folder of blobs."""
+    """A folder of blobs; `stamps` is what this machine remembers of those it has hashed."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, stamps: Stamps | None = None) -> None:
         self.root = root
+        self.stamps = stamps or Stamps(None)
 
     def __str__(self) -> str:
         return str(self.root)
@@ -121,8 +124,16 @@ class LocalStore:
             for folder in folders:
                 _sync(folder)
 
-    def check(self, digest: str, size_bytes: int, *, read: bool = True, advance: Advance | None = None) -> Path:
-        """Return the blob's path if it is there, has its size and (with `read`) its digest.
+    def check(
+        self,
+        digest: str,
+        size_bytes: int,
+        *,
+        read: bool = True,
+        verify: Verify = "always",
+        advance: Advance | None = None,
+    ) -> Path:
+        """Return the blob's path if it is there, has its size and (with `read`, as `verify` says) its digest.
 
         Raises ArtifactMissing or ArtifactCorrupt.
         """
@@ -138,7 +149,7 @@ class LocalStore:
                 raise ArtifactCorrupt(
                     f"The blob sha256:{digest} has {size:,} bytes instead of {size_bytes:,}.", digest=digest, hint=hint
                 )
-            if read and digest_file(path, advance) != digest:
+            if read and not self.stamps.agrees(path, digest, verify, advance):
                 raise ArtifactCorrupt(f"The blob sha256:{digest} was altered.", digest=digest, hint=hint)
         return path
 

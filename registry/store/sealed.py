@@ -1,0 +1,32 @@
+"""Small JSON files that carry their own digest: renamed in whole, and what is not whole does not count."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def write_sealed(path: Path, content: Mapping[str, Any], staging: Path) -> None:
+    """Write `content` to `path` by way of the folder `staging`, which is on the same file system."""
+    fresh = staging / f"{path.name}.sealed"
+    fresh.write_text(json.dumps({"content": content, "sha256": _digest(content)}))
+    fresh.replace(path)
+
+
+def read_sealed(path: Path) -> dict[str, Any] | None:
+    """Return what was written, or None if there is nothing or it was altered."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict) or not isinstance(found.get("content"), dict):
+        return None
+    content: dict[str, Any] = found["content"]
+    return content if found.get("sha256") == _digest(content) else None
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
