@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 
 import click
 
-from cli.options import Session, output_option, ref_argument, registry_options
+from cli.options import INSTANT, Session, output_option, ref_argument, registry_options
 
 
 @click.group()
@@ -40,7 +40,7 @@ def remove(session: Session, alias: str) -> None:
 @click.option("--history", is_flag=True, help="All that aliases ever meant.")
 @click.option(
     "--at",
-    type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S"]),
+    type=INSTANT,
     metavar="TIME",
     help="As it stood then, in UTC: 2026-11-23 or 2026-11-23T18:30.",
 )
@@ -51,7 +51,6 @@ def list_(session: Session, name: str | None, history: bool, at: datetime | None
     """List aliases: all, those of the model NAME, or the one NAME@ALIAS."""
     from cli.output import Column, print_rows
 
-    instant = at.replace(tzinfo=UTC) if at else None
     rows = [
         {
             "alias": span.ref,
@@ -60,7 +59,7 @@ def list_(session: Session, name: str | None, history: bool, at: datetime | None
             "set_at": span.set_at,
             "removed_at": span.removed_at,
         }
-        for span in session.open().aliases(name, history=history, at=instant)
+        for span in session.open().aliases(name, history=history, at=at)
     ]
     columns = [
         Column("alias", "alias"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import Session, output_option, registry_options
+from cli.options import INSTANT, Session, output_option, registry_options
 
 if TYPE_CHECKING:
     from registry.audit import Event
@@ -22,17 +22,24 @@ def audit() -> None:
 @audit.command()
 @click.argument("subject", required=False)
 @click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="How many, newest first.")
+@click.option("--before", type=click.IntRange(1), metavar="N", help="Go on before the event with this number.")
+@click.option("--action", metavar="WORD", help="Only these: version.registered, alias.set, …")
+@click.option("--actor", metavar="USER[@HOST]", help="Only what this user did.")
+@click.option("--since", metavar="WHEN", type=INSTANT, help="Not before this, in UTC: 2026-01-31 or 2026-01-31T18:30.")
+@click.option("--until", metavar="WHEN", type=INSTANT, help="Only what came before this, in UTC.")
 @output_option("table", "json", "csv", "ids")
 @registry_options
 @click.pass_obj
-def log(session: Session, subject: str | None, limit: int) -> None:
+def log(session: Session, /, subject: str | None, limit: int, before: int | None, **filters: Any) -> None:
     """List events, newest first: all, those of the model NAME, or those of the version NAME@vN."""
     from cli.output import Column, print_rows
     from cli.pages import read_pages
 
     registry = session.open()
     shown = read_pages(
-        lambda n, before: registry.events(subject, n, before=before), lambda event: event.sequence, limit
+        lambda n, last: registry.events(subject, n, before=last or before, **filters),
+        lambda event: event.sequence,
+        limit,
     )
 
     def make_row(event: Event) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from cli.output import Column, format_instant, format_parameters, format_size, p
 from cli.pages import choose_limit, read_pages, tell_rest
 
 if TYPE_CHECKING:
-    from registry.versions import Version, VersionSummary
+    from registry.versions import AliasSpan, Measurement, Version, VersionSummary
 
 
 @click.command()
@@ -98,12 +98,21 @@ def history(session: Session, name: str, limit: int | None) -> None:
 @registry_options
 @click.pass_obj
 def show(session: Session, ref: str) -> None:
-    """Show everything that is recorded of the version that REF means."""
-    version = session.open().version(ref)
+    """Show everything that is recorded of the version that REF means, with its aliases and events."""
+    registry = session.open()
+    version = registry.version(ref)
+    spans = [one for one in registry.aliases(version.model, history=True) if one.version == version.ref]
+    events = registry.events(version.ref)
     if session.output == "json":
-        print_json(version_dict(version))
+        history = [{"alias": one.ref, "set_at": one.set_at, "removed_at": one.removed_at} for one in spans]
+        print_json({**version_dict(version), "alias_history": history, "events": [asdict(one) for one in events]})
         return
     facts = describe_version(version)
+    facts["measured"] = "\n".join(_measured(one) for one in version.validations if one.suite != "parity") or None
+    facts["was called"] = "\n".join(_span(one) for one in spans if one.removed_at) or None
+    facts["events"] = "\n".join(
+        f"#{one.sequence}  {one.at[:16].replace('T', ' ')} UTC  {one.action}  {one.actor}" for one in events
+    )
     commit = version.provenance.get("commit")
     facts["source"] = f"{version.source_location} ({version.source_kind})" + (f", commit {commit}" if commit else "")
     facts["files"] = "\n".join(
@@ -147,6 +156,16 @@ def retire(session: Session, ref: str, force: bool, reason: str | None) -> None:
 def restore(session: Session, ref: str) -> None:
     """Put a retired version back to use."""
     click.echo(f"restored {session.open().restore(ref).ref}")
+
+
+def _measured(one: Measurement) -> str:
+    value = "not measured" if one.value is None else f"{one.value:.6g}" + (f" {one.unit}" if one.unit else "")
+    verdict = {True: ", passed", False: ", failed", None: ""}[one.passed]
+    return f"{one.suite}.{one.metric}  {value}{verdict}"
+
+
+def _span(one: AliasSpan) -> str:
+    return f"{one.name}  {format_instant(one.set_at)} to {format_instant(one.removed_at)} UTC"
 
 
 def summary_row(one: VersionSummary) -> dict[str, Any]:

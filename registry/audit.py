@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, Connection, Row, Text, cast, select
+from sqlalchemy import JSON, ColumnElement, Connection, Row, Text, cast, func, select
 
 from registry.environment import describe_actor, describe_environment
 from registry.errors import InvalidInput, InvalidRef
@@ -36,6 +36,19 @@ class Event:
     environment: Mapping[str, Any]
     previous_digest: str
     digest: str
+
+
+@dataclass(frozen=True)
+class EventFilters:
+    """Which events are wanted: of one `action`, by one `actor` (`user@host`, or the user on any host), of which time.
+
+    `since` is included, `until` is not; both are as the clocks of those who wrote them had it.
+    """
+
+    action: str | None = None
+    actor: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +84,12 @@ def append_event(connection: Connection, action: str, subject: str, details: Map
 
 
 def read_events(
-    connection: Connection, subject: str | None = None, limit: int | None = None, *, before: int | None = None
+    connection: Connection,
+    subject: str | None = None,
+    limit: int | None = None,
+    *,
+    before: int | None = None,
+    filters: EventFilters | None = None,
 ) -> list[Event]:
     """Return events, newest first; `subject` is a model (with all its versions) or one version, `NAME@vN`.
 
@@ -86,10 +104,29 @@ def read_events(
         # not LIKE: on SQLite it takes upper case for lower. A is the character after @
         of_versions = (events.c.subject > f"{subject}@") & (events.c.subject < f"{subject}A")
         query = query.where((events.c.subject == subject) | of_versions)
+    if filters is not None:
+        query = query.where(*_make_conditions(filters))
     # the index alone says which ones they are; only those are read whole
     wanted = query.subquery()
     found = select(events).join(wanted, wanted.c.sequence == events.c.sequence).order_by(events.c.sequence.desc())
     return [_make_event(row) for row in connection.execute(found)]
+
+
+def _make_conditions(filters: EventFilters) -> Iterator[ColumnElement[bool]]:
+    if filters.action is not None:
+        yield events.c.action == filters.action
+    if filters.actor is not None:
+        start = f"{filters.actor}@"
+        yield (events.c.actor == filters.actor) | (func.substr(events.c.actor, 1, len(start)) == start)
+    for instant, is_start in ((filters.since, True), (filters.until, False)):
+        if instant is None:
+            continue
+        if instant.tzinfo is None:
+            raise InvalidInput(
+                f"{instant.isoformat()} says no time zone.", hint="Say which one, as in 2026-01-31T12:00Z."
+            )
+        text = instant.astimezone(UTC).isoformat(timespec="microseconds")  # as events are written, so that text sorts
+        yield events.c.at >= text if is_start else events.c.at < text
 
 
 def read_head(connection: Connection) -> Head:

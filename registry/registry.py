@@ -715,17 +715,27 @@ class Registry:
             return restore_version(connection, ref)
 
     def events(
-        self, subject: str | None = None, limit: int | None = None, *, before: int | None = None
+        self,
+        subject: str | None = None,
+        limit: int | None = None,
+        *,
+        before: int | None = None,
+        action: str | None = None,
+        actor: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
     ) -> Results[Event]:
         """Return the audit trail, newest first, of everything or of one model or version: all, or a page of `limit`.
 
-        `before` is the sequence of an event that all of the page came before.
+        `before` is the sequence of an event that all of the page came before. `actor` is `user@host`, or the user on
+        any host; `since` is included, `until` is not.
         """
-        from registry.audit import Event, read_events
+        from registry.audit import Event, EventFilters, read_events
         from registry.results import Results
 
+        filters = EventFilters(action, actor, since, until)
         with self.database.read() as connection:
-            return Results(read_events(connection, subject, limit, before=before), Event)
+            return Results(read_events(connection, subject, limit, before=before, filters=filters), Event)
 
     def events_head(self) -> Head:
         """Return the digest that stands for the audit trail as it is now, to keep elsewhere."""

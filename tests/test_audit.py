@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -281,6 +281,23 @@ def test_the_events_of_a_model_are_its_own(any_registry: Registry, subtests: pyt
     assert {one.subject for one in any_registry.events("m@v1")} == {"m@v1"}
     assert any_registry.events("nobody") == []
     assert any_registry.events("m_") == []
+
+
+def test_events_are_filtered(trail: Registry) -> None:
+    user, _, host = trail.events(limit=1)[0].actor.partition("@")
+    assert [one.sequence for one in trail.events(action="alias.set")] == [5, 4]
+    assert [one.sequence for one in trail.events(action="alias.set", limit=1)] == [5]
+    assert [one.sequence for one in trail.events("m@v1", action="alias.set")] == [4]
+    assert len(trail.events(actor=user)) == len(trail.events(actor=f"{user}@{host}")) == 6
+    assert trail.events(actor=user[:-1]) == trail.events(actor=f"{user}@") == trail.events(action="alias") == []
+    third = datetime.fromisoformat(trail.events()[3].at)
+    assert [one.sequence for one in trail.events(since=third)] == [6, 5, 4, 3]
+    assert [one.sequence for one in trail.events(until=third)] == [2, 1]
+    assert trail.events(since=third, until=third) == []
+    elsewhere = third.astimezone(timezone(timedelta(hours=9)))
+    assert [one.sequence for one in trail.events(since=elsewhere, before=5)] == [4, 3]
+    with pytest.raises(InvalidInput, match="time zone"):
+        trail.events(since=datetime(2026, 1, 1))
 
 
 def test_events_are_kept_under_models_and_versions_only(trail: Registry, subtests: pytest.Subtests) -> None:

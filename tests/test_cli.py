@@ -150,7 +150,7 @@ def test_the_keys_of_json_objects_are_a_contract(populated: Run, tuned: Path) ->
         "schema_version", "ref", "version", "verified", "model", "step", "family", "fingerprint", "architecture",
         "weights_digest", "vocabulary_digest", "layout", "dtype", "n_parameters", "size_bytes", "source_kind",
         "source_location", "provenance", "processing", "note", "findings", "created_at", "retired_at", "files",
-        "parents", "absent_parents", "aliases", "tags", "validations",
+        "parents", "absent_parents", "aliases", "tags", "validations", "alias_history", "events",
     }  # fmt: skip
     added = populated("add", "tuned", tuned, "-o", "json").json
     assert set(added) == {
@@ -294,6 +294,41 @@ def test_a_broken_audit_trail_is_exit_code_3(tmp_path: Path, base: Path, run: Ru
     connection.close()
     answer = run("audit", "verify", *where)
     assert answer.code == 3 and "event 1 was altered" in answer.err
+
+
+def test_show_tells_a_version_s_whole_story(populated: Run) -> None:
+    for arguments in (("set", "tuned@best", "tuned"), ("set", "tuned@old", "tuned"), ("remove", "tuned@old")):
+        populated("alias", *arguments)
+    story = populated("show", "tuned").out
+    assert "was called" in story and "\n                old  20" in story.replace(
+        "was called    old", "\n                old"
+    )
+    for action in ("version.registered", "alias.set", "alias.removed"):
+        assert action in story
+    data = populated("show", "tuned", "-o", "json").json
+    assert [one["action"] for one in data["events"]] == [
+        "alias.removed",
+        "alias.set",
+        "alias.set",
+        "version.registered",
+    ]
+    assert {one["alias"]: one["removed_at"] is None for one in data["alias_history"]} == {
+        "tuned@best": True,
+        "tuned@old": False,
+    }
+
+
+def test_the_audit_trail_is_filtered(populated: Run) -> None:
+    populated("alias", "set", "tuned@best", "tuned")
+
+    def log(*arguments: str) -> list[str]:
+        return [row["action"] for row in populated("audit", "log", *arguments, "-o", "json").json["rows"]]
+
+    assert log("--action", "alias.set") == ["alias.set"]
+    assert log("--until", "2026-01-01") == log("--actor", "nobody") == []
+    assert log("--since", "2026-01-01T00:00", "--limit", "1") == ["alias.set"]
+    assert log("--before", "2") == ["version.registered"]
+    assert populated("audit", "log", "--since", "yesterday").code == 2
 
 
 def test_aliases_have_a_history(populated: Run, base: Path) -> None:
