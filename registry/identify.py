@@ -1,0 +1,1 @@
+"""Find what a source comes from among all registered versions, by their sketches."""
