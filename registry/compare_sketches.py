@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from registry.architecture import UNRELATED_PARENT
 from registry.errors import UnrelatedParent
-from registry.sketch import Samples, Sketch
+from registry.sketch import Sketch
 
 RELATED_Z = 6.0
 """From which z on weights are related; by chance it is reached once in 10^9 times."""
@@ -64,19 +64,10 @@ class Evidence:
 def compare_sketches(parent: Sketch, child: Sketch) -> Evidence:
     """Compare the matrices of the layers that both have in one shape, as far as processing leaves them comparable."""
     names = list_comparable(parent, child)
-    correlations, distances, freedoms = [], [], []
-    n_unchanged = 0
-    for name in names:
-        one, other = parent.samples[name], child.samples[name]
-        n_unchanged += bool(np.array_equal(one, other))
-        a, b = centre(one), centre(other)
-        if not a.any() or not b.any():
-            continue  # a constant, such as zeros at the beginning of training, is like any other
-        norm = np.linalg.norm(a)
-        correlations.append(float((a * b).sum() / (norm * np.linalg.norm(b))))
-        distances.append(float(np.linalg.norm(a - b) / norm))
-        freedoms.append((a.shape[0] - 1) * (a.shape[1] - 1))
-    freedom = sum(freedoms)
+    figures = [_measure(*stacked) for stacked in _stack(parent, child, names)]
+    correlations, distances, freedoms = np.concatenate([np.zeros((3, 0)), *figures], axis=1)
+    n_unchanged = sum(bool(np.array_equal(parent.samples[name], child.samples[name])) for name in names)
+    freedom = float(freedoms.sum())
     if freedom < MIN_FREEDOM:
         return Evidence("not-comparable", len(names), n_unchanged, None, None, None)
     z = float(np.dot(freedoms, correlations) / np.sqrt(freedom))
@@ -131,10 +122,35 @@ def find_ranks(parent: Sketch, child: Sketch, roundoff: float) -> Mapping[str, i
     return ranks
 
 
-def centre(samples: Samples) -> NDArray[np.float64]:
-    """Take the means of rows and of columns away, and what rounding leaves of nothing."""
+def centre(samples: NDArray[Any]) -> NDArray[np.float64]:
+    """Take the means of rows and of columns away, of one sub-matrix or many, and what rounding leaves of nothing."""
     wide = samples.astype(np.float64)
-    centred: NDArray[np.float64] = wide - wide.mean(0) - wide.mean(1, keepdims=True) + wide.mean()
-    if np.abs(centred).max(initial=0.0) <= 1e-12 * np.abs(wide).max(initial=0.0):
-        return np.zeros_like(centred)
-    return centred
+    rows, columns = wide.mean(-1, keepdims=True), wide.mean(-2, keepdims=True)
+    centred: NDArray[np.float64] = wide - rows - columns + rows.mean(-2, keepdims=True)
+    left, was = (np.abs(one).max((-2, -1), keepdims=True) for one in (centred, wide))
+    return np.where(left <= 1e-12 * was, 0.0, centred)
+
+
+def _stack(parent: Sketch, child: Sketch, names: list[str]) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """Stack the sub-matrices of one size, which nearly all are."""
+    by_size: dict[tuple[int, ...], list[str]] = {}
+    for name in names:
+        by_size.setdefault(parent.samples[name].shape, []).append(name)
+    return [
+        (np.stack([parent.samples[name] for name in some]), np.stack([child.samples[name] for name in some]))
+        for some in by_size.values()
+    ]
+
+
+def _measure(one: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the correlation, the relative distance and the degrees of freedom of each matrix that is no constant.
+
+    A constant, such as zeros at the beginning of training, is like any other.
+    """
+    a, b = centre(one), centre(other)
+    norms, others = (np.linalg.norm(part, axis=(1, 2)) for part in (a, b))
+    some = (norms > 0) & (others > 0)
+    products = (a * b).sum((1, 2))[some] / (norms * others)[some]
+    distances = np.linalg.norm(a - b, axis=(1, 2))[some] / norms[some]
+    freedom = (one.shape[1] - 1) * (one.shape[2] - 1)
+    return np.stack([products, distances, np.full(int(some.sum()), freedom)])

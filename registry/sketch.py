@@ -14,7 +14,7 @@ import re
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,16 +92,21 @@ def pack(sketch: Sketch) -> tuple[bytes, bytes]:
 
 def unpack(forms: bytes, samples: bytes, processing: tuple[str, ...] = ()) -> Sketch:
     """Read what `pack` wrote. Raises ValueError if it is not whole."""
+    shapes = _read_shapes(forms)
+    sizes = {name: sample_size(name, shape) for name, shape in shapes.items()}
+    if len(samples) != 4 * sum(rows * columns for rows, columns in sizes.values()):
+        raise ValueError("there are more or fewer samples than the shapes need")
+    return Sketch(shapes, dict(_split(np.frombuffer(samples, "<f4").astype(np.float32), sizes)), processing)
+
+
+@lru_cache(maxsize=8)
+def _read_shapes(forms: bytes) -> Mapping[str, Shape]:
+    """Read names and shapes, which are mostly those of the sketch before."""
     try:
         listed: list[tuple[str, list[int]]] = json.loads(zlib.decompress(forms))
-        shapes = {name: tuple(shape) for name, shape in listed}
+        return {name: tuple(shape) for name, shape in listed}
     except (TypeError, zlib.error) as error:
         raise ValueError(str(error)) from error
-    sizes = [sample_size(name, shape) for name, shape in shapes.items()]
-    values = np.frombuffer(samples, "<f4")
-    if values.size != sum(rows * columns for rows, columns in sizes):
-        raise ValueError("there are more or fewer samples than the shapes need")
-    return Sketch(shapes, dict(_split(values, dict(zip(shapes, sizes, strict=True)))), processing)
 
 
 def sample_size(name: str, shape: Shape) -> tuple[int, int]:
@@ -110,10 +115,10 @@ def sample_size(name: str, shape: Shape) -> tuple[int, int]:
     return min(n_rows, N_SAMPLED), min(n_columns, N_SAMPLED)
 
 
-def _split(values: NDArray[Any], sizes: Mapping[str, tuple[int, int]]) -> Iterator[tuple[str, Samples]]:
+def _split(values: Samples, sizes: Mapping[str, tuple[int, int]]) -> Iterator[tuple[str, Samples]]:
     start = 0
     for name, (rows, columns) in sizes.items():
-        yield name, values[start : start + rows * columns].reshape(rows, columns).astype(np.float32)
+        yield name, values[start : start + rows * columns].reshape(rows, columns)
         start += rows * columns
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, exists, not_, select
 
 from registry.compare_sketches import Evidence, compare_sketches
 from registry.errors import DatabaseError
 from registry.sketch import Sketch, pack, unpack
-from registry.tables import sketches, versions
+from registry.tables import models, sketches, versions
 from registry.versions import Version
 
 
@@ -42,6 +42,18 @@ def read_sketches(connection: Connection, form: str) -> list[tuple[int, Sketch]]
         .order_by(versions.c.id)
     )
     return [(row.id, _unpack(row.names, row.samples, row.processing or (), f"version {row.id}")) for row in rows]
+
+
+def list_unsketched(connection: Connection) -> list[str]:
+    """Name the versions in use of which no sketch was taken, the oldest first."""
+    same = (versions.c.weights_digest == sketches.c.weights_digest) & (versions.c.fingerprint == sketches.c.fingerprint)
+    rows = connection.execute(
+        select(models.c.name, versions.c.number)
+        .join_from(versions, models)
+        .where(versions.c.retired_at.is_(None), not_(exists().where(same)))
+        .order_by(versions.c.id)
+    )
+    return [f"{row.name}@v{row.number}" for row in rows]
 
 
 def compare_recorded(connection: Connection, parent: Version, child: Version) -> Evidence | None:
