@@ -115,8 +115,8 @@ class Registry:
                 their weights, `ORG/NAME@REVISION#sha256:DIGEST`; joined when they are. One, several, or a mapping.
             relation: what it is to its parents; `finetuned`, or `merged` if there are several.
             step: the training step, for `name@step-N`.
-            allow: architecture fields that may differ from the parent's; `unrelated-parent` for weights that do not come
-                from it.
+            allow: architecture fields that may differ from the parent's; `unrelated-parent` for weights that do not
+                come from it.
             note: a remark for people.
             tags: keys and values to search by.
             parity: in which precision the converted network is compared with the source, `"float64"` or `"float32"`
