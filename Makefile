@@ -8,7 +8,7 @@ VENV_TL4 := .venv-tl4
 READY_TL4 := $(VENV_TL4)/.ready
 REFERENCE_TL4 := $(VENV_TL4)/reference
 
-.PHONY: demo test tl4 check docs families bench format clean
+.PHONY: demo test tl4 check docs families bench lineage-rates format clean
 .DEFAULT_GOAL := check
 
 $(READY): pyproject.toml constraints.txt
@@ -54,6 +54,9 @@ families: $(READY)  ## measure every family, and write docs/families.md
 
 bench: $(READY)  ## measure against the usual ways, and write docs/benchmarks.md
 	@$(BIN)/python benchmarks/compare.py
+
+lineage-rates: $(READY)  ## measure how often lineage is told right from weights, and write docs/lineage.md
+	@HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/lineage_rates.py
 
 format: $(READY)  ## put the code in order
 	@$(BIN)/ruff check --fix .

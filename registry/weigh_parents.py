@@ -42,7 +42,7 @@ def weigh_parents(
         other, is_new = _find_sketch(database, store, parents[edge.id], progress) if sketch else (None, False)
         if sketch is None or other is None:
             weighed.append(edge)
-            findings.append(_tell_unmeasured(edge.ref, "the weights" if sketch is None else edge.ref))
+            findings.append(_tell_unmeasured(edge.ref, is_converted=sketch is not None))
             continue
         if is_new:
             taken.append((parents[edge.id], other))
@@ -69,9 +69,9 @@ def _find_sketch(
         return None, False
 
 
-def _tell_unmeasured(parent: str, unread: str) -> Finding:
-    message = f"Whether it comes from {parent} was not measured, since {unread} could not be or were not to be read."
-    return Finding("lineage-not-measured", message)
+def _tell_unmeasured(parent: str, *, is_converted: bool) -> Finding:
+    reason = f"the bytes of {parent} are not here" if is_converted else "its own weights were not converted"
+    return Finding("lineage-not-measured", f"Whether it comes from {parent} was not measured, since {reason}.")
 
 
 def _tell(evidence: Evidence, edge: ParentEdge) -> list[Finding]:

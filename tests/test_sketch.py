@@ -220,6 +220,24 @@ def test_a_trained_hooked_network_compares_with_its_base_raw_and_processed(
         assert evidence["distance"] < 0.05 and evidence["correlation"] > 0.999
 
 
+def test_an_absent_parent_is_weighed_when_it_is_joined(any_registry: Registry, make_checkpoint: MakeCheckpoint) -> None:
+    right, wrong = make_checkpoint("gpt2"), make_checkpoint("gpt2", seed=UNRELATED)
+    for name, base in (("right", right), ("wrong", wrong)):
+        digest = any_registry.register(name, base, dry_run=True, parity="skip").weights_digest
+        declared = f"org/{name}@main#sha256:{digest}"
+        any_registry.register(f"of-{name}", make_checkpoint("gpt2", seed=1), absent_parents=declared)
+        any_registry.register(name, base)
+    (parent,) = any_registry.version("of-right").parents
+    assert parent.evidence is not None and parent.evidence["verdict"] == "related"
+    assert any_registry.version("of-wrong").parents == ()
+    (refused,) = [one for one in any_registry.events() if one.action == "parent.not-joined"]
+    assert refused.subject == "of-wrong@v1" and refused.details["reason"] == "unrelated-parent"
+    with pytest.raises(UnrelatedParent):
+        any_registry.join_parent("of-wrong", "wrong")
+    joined = any_registry.join_parent("of-wrong", "wrong", allow=["unrelated-parent"])
+    assert joined.parents[0].evidence is not None and joined.parents[0].evidence["verdict"] == "unrelated"
+
+
 def test_networks_of_other_shapes_are_not_comparable(registry: Registry, make_checkpoint: MakeCheckpoint) -> None:
     registry.register("base", make_checkpoint("llama"))
     registry.register("other", make_checkpoint("llama", intermediate_size=48, num_attention_heads=8, head_dim=6))
