@@ -10,7 +10,7 @@ REFERENCE_TL4 := $(VENV_TL4)/reference
 # `make bench` stops a way to load at so much private memory; the usual ones may want more for 1.5 billion parameters
 MEMORY_GB ?= 14
 
-.PHONY: demo test tl4 check docs families bench format clean
+.PHONY: demo test tl4 check docs families bench lineage-rates format clean
 .DEFAULT_GOAL := check
 
 $(READY): pyproject.toml constraints.txt
@@ -57,6 +57,9 @@ families: $(READY)  ## measure every family, and write docs/families.md
 
 bench: $(READY)  ## measure against the usual ways, and write docs/benchmarks.md
 	@$(BIN)/python -m benchmarks --memory-gb $(MEMORY_GB)
+
+lineage-rates: $(READY)  ## measure how often lineage is told right from weights, and write docs/lineage.md
+	@HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/lineage_rates.py
 
 format: $(READY)  ## put the code in order
 	@$(BIN)/ruff check --fix .

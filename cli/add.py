@@ -47,7 +47,12 @@ if TYPE_CHECKING:
     "several), converted, quantised or distilled.",
 )
 @click.option("--step", type=int, metavar="N", help="Training step, for NAME@step-N.")
-@click.option("--allow", multiple=True, metavar="FIELD", help="Architecture field that may differ from the parent's.")
+@click.option(
+    "--allow",
+    multiple=True,
+    metavar="FIELD",
+    help="Architecture field that may differ from the parent's; or unrelated-parent.",
+)
 @click.option("--tag", "tags", multiple=True, metavar="K=V", callback=parse_tags, help="Tag; may be given again.")
 @click.option("--note", metavar="TEXT", help="Remark for people.")
 @click.option(

@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 @click.option(
     "--relation", metavar="WORD", help="What the first checkpoint is to it: finetuned (default), distilled, …"
 )
-@click.option("--allow", multiple=True, metavar="FIELD", help="Architecture field that may differ from the parent's.")
+@click.option(
+    "--allow",
+    multiple=True,
+    metavar="FIELD",
+    help="Architecture field that may differ from the parent's; or unrelated-parent.",
+)
 @click.option("--tag", "tags", multiple=True, metavar="K=V", callback=parse_tags, help="Tag for every step.")
 @click.option("--note", metavar="TEXT", help="Remark for people, on every step.")
 @click.option(

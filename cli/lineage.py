@@ -51,7 +51,12 @@ def lineage(session: Session, ref: str, direction: str | None, depth: int | None
 @ref_argument()
 @ref_argument("parent")
 @click.option("--declared", metavar="ORG/NAME@REVISION", help="Which absent parent it is, if there are several.")
-@click.option("--allow", multiple=True, metavar="FIELD", help="Architecture field that may differ from the parent's.")
+@click.option(
+    "--allow",
+    multiple=True,
+    metavar="FIELD",
+    help="Architecture field that may differ from the parent's; or unrelated-parent.",
+)
 @registry_options
 @click.pass_obj
 def join(session: Session, ref: str, parent: str, declared: str | None, allow: tuple[str, ...]) -> None:

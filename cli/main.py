@@ -20,6 +20,7 @@ COMMANDS = {
     "add-run": "cli.add_run:add_run",
     "check": "cli.check:check",
     "fetch": "cli.check:fetch",
+    "identify": "cli.identify:identify",
     "ls": "cli.versions:ls",
     "show": "cli.versions:show",
     "history": "cli.versions:history",

@@ -217,6 +217,7 @@ def describe_version(version: Version) -> dict[str, str | None]:
         )
         declared = f", declared as {parent.declared}" if parent.declared else ""
         parents.append(f"{parent.ref} ({parent.relation})" + (f", admitted: {admitted}" if admitted else "") + declared)
+        parents.append(f"  weights: {show_evidence(parent.evidence)}")
     parents += [f"{one.ref} ({one.relation}), absent" for one in version.absent_parents if one.joined is None]
     return {
         **version_facts(version),
@@ -227,6 +228,15 @@ def describe_version(version: Version) -> dict[str, str | None]:
         "note": version.note,
         "findings": "\n".join(finding["message"] for finding in version.findings) or None,
     }
+
+
+def show_evidence(evidence: Mapping[str, Any] | None) -> str:
+    """Write in one line what the weights say of an edge."""
+    if evidence is None:
+        return "not compared"
+    from registry.compare_sketches import Evidence
+
+    return str(Evidence(**evidence))
 
 
 # of an architecture, what tells people which it is; Mamba has no heads

@@ -15,10 +15,12 @@ from sqlalchemy import ColumnElement, Connection, Row, and_, exists, func, or_, 
 
 from registry.architecture import Architecture, check_allowed, find_differences, refuse_differences
 from registry.audit import append_event
-from registry.errors import ArchitectureMismatch, InvalidInput, LineageConflict, UnknownRef
+from registry.compare_sketches import refuse_unrelated
+from registry.errors import ArchitectureMismatch, InvalidInput, LineageConflict, UnknownRef, UnrelatedParent
 from registry.lineage import is_ancestor
 from registry.query import read_version
 from registry.resolve import ResolvedRef, resolve_ref
+from registry.sketches import compare_recorded
 from registry.sources.hub_id import parse_hub_id
 from registry.sources.source import Finding
 from registry.tables import absent_parents, version_files, version_parents, versions
@@ -139,7 +141,7 @@ def explain_declarations(
 def _try_to_join(connection: Connection, row: Row[Any], parent_id: int) -> bool:
     try:
         _join(connection, row, parent_id, "commit" if row.digest is None else "digest", frozenset(row.allowed))
-    except (ArchitectureMismatch, LineageConflict) as error:
+    except (ArchitectureMismatch, LineageConflict, UnrelatedParent) as error:
         child, parent = (read_version(connection, one).ref for one in (row.version_id, parent_id))
         details = {"declared": _as_declared(row).ref, "parent": parent, "reason": error.code, "message": error.message}
         append_event(connection, "parent.not-joined", child, details)
@@ -148,7 +150,7 @@ def _try_to_join(connection: Connection, row: Row[Any], parent_id: int) -> bool:
 
 
 def _join(connection: Connection, row: Row[Any], parent_id: int, by: str, allowed: frozenset[str]) -> None:
-    """Add the edge and its event, or raise LineageConflict or ArchitectureMismatch."""
+    """Add the edge and its event, or raise LineageConflict, ArchitectureMismatch or UnrelatedParent."""
     child, parent = read_version(connection, row.version_id), read_version(connection, parent_id)
     declared = _as_declared(row)
     if parent.ref in {one.ref for one in child.parents}:
@@ -162,6 +164,9 @@ def _join(connection: Connection, row: Row[Any], parent_id: int, by: str, allowe
     admitted = [
         one.as_dict() for one in refuse_differences(parent.ref, child.ref, differences, allowed.union(declared.allowed))
     ]
+    evidence = compare_recorded(connection, parent, child)
+    if evidence is not None:
+        refuse_unrelated(evidence, parent.ref, child.ref, declared.relation, allowed.union(declared.allowed))
     connection.execute(
         version_parents.insert().values(
             version_id=row.version_id,
@@ -169,6 +174,7 @@ def _join(connection: Connection, row: Row[Any], parent_id: int, by: str, allowe
             relation=declared.relation,
             admitted_differences=admitted,
             absent_id=row.id,
+            evidence=None if evidence is None else evidence.as_dict(),
         )
     )
     details = {
@@ -178,6 +184,7 @@ def _join(connection: Connection, row: Row[Any], parent_id: int, by: str, allowe
         "relation": declared.relation,
         "admitted": [one["field"] for one in admitted],
         "by": by,
+        "evidence": None if evidence is None else evidence.verdict,
     }
     append_event(connection, "parent.joined", child.ref, details)
 

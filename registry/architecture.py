@@ -126,6 +126,9 @@ FIELDS: frozenset[str] = frozenset([*ALWAYS, *_EXPERTS, *(name for _, _, fields 
 PARAMETER_FIELDS = ("attention_bias", "enable_bias", "layer_norm_elementwise_affine")
 N_PARAMETERS = "n_parameters"
 
+UNRELATED_PARENT = "unrelated-parent"
+"""Not a field, but allowed like one: a parent that the weights do not come from."""
+
 # HookedTransformer computes the same for each of these (tanh approximations of GELU, written differently).
 _SAME_ACTIVATION = {"gelu_fast": "gelu_new", "gelu_pytorch_tanh": "gelu_new"}
 
@@ -236,7 +239,7 @@ def find_parameter_differences(parent: Mapping[str, Any], checkpoint: Mapping[st
 def check_allowed(allow: Iterable[str]) -> frozenset[str]:
     """Return the names in `allow` as a set, refusing any that is no field in which a checkpoint can differ."""
     allowed = frozenset(allow)
-    known = FIELDS.union(PARAMETER_FIELDS, [N_PARAMETERS, FAMILY])
+    known = FIELDS.union(PARAMETER_FIELDS, [N_PARAMETERS, FAMILY, UNRELATED_PARENT])
     for name in sorted(allowed - known):
         if _OWN_WORD.fullmatch(name):
             continue

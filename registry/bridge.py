@@ -27,6 +27,7 @@ from registry.families.family import Family
 from registry.networks import build_source_network
 from registry.progress import Counter, Progress, no_progress
 from registry.quiet import quiet
+from registry.take_sketch import take_sketch
 from registry.texts import ReadsTexts
 from registry.tokenizers import fit_tokenizer
 from registry.verify import Parity, Reference, list_versions, measure_reference
@@ -80,6 +81,7 @@ def measure_bridge_parity(
     source = build_source_network(family, values, files, dtype)
     check_finite(source.state_dict())
     counter.advance()
+    sketch = take_sketch(source.state_dict())
     reference = measure_reference(source, family, architecture)
     counter.advance()
     bridge = build_bridge(source, family, architecture, None, name=family.name, compatibility=False)
@@ -97,6 +99,7 @@ def measure_bridge_parity(
         probe_digest=reference.probe_digest,
         processing=(),
         versions=list_versions(),
+        sketch=sketch,
     )
 
 

@@ -26,6 +26,7 @@ RegistryError
 │   ├── UnusableTokenizer       unusable-tokenizer
 │   └── SourceChanged           source-changed
 ├── ArchitectureMismatch        architecture-mismatch   .differences
+├── UnrelatedParent             unrelated-parent        .evidence
 ├── ParityFailure               parity-failure          .parity
 ├── SignatureInvalid            signature-invalid
 ├── LoadError                   what is registered cannot be had in the form that was asked for
@@ -55,7 +56,7 @@ RegistryError
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
@@ -252,6 +253,16 @@ class ArchitectureMismatch(RegistryError):
     ) -> None:
         super().__init__(message, hint=hint, differences=[difference.as_dict() for difference in differences], **fields)
         self.differences = tuple(differences)
+
+
+class UnrelatedParent(RegistryError):
+    """The weights show that a checkpoint does not come from its declared parent."""
+
+    code = "unrelated-parent"
+
+    def __init__(self, message: str, *, evidence: Mapping[str, Any], hint: str | None = None, **fields: Any) -> None:
+        super().__init__(message, hint=hint, evidence=dict(evidence), **fields)
+        self.evidence = dict(evidence)
 
 
 class ParityFailure(RegistryError):

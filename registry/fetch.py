@@ -59,7 +59,8 @@ def fetch_version(
             version_id = resolve_ref(connection, version.ref).id
             parity_rows = describe_parity(measured) if measured else []
             digest = weights.digest or ""
-            record_fetched(connection, version_id, digest, parity_rows, weights.tensors, weights.digests)
+            sketch = measured.sketch if measured else None
+            record_fetched(connection, version_id, digest, parity_rows, weights.tensors, weights.digests, sketch)
             return read_version(connection, version_id)
 
 

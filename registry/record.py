@@ -13,6 +13,8 @@ from registry.absent import declare_parents, join_parents
 from registry.architecture import Architecture, Difference
 from registry.audit import append_event
 from registry.query import read_version
+from registry.sketch import Sketch
+from registry.sketches import record_sketch
 from registry.sources.source import Finding
 from registry.tables import (
     architectures,
@@ -31,12 +33,13 @@ from registry.weights import TensorForm
 
 @dataclass(frozen=True)
 class ParentEdge:
-    """A parent by the database's id, with what the child is to it and what was admitted."""
+    """A parent by the database's id, with what the child is to it, what was admitted, and what the weights say."""
 
     id: int
     ref: str
     relation: str
     admitted_differences: tuple[Difference, ...] = ()
+    evidence: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,9 @@ class Draft:
     absent_parents: Sequence[AbsentParent] = ()
     tensors: Mapping[str, TensorForm] = field(default_factory=dict)
     tensor_digests: Mapping[str, str] = field(default_factory=dict)
+    sketch: Sketch | None = None
+    parent_sketches: Sequence[tuple[Version, Sketch]] = ()
+    """Those of parents that had none before."""
 
 
 def find_existing(
@@ -150,6 +156,7 @@ def record_version(connection: Connection, draft: Draft) -> int:
                 "parent_id": edge.id,
                 "relation": edge.relation,
                 "admitted_differences": [difference.as_dict() for difference in edge.admitted_differences],
+                "evidence": None if edge.evidence is None else dict(edge.evidence),
             }
             for edge in draft.parents
         ],
@@ -165,6 +172,7 @@ def record_version(connection: Connection, draft: Draft) -> int:
     declare_parents(connection, version_id, draft.absent_parents)
     if draft.weights_digest is not None and draft.tensor_digests:
         record_tensors(connection, draft.weights_digest, draft.tensors, draft.tensor_digests)
+    _record_sketches(connection, draft)
     append_event(connection, "version.registered", f"{draft.model}@v{number}", _describe(draft))
     join_parents(connection, read_version(connection, version_id), version_id)
     return version_id
@@ -177,6 +185,7 @@ def record_fetched(
     measurements: Sequence[Mapping[str, Any]],
     tensors: Mapping[str, TensorForm] | None = None,
     tensor_digests: Mapping[str, str] | None = None,
+    sketch: Sketch | None = None,
 ) -> bool:
     """Fill in the weights digest of a version whose bytes had been left elsewhere; False if that was done meanwhile.
 
@@ -204,6 +213,8 @@ def record_fetched(
     }
     if tensors and tensor_digests:
         record_tensors(connection, weights_digest, tensors, tensor_digests)
+    if sketch is not None:
+        record_sketch(connection, version.fingerprint, weights_digest, sketch)
     append_event(connection, "version.fetched", version.ref, details)
     join_parents(connection, version, version_id)
     return True
@@ -220,6 +231,14 @@ def record_missing_tensors(
         return
     details = {"weights_digest": version.weights_digest, "n_tensors": len(digests)}
     append_event(connection, "version.tensors-recorded", version.ref, details)
+
+
+def _record_sketches(connection: Connection, draft: Draft) -> None:
+    if draft.sketch is not None and draft.weights_digest is not None:
+        record_sketch(connection, draft.architecture.fingerprint, draft.weights_digest, draft.sketch)
+    for parent, sketch in draft.parent_sketches:
+        if parent.weights_digest is not None:
+            record_sketch(connection, parent.fingerprint, parent.weights_digest, sketch)
 
 
 def _insert_model(connection: Connection, name: str, now: datetime) -> int:
@@ -278,6 +297,7 @@ def _describe(draft: Draft) -> dict[str, Any]:
         "processing": None if draft.processing is None else list(draft.processing),
         "files": {file.name: file.digest for file in draft.files},
         "parents": {edge.ref: edge.relation for edge in draft.parents},
+        "evidence": {edge.ref: edge.evidence["verdict"] for edge in draft.parents if edge.evidence},
         "absent_parents": {one.ref: one.relation for one in draft.absent_parents},
         "admitted": sorted({difference.field for edge in draft.parents for difference in edge.admitted_differences}),
         "step": draft.step,

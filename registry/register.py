@@ -48,6 +48,7 @@ from registry.stage import (
 from registry.store import LocalStore
 from registry.tensor_digests import has_tensors
 from registry.versions import AbsentParent, Version
+from registry.weigh_parents import Weighed, weigh_parents
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -135,7 +136,11 @@ def register_version(
         vocabulary_digest, parity = _verify(request, checkpoint, weights, files, progress)
         with database.read() as connection:
             findings = _find_notable(connection, request.name, checkpoint, weights, vocabulary_digest, files, edges)
+        weighed = _weigh(database, store, request, edges, parents, parity, progress)
+        findings += weighed.findings
+        edges = list(weighed.edges)
         draft = _make_draft(request, checkpoint, weights, vocabulary_digest, files, edges, absent, findings, parity)
+        draft = replace(draft, parent_sketches=weighed.taken)
         registration = _describe(draft, parity, version=None)
         if request.dry_run:
             return registration
@@ -351,6 +356,21 @@ def _measure_parity(
     )
 
 
+def _weigh(
+    database: Database,
+    store: LocalStore,
+    request: Request,
+    edges: Sequence[ParentEdge],
+    parents: Mapping[int, ParentVersion],
+    parity: Parity | None,
+    progress: Progress,
+) -> Weighed:
+    """Compare the weights with every parent's; raises UnrelatedParent."""
+    found = {one: parent.version for one, parent in parents.items()}
+    sketch, allowed = parity.sketch if parity else None, check_allowed(request.allow)
+    return weigh_parents(database, store, edges, found, sketch, request.source, allowed, progress)
+
+
 def _find_notable(
     connection: Connection,
     model: str,
@@ -424,6 +444,7 @@ def _make_draft(
         absent_parents=absent,
         tensors=weights.tensors,
         tensor_digests=weights.digests,
+        sketch=parity.sketch if parity else None,
     )
 
 

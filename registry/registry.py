@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from registry.check import Check
     from registry.diff import ChangedTensors, RecordedDiff
     from registry.fetch import ParityChoice
+    from registry.identify import Identification
     from registry.lineage import Lineage
     from registry.register import Registration
     from registry.resolve import ResolvedRef
@@ -121,7 +122,8 @@ class Registry:
                 their weights, `ORG/NAME@REVISION#sha256:DIGEST`; joined when they are. One, several, or a mapping.
             relation: what it is to its parents; `finetuned`, or `merged` if there are several.
             step: the training step, for `name@step-N`.
-            allow: architecture fields that may differ from the parent's.
+            allow: architecture fields that may differ from the parent's; `unrelated-parent` for weights that do not
+                come from it.
             note: a remark for people.
             tags: keys and values to search by.
             parity: in which precision the converted network is compared with the source, `"float64"` or `"float32"`
@@ -135,6 +137,7 @@ class Registry:
 
         Raises:
             ArchitectureMismatch: it computes something else than its parent, field by field.
+            UnrelatedParent: its weights do not come from its parent.
             ParityFailure: the converted network does not compute what the source does.
             SourceError: it cannot be read or is not whole.
         """
@@ -416,6 +419,32 @@ class Registry:
         options = SourceOptions(weights, Path(config) if config is not None else None, headers_only=True)
         database = self.database if parents else None
         return check_source(database, self.store, str(source), parents, tuple(allow), options)
+
+    def identify(
+        self,
+        source: str | Path,
+        *,
+        parent: str | Sequence[str] = (),
+        weights: Literal["safetensors", "bin"] | None = None,
+        config: str | Path | None = None,
+        limit: int = 10,
+        read: bool = False,
+        progress: Progress = no_progress,
+    ) -> Identification:
+        """Say which registered versions a source is likely to come from, from samples of its weights; nearest first.
+
+        Only versions whose matrices have the same names and shapes are compared, and which of two came from the other
+        cannot be told. `parent` is what an adapter is merged into. `read` reads the weights of versions that were
+        registered without being converted, and keeps their samples. Raises what `register` raises for the source.
+        """
+        from registry.identify import identify_source, sketch_missing
+        from registry.sources import SourceOptions
+
+        if read:
+            sketch_missing(self.database, self.store, progress)
+        parents = (parent,) if isinstance(parent, str) else tuple(parent)
+        options = SourceOptions(weights, Path(config) if config is not None else None)
+        return identify_source(self.database, self.store, str(source), parents, options, limit, progress)
 
     def _find(self, ref: str) -> Version:
         """Return the version that `ref` means, which must be in use."""

@@ -185,6 +185,16 @@ tensor_digests = Table(
     Column("digests", LargeBinary, nullable=False),  # 32 bytes each, in the order of the names
 )
 
+sketches = Table(
+    "sketches",
+    metadata,
+    Column("weights_digest", _text(SHA256_HEX), primary_key=True),
+    Column("fingerprint", String(SHA256_HEX), primary_key=True),
+    Column("form", _text(SHA256_HEX), nullable=False, index=True),  # digest of the layers' names and shapes
+    Column("names", LargeBinary, nullable=False),  # names and shapes, compressed
+    Column("samples", LargeBinary, nullable=False),  # float32, little-endian, in the order of the names
+)
+
 aliases = Table(
     "aliases",
     metadata,

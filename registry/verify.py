@@ -14,7 +14,7 @@ import hashlib
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,8 @@ from registry.families.family import Family
 from registry.networks import build_source_network
 from registry.progress import Counter, Progress, no_progress
 from registry.routing import Computed, compute_hooked, compute_source, find_largest_difference
+from registry.sketch import Sketch
+from registry.take_sketch import take_sketch
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -57,7 +59,8 @@ class Parity:
     """What was measured: the largest absolute differences of log-probs, in nats, over all positions and tokens.
 
     None was not measured: hooked weights whose norms are folded have no raw network, and where there is no
-    HookedTransformer at all, what was measured is the `bridge`, as it is without compatibility mode.
+    HookedTransformer at all, what was measured is the `bridge`, as it is without compatibility mode. `sketch` is of the
+    weights that were measured, raw where they can be.
     """
 
     raw: float | None
@@ -70,6 +73,7 @@ class Parity:
     processing: tuple[str, ...]
     versions: Mapping[str, str]
     bridge: float | None = None
+    sketch: Sketch | None = field(default=None, repr=False, compare=False)
 
     @property
     def measured(self) -> dict[str, float]:
@@ -84,7 +88,9 @@ class Parity:
 
     def as_dict(self) -> dict[str, Any]:
         """Give the measurement as plain data."""
-        return {**asdict(self), "processing": list(self.processing), "passed": self.passed}
+        record = asdict(replace(self, sketch=None))
+        del record["sketch"]
+        return {**record, "processing": list(self.processing), "passed": self.passed}
 
 
 def make_probe(architecture: Architecture) -> torch.Tensor:
@@ -147,6 +153,7 @@ def measure_parity(
     processing = guard_processing(architecture, Processing())
     network = convert_network(source, family, architecture, RAW, dtype=dtype)
     raw = reference.measure_hooked(network)
+    sketch = take_sketch(network.state_dict())
     del network
     counter.advance()
     tensors = convert_weights(source, family, architecture, RAW)
@@ -164,6 +171,7 @@ def measure_parity(
         probe_digest=reference.probe_digest,
         processing=tuple(processing.active),
         versions=list_versions(),
+        sketch=sketch,
     )
 
 

@@ -23,6 +23,7 @@ from registry.networks import make_hooked_config
 from registry.progress import Counter, Progress, no_progress
 from registry.quiet import quiet
 from registry.routing import Computed, find_largest_difference
+from registry.take_sketch import take_sketch
 from registry.verify import BOUND, Parity, make_probe, refuse_disparity
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ def measure_hooked_parity(
         probe_digest=hashlib.sha256(probe.numpy().tobytes()).hexdigest(),
         processing=tuple(applied) if folded else (*applied, *wanted.active),
         versions={name: version(name) for name in ("torch", "transformers", "transformer-lens")},
+        sketch=take_sketch(tensors, applied),
     )
 
 

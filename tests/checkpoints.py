@@ -170,6 +170,9 @@ CLASSES = {
 _CONV1D = {"gpt2"}  # these keep their matrices as (fan_in, fan_out)
 _TRANSPOSED = {"gpt_oss"}  # and these those of their experts, as (n_experts, fan_in, fan_out)
 _NORMS_FROM_ONE = {"gemma", "gemma2", "gemma3"}  # these add 1 to the weights of their norms
+UNRELATED = 1000
+"""From this seed on, nothing of a checkpoint is that of another seed."""
+
 _TABLES = ("wte", "wpe", "embed_", "word_embeddings")
 
 
@@ -183,11 +186,17 @@ def make_network(family: str, seed: int = 0, **config: Any) -> PreTrainedModel:
 
 
 def randomise(network: PreTrainedModel, family: str, seed: int = 0) -> None:
-    """Give every parameter random values; the same for the same seed and shapes."""
+    """Give every parameter random values; the same for the same seed and shapes.
+
+    Below UNRELATED, another seed is a fine-tune of seed 0, if the shapes are the same: correlated by 0.8.
+    """
     generator = torch.Generator().manual_seed(seed)
+    base = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
+            if 0 < seed < UNRELATED:
+                noise = 0.8 * torch.randn(parameter.shape, generator=base) + 0.6 * noise
             if parameter.ndim > 1 and not name.endswith("bias"):
                 transposed = family in _CONV1D or (family in _TRANSPOSED and ".experts." in name)
                 fan_in = parameter.shape[-2 if transposed else -1]

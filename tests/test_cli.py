@@ -18,7 +18,7 @@ import pytest
 
 from cli.main import COMMANDS, main
 from docs.write_cli_reference import PAGE, start_context, walk_commands, write_reference
-from tests.checkpoints import edit_config
+from tests.checkpoints import UNRELATED, edit_config
 
 
 @dataclass(frozen=True)
@@ -206,6 +206,27 @@ def test_absent_parents_are_declared_shown_and_joined(
     assert populated("join", "pupil", "teacher").out == "joined pupil@v1: org/base@v1, teacher@v1\n"
     assert "teacher@v1 (distilled), declared as hf://org/teacher@main" in populated("show", "pupil").out
     assert populated("audit", "verify").code == 0
+
+
+def test_what_a_source_comes_from(populated: Run, tuned: Path, make_checkpoint: Callable[..., Path]) -> None:
+    unread = populated("identify", tuned)
+    assert unread.code == 0 and "org/base@v1" in unread.out and "--read" in unread.out
+    answer = populated("identify", tuned, "--read")
+    assert "identical to tuned@v1" in answer.out and "org/base@v1" in answer.out and "finetuned" in answer.out
+    assert populated("identify", tuned, "--output", "ids").out.split() == ["tuned@v1", "org/base@v1"]
+    rows = populated("identify", tuned, "--output", "json").json["matches"]
+    assert {"ref", "kind", "evidence", "rank"} == rows[0].keys()
+    assert "unrelated" in populated("identify", make_checkpoint("gpt2", seed=UNRELATED)).out
+
+
+def test_a_parent_that_it_does_not_come_from_is_refused_and_shown(
+    populated: Run, make_checkpoint: Callable[..., Path]
+) -> None:
+    other = make_checkpoint("gpt2", seed=UNRELATED)
+    answer = populated("add", "other", other, "--parent", "org/base")
+    assert answer.code == 1 and "[unrelated-parent]" in answer.err and "--allow unrelated-parent" in answer.err
+    assert populated("add", "other", other, "--parent", "org/base", "--allow", "unrelated-parent").code == 0
+    assert "weights: unrelated: 0 of 12 matrices unchanged" in populated("show", "other").out
 
 
 def test_relations_are_completed(populated: Run) -> None:

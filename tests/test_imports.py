@@ -197,6 +197,7 @@ def _make(error: type[RegistryError]) -> RegistryError:
         "UnusableWeights": {"tensors": ["wte"]},
         "ArchitectureMismatch": {"differences": [Difference("eps", 1e-5, 1e-6)]},
         "ParityFailure": {"parity": parity},
+        "UnrelatedParent": {"evidence": {"verdict": "unrelated"}},
         "VersionInUse": {"users": ["m@best"]},
         "ArtifactMissing": {"digest": "0" * 64},
         "ArtifactCorrupt": {"digest": "0" * 64},
