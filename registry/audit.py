@@ -145,7 +145,7 @@ def verify_chain(connection: Connection, since: str | None = None) -> ChainFault
     wanted = None if since is None else _parse_digest(since)
     as_text = [cast(one, Text).label(one.name) if isinstance(one.type, JSON) else one for one in events.c]
     # not all at once, which a driver would keep in memory
-    query = select(*as_text).order_by(events.c.sequence).execution_options(yield_per=1000)
+    query = select(*as_text).order_by(events.c.sequence).execution_options(yield_per=500)
     with connection.execute(query) as rows:
         return _find_fault(rows, wanted)
 
