@@ -124,12 +124,12 @@ def breed(seed: int, base: HookedTransformer, n_steps: int) -> list[Child]:
     other = 1000 + seed
     light = train(copy.deepcopy(base), PROSE, n_steps // 10, other, lr=1e-4)
     heavy = train(copy.deepcopy(base), PROSE, n_steps, other)
-    heavier = train(copy.deepcopy(base), PROSE, 2 * n_steps, other + 1, lr=6e-3)
+    heavier = train(copy.deepcopy(base), PROSE, 2 * n_steps, other + 1, lr=2e-2)
     second = train(copy.deepcopy(base), CODE, n_steps, other + 2)
     made: dict[str, HookedTransformer] = {
         "fine-tuned lightly": light,
         "fine-tuned heavily": heavy,
-        "fine-tuned until little is left": heavier,
+        "fine-tuned at ten times the rate, twice as long": heavier,
         "LoRA of rank 4, merged": change(base, lambda name, a: _cut(a, heavy, name)),
         "average of two fine-tunes": change(heavy, lambda name, a: (a + second.state_dict()[name]) / 2),
         "rounded to bfloat16": change(base, lambda name, a: a.bfloat16().float()),

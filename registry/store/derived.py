@@ -24,7 +24,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 
 from registry.errors import StorageError, StoreUnavailable
 from registry.store.local import LocalStore
@@ -89,6 +88,8 @@ class DerivedFiles:
     @contextlib.contextmanager
     def lock(self, key: str) -> Iterator[bool]:
         """Keep others from making the same file meanwhile; False if nothing can be written here."""
+        from filelock import FileLock, Timeout  # commands that read need none, and it costs as much as a query
+
         place = self.root / "locks" / key[:2]
         lock = FileLock(place, timeout=_WAIT_SECONDS)
         try:
