@@ -24,7 +24,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-
 from registry.errors import StorageError, StoreUnavailable
 from registry.store.local import LocalStore
 from registry.store.sealed import read_sealed, write_sealed
