@@ -270,7 +270,8 @@ def test_what_decides_the_function_is_refused_and_admitted_only_by_name(
     assert all(f"--allow {field}" in str(refused.value) for field in case.differences)
     assert read_contents(shared) == before
 
-    done = shared.register(name, child, parent=parent, allow=[*case.differences])
+    # where shapes differ, the random weights are others, too
+    done = shared.register(name, child, parent=parent, allow=[*case.differences, "unrelated-parent"])
     assert done.outcome == "registered" and done.version is not None
     assert done.parity is not None and done.parity.passed
     edge = done.version.parents[0].admitted_differences
@@ -333,7 +334,9 @@ def test_biases_that_the_parent_has_not_come_in_when_they_are_admitted(
 ) -> None:
     """HookedTransformer has b_Q, b_K, b_V and b_O always; where config.json is wrong about them, tensors do not fit."""
     folder = make_checkpoint("llama", seed=2, attention_bias=True)
-    done = shared.register("biased", folder, parent=parent_of(LLAMA_CASES[0]), allow=["attention_bias"])
+    done = shared.register(
+        "biased", folder, parent=parent_of(LLAMA_CASES[0]), allow=["attention_bias", "unrelated-parent"]
+    )
     assert done.version is not None and done.parity is not None and done.parity.passed
     assert [one["field"] for one in done.version.parents[0].admitted_differences] == ["attention_bias"]
     network = shared.load("biased", processed=False)
