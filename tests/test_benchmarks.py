@@ -136,9 +136,8 @@ def test_the_whole_page_is_written_with_every_row(tmp_path: Path) -> None:
     for subject in SUBJECTS:
         assert f"`python -m benchmarks --only {subject}`" in text
     rows = [line for line in text.splitlines() if line.startswith("| **lensreg** |")]
-    assert (
-        len(rows) == 2 * 5 + 1 + 3 + 6 + 4 + 9
-    )  # loading twice and with a tokenizer, registering, resolving, commands, growth
+    # loading twice and with a tokenizer, registering, resolving and searching, commands, growth
+    assert len(rows) == 2 * 5 + 1 + 3 + 8 + 4 + 9
     for row in rows:
         assert "—" not in row.split("|")[3], row
     for what in ("HookedTransformer.from_pretrained", "torch.load", "enable_compatibility_mode", "load_file"):

@@ -48,8 +48,6 @@ def measure(plan: Plan) -> Section:
         "recorded with its rows and its audit event in one transaction, which is on the disk when the call returns",
         "(MLflow leaves that to the database's default). The Hub's cache holds one repository.",
     ]
-    if not hasattr(Registry, "search"):
-        text.append("Searching is left out: this version of lensreg has no `search`.")
     return Section(
         "Resolving, recording, listing, searching", "python -m benchmarks --only resolving", text, entries, bounds
     )
@@ -159,23 +157,17 @@ def _list_lists(registry: Registry) -> list[_Question]:
             "history",
             "`client.search_model_versions(\"name = '…'\")`",
         ),
-    ]
-    search: Callable[..., object] | None = getattr(registry, "search", None)
-    if search is None:
-        return questions
-    return [
-        *questions,
         _Question(
             "search one model by tag, 100 at most",
             f"`registry.search(\"model = '…' and {SEARCHED}\", limit=100)`",
-            partial(search, f"model = '{NAME}' and {SEARCHED}", limit=100),
+            partial(registry.search, f"model = '{NAME}' and {SEARCHED}", limit=100),
             "search",
             "`client.search_model_versions(\"name = '…' and tags.seed = '3'\", max_results=100)`",
         ),
         _Question(
             "search all by tag, 100 at most",
             f'`registry.search("{SEARCHED}", limit=100)`',
-            partial(search, SEARCHED, limit=100),
+            partial(registry.search, SEARCHED, limit=100),
             "search-all",
             "`client.search_model_versions(\"tags.seed = '3'\", max_results=100)`",
         ),
