@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -142,7 +142,7 @@ def _list_refs(
 
 
 def _list_lists(registry: Registry) -> list[_Question]:
-    questions = [
+    return [
         _Question(
             "list the models",
             "`registry.models()`",
