@@ -11,6 +11,7 @@ from cli.options import (
     complete_parent,
     complete_relation,
     output_option,
+    parity_option,
     parse_tags,
     registry_options,
     split_relations,
@@ -55,11 +56,7 @@ if TYPE_CHECKING:
 )
 @click.option("--tag", "tags", multiple=True, metavar="K=V", callback=parse_tags, help="Tag; may be given again.")
 @click.option("--note", metavar="TEXT", help="Remark for people.")
-@click.option(
-    "--parity",
-    type=click.Choice(["float64", "float32", "skip"]),
-    help="Precision in which it is verified (default: float64). With skip it is not, and says so ever after.",
-)
+@parity_option
 @click.option(
     "--weights", type=click.Choice(["safetensors", "bin"]), help="Which one counts where the folder holds both."
 )

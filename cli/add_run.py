@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import Session, output_option, parse_tags, registry_options
+from cli.options import Session, output_option, parity_option, parse_tags, registry_options
 
 if TYPE_CHECKING:
     from registry.fetch import ParityChoice
@@ -28,11 +28,7 @@ if TYPE_CHECKING:
 )
 @click.option("--tag", "tags", multiple=True, metavar="K=V", callback=parse_tags, help="Tag for every step.")
 @click.option("--note", metavar="TEXT", help="Remark for people, on every step.")
-@click.option(
-    "--parity",
-    type=click.Choice(["float64", "float32", "skip"]),
-    help="Precision in which they are verified (default: float64). With skip they are not, and say so ever after.",
-)
+@parity_option
 @click.option("--link", is_flag=True, help="Hard-link the files into the store instead of copying them.")
 @click.option("--dry-run", is_flag=True, help="Only show the plan.")
 @output_option("table", "json", "ids")

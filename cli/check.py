@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from cli.options import Session, output_option, ref_argument, registry_options
+from cli.options import Session, output_option, parity_option, ref_argument, registry_options
 
 if TYPE_CHECKING:
     from registry.check import Check
@@ -48,12 +48,7 @@ def check(
 
 @click.command()
 @ref_argument()
-@click.option(
-    "--parity",
-    type=click.Choice(["float64", "float32", "skip"]),
-    help="Precision in which it is verified (default: float64 where the family runs in it). "
-    "With skip it is not, and says so ever after.",
-)
+@parity_option
 @output_option("table", "json", "ids")
 @registry_options
 @click.pass_obj

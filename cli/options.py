@@ -98,6 +98,16 @@ def limit_option(function: F) -> F:
     )(function)
 
 
+def parity_option(function: F) -> F:
+    """Add --parity."""
+    return click.option(
+        "--parity",
+        type=click.Choice(["float64", "float32", "skip"]),
+        help="Precision in which it is verified (default: float64 where the family runs in it). "
+        "With skip it is not, and says so ever after.",
+    )(function)
+
+
 def _complete(what: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:
     def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
         from registry.errors import RegistryError
