@@ -1,0 +1,1 @@
+"""The methods of a Registry, by what people want of it."""

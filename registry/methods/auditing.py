@@ -1,0 +1,128 @@
+"""Whether all is as it was: the audit trail, signatures, and what is kept."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from registry.errors import InvalidInput, SignatureInvalid, StorageError
+from registry.methods.opened import OpenedRegistry
+from registry.progress import Progress, no_progress
+
+if TYPE_CHECKING:
+    from registry.attest import Attestation
+    from registry.audit import ChainFault, Event, Head
+    from registry.results import Results
+    from registry.verify_store import Verification
+
+
+class Auditing(OpenedRegistry):
+    """Methods that show and check the record."""
+
+    def events(
+        self,
+        subject: str | None = None,
+        limit: int | None = None,
+        *,
+        before: int | None = None,
+        action: str | None = None,
+        actor: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> Results[Event]:
+        """Return the audit trail, newest first, of everything or of one model or version: all, or a page of `limit`.
+
+        `before` is the sequence of an event that all of the page came before. `actor` is `user@host`, or the user on
+        any host; `since` is included, `until` is not.
+        """
+        from registry.audit import Event, EventFilters, read_events
+        from registry.results import Results
+
+        filters = EventFilters(action, actor, since, until)
+        with self.database.read() as connection:
+            return Results(read_events(connection, subject, limit, before=before, filters=filters), Event)
+
+    def events_head(self) -> Head:
+        """Return the digest that stands for the audit trail as it is now, to keep elsewhere."""
+        from registry.audit import read_head
+
+        with self.database.read() as connection:
+            return read_head(connection)
+
+    def verify_events(self, *, since: str | None = None) -> ChainFault | None:
+        """Check the chain of events and return its first fault, or None.
+
+        With `since`, a digest that `events_head` gave once, a trail that was cut or written anew is found too.
+        """
+        from registry.audit import verify_chain
+
+        with self.database.read() as connection:
+            return verify_chain(connection, since)
+
+    def attest(
+        self,
+        ref: str,
+        *,
+        sign: str | Path | None = None,
+        password: str | None = None,
+        folder: str | Path | None = None,
+    ) -> Attestation:
+        """Return the in-toto statement of a version; with `sign`, a private key in PEM, sign it over all its files.
+
+        The signature is kept in the audit trail, and both are saved in `folder` if one is given.
+        """
+        from registry.attest import attest_version, record_attestation
+        from registry.files import refuse_unfetched
+
+        version = self.version(ref)
+        refuse_unfetched(version)
+        attestation = attest_version(self.store, version, None if sign is None else Path(sign), password)
+        if folder is not None:
+            attestation.save(Path(folder))
+        if sign is not None:
+            with self.database.write() as connection:
+                record_attestation(connection, attestation)
+        return attestation
+
+    def verify_attestation(self, ref: str, public_key: str | Path, *, folder: str | Path | None = None) -> Attestation:
+        """Check that a version was signed with the private half of `public_key`, and is still what was signed.
+
+        The attestation is the one saved in `folder`, else any in the audit trail. Raises SignatureInvalid.
+        """
+        from registry.attest import read_attestations, read_saved_attestation, verify_any
+
+        with self.database.read() as connection:
+            version, found = read_attestations(connection, ref)
+        if folder is not None:
+            found = [read_saved_attestation(version, Path(folder))]
+        return verify_any(self.store, version, found, Path(public_key))
+
+    def verify(
+        self,
+        *refs: str,
+        read_data: bool | tuple[int, int] = False,
+        key: str | Path | None = None,
+        progress: Progress = no_progress,
+    ) -> Verification:
+        """Check that what was registered is still there: the versions that `refs` mean, or all, retired ones too.
+
+        Every blob must be there in its size, the chain of events unbroken, and the rows what the events say. With
+        `read_data` every byte is hashed as well; `(n, t)` reads the n-th of t parts, so that t runs read everything.
+        With `key`, a public key in PEM, each of the `refs` must be signed with its private half (see `attest`).
+        Nothing is written, and faults are returned, not raised.
+        """
+        from registry.verify_store import Fault, verify_store
+
+        done = verify_store(self.database, self.store, refs, read_data, progress)
+        if key is None:
+            return done
+        if not refs:
+            raise InvalidInput("Signatures are checked of versions that are named.", hint="Name them: REF …")
+        faults = []
+        for ref in refs:
+            try:
+                self.verify_attestation(ref, key)
+            except (SignatureInvalid, StorageError) as error:
+                faults.append(Fault(error.code, ref, error.message, error.hint or "", (ref,), 1))
+        return done.with_faults(faults)

@@ -1,0 +1,74 @@
+"""Where a registry is: its database, checked on first use, and its store."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from registry.database import Database
+from registry.schema import SCHEMA_REVISION, prepare_schema, read_revision, upgrade_schema
+from registry.settings import read_settings
+from registry.store import LocalStore
+from registry.store.derived import DerivedFiles
+from registry.store.stamps import Stamps
+
+if TYPE_CHECKING:
+    from registry.versions import Version
+
+
+class OpenedRegistry:
+    """The database and the store that every method works on."""
+
+    def __init__(self, url: str | None = None, store: str | Path | None = None) -> None:
+        settings = read_settings(url, store)
+        self.store = LocalStore(settings.store, Stamps(settings.stamps))
+        self.derived = DerivedFiles(self.store, settings.derived_bytes)
+        self._unprepared = Database(settings.url)
+
+    def __repr__(self) -> str:
+        return f"Registry({str(self._unprepared)!r}, store={str(self.store)!r})"
+
+    @cached_property
+    def database(self) -> Database:
+        """The database, once its schema has been checked."""
+        prepare_schema(self._unprepared)
+        return self._unprepared
+
+    def upgrade(self) -> tuple[str | None, str]:
+        """Bring the schema to this code's version; return the revision before and after."""
+        before, _ = read_revision(self._unprepared)
+        upgrade_schema(self._unprepared)
+        return before, SCHEMA_REVISION
+
+    def status(self) -> dict[str, str | None]:
+        """Say where the database and the store are, and which schema it has and needs."""
+        schema, _ = read_revision(self._unprepared)
+        return {
+            "database": str(self._unprepared),
+            "store": str(self.store),
+            "schema": schema,
+            "needed_schema": SCHEMA_REVISION,
+        }
+
+    def close(self) -> None:
+        """Give the database's connections back."""
+        self._unprepared.close()
+
+    def _find(self, ref: str) -> Version:
+        """Return the version that `ref` means, which must be in use."""
+        from registry.query import read_version
+        from registry.resolve import refuse_retired, resolve_ref
+
+        with self.database.read() as connection:
+            resolved = resolve_ref(connection, ref)
+            refuse_retired(resolved)
+            return read_version(connection, resolved.id)
+
+    def version(self, ref: str) -> Version:
+        """Return everything that is recorded of the version that `ref` means."""
+        from registry.query import read_version
+        from registry.resolve import resolve_ref
+
+        with self.database.read() as connection:
+            return read_version(connection, resolve_ref(connection, ref).id)
