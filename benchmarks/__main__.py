@@ -62,13 +62,13 @@ def main() -> None:
     if plan.rivals:
         make_environments(plan.folder)
     machine = describe_machine(find_rivals(plan.folder) if plan.rivals else {})
-    sections = [_measure(subject, plan, given.page) for subject in given.only or SUBJECTS]
-    page = write_page(machine, sections, quick=plan.quick)
-    if given.only:
-        print(page)
-    else:
-        given.page.write_text(page)
-        print(f"wrote {given.page}")
+    sections = []
+    for subject in given.only or SUBJECTS:
+        sections.append(_measure(subject, plan, given.page))
+        page = write_page(machine, sections, quick=plan.quick)
+        if not given.only:
+            given.page.write_text(page)  # what was measured is there, whatever becomes of the rest
+    print(page if given.only else f"wrote {given.page}")
 
 
 def _measure(subject: str, plan: Plan, page: Path) -> Section:
