@@ -138,27 +138,41 @@ def convert_weights(
     tensors = {name: tensor.detach() for name, tensor in family.convert(network, cfg).items()}
     for name in family.absent:
         tensors[name] = torch.zeros(cfg.d_vocab_out, dtype=network.dtype)
-    return _process_weights(tensors, cfg, processing)
+    held = [tensors]
+    del tensors
+    return _process_weights(held, cfg, processing)
+
+
+def process_converted_weights(
+    held: list[dict[str, torch.Tensor]],
+    family: Family,
+    architecture: Architecture,
+    processing: Processing,
+    *,
+    working_dtype: torch.dtype,
+    dtype: torch.dtype,
+) -> dict[str, torch.Tensor]:
+    """Process raw tensors in hooked layout, which `convert_weights` gave in `working_dtype`; return them in `dtype`.
+
+    They are taken out of `held`, which must be the only place that holds them. A caller who has let go of the source
+    too needs memory for two copies of the weights, and not for four.
+    """
+    cfg = make_hooked_config(architecture, family, folded=False, dtype=working_dtype, device="cpu")
+    return own_tensors(_process_weights(held, cfg, processing), dtype)
 
 
 def build_processed_network(
-    tensors: dict[str, torch.Tensor],
+    held: list[dict[str, torch.Tensor]],
     family: Family,
     architecture: Architecture,
     processing: Processing,
     *,
     dtype: torch.dtype,
 ) -> HookedTransformer:
-    """Process raw tensors in hooked layout, in `dtype` as convert_weights gives them, and build the network.
-
-    They are used up, `tensors` is empty afterwards: a caller who has let go of the source holds no second copy then.
-    """
-    cfg = make_hooked_config(architecture, family, folded=False, dtype=dtype, device="cpu")
-    processed = _process_weights(tensors, cfg, processing)
-    if processed is not tensors:
-        tensors.clear()
+    """Process raw tensors as `process_converted_weights` does, in `dtype`, and build the network."""
+    processed = process_converted_weights(held, family, architecture, processing, working_dtype=dtype, dtype=dtype)
     cfg = make_hooked_config(architecture, family, folded=processing.fold_ln, dtype=dtype, device="cpu")
-    return make_hooked_network(cfg, own_tensors(processed, dtype))
+    return make_hooked_network(cfg, processed)
 
 
 def build_hooked_network(
@@ -190,21 +204,26 @@ def process_hooked_weights(
     """
     cfg = make_hooked_config(architecture, None, folded=folded, dtype=torch.float32, device="cpu")
     working_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-    wide = {name: tensor.to(working_dtype) if processing.active else tensor for name, tensor in tensors.items()}
-    return own_tensors(_process_weights(wide, cfg, processing), dtype)
+    held = [{name: tensor.to(working_dtype) if processing.active else tensor for name, tensor in tensors.items()}]
+    return own_tensors(_process_weights(held, cfg, processing), dtype)
 
 
 def _process_weights(
-    tensors: dict[str, torch.Tensor], cfg: HookedTransformerConfig, processing: Processing
+    held: list[dict[str, torch.Tensor]], cfg: HookedTransformerConfig, processing: Processing
 ) -> dict[str, torch.Tensor]:
+    """Process the tensors that `held` holds, taking them out of it.
+
+    transformer-lens copies all weights in every step. Nobody else may hold those of the step before, or they would
+    stay in memory until the end.
+    """
     if not processing.active:
-        return tensors
+        return held.pop()
     from transformer_lens.weight_processing import ProcessWeights  # takes seconds, and only processing needs it
 
     refactors = processing.refactor_factored_attn_matrices
     others = replace(processing, refactor_factored_attn_matrices=False)
     with quiet():
-        tensors = ProcessWeights.process_weights(tensors, cfg, **vars(others))
+        tensors = ProcessWeights.process_weights(held.pop(), cfg, **vars(others))
         if refactors:
             dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
             # in float32 the singular values leave W_Q @ W_K.T 1.2e-6 off, and unscaled scores make much of that:

@@ -16,7 +16,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from registry.architecture import Architecture
 from registry.checkpoint import check_fingerprint
-from registry.convert import Processing, convert_weights, guard_processing, own_tensors
+from registry.convert import RAW, Processing, convert_weights, guard_processing, process_converted_weights
 from registry.derived import derive_tensors, describe_tensors
 from registry.errors import UnsupportedLayout
 from registry.families import find_family_by_name
@@ -116,9 +116,17 @@ def _build_converted_network(
     derived: DerivedFiles, opened: OpenedVersion, processing: Processing, options: LoadOptions
 ) -> HookedTransformer:
     def make() -> dict[str, torch.Tensor]:
-        source = opened.build_source(_working_dtype(options.dtype))
-        converted = convert_weights(source, opened.family, opened.architecture, processing)
-        return own_tensors(converted, options.dtype)
+        working_dtype = _working_dtype(options.dtype)
+        # the source is let go of before its weights are processed
+        held = [convert_weights(opened.build_source(working_dtype), opened.family, opened.architecture, RAW)]
+        return process_converted_weights(
+            held,
+            opened.family,
+            opened.architecture,
+            processing,
+            working_dtype=working_dtype,
+            dtype=options.dtype,
+        )
 
     facts = describe_tensors(opened.version, processing.active, options.dtype)
     tensors = derive_tensors(derived, facts, opened.version.ref, make, options.verify)

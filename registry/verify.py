@@ -156,9 +156,9 @@ def measure_parity(
     sketch = take_sketch(network.state_dict())
     del network
     counter.advance()
-    tensors = convert_weights(source, family, architecture, RAW)
+    held = [convert_weights(source, family, architecture, RAW)]
     del source  # what is processed next is copied several times
-    network = build_processed_network(tensors, family, architecture, processing, dtype=dtype)
+    network = build_processed_network(held, family, architecture, processing, dtype=dtype)
     processed = reference.measure_hooked(network)
     counter.advance(2)
     return Parity(
