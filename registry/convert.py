@@ -221,9 +221,16 @@ def _process_weights(
     from transformer_lens.weight_processing import ProcessWeights  # takes seconds, and only processing needs it
 
     refactors = processing.refactor_factored_attn_matrices
-    others = replace(processing, refactor_factored_attn_matrices=False)
     with quiet():
-        tensors = ProcessWeights.process_weights(held.pop(), cfg, **vars(others))
+        tensors = ProcessWeights.process_weights(
+            held.pop(),  # and the rest named one by one: with ** the call itself would hold them
+            cfg,
+            fold_ln=processing.fold_ln,
+            center_writing_weights=processing.center_writing_weights,
+            center_unembed=processing.center_unembed,
+            fold_value_biases=processing.fold_value_biases,
+            refactor_factored_attn_matrices=False,
+        )
         if refactors:
             dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
             # in float32 the singular values leave W_Q @ W_K.T 1.2e-6 off, and unscaled scores make much of that:
