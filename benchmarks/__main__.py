@@ -14,7 +14,6 @@ import pickle
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import replace
 from importlib import import_module
@@ -76,8 +75,8 @@ def _measure(subject: str, plan: Plan, page: Path) -> Section:
     command = f"python -m benchmarks --only {subject}"
     print(f"{subject} …", end=" ", flush=True)
     start = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="work-", dir=plan.folder) as name:  # deleted whatever becomes of it
-        into = Path(name) / "section"
+    with replace(plan, work=plan.folder).working_folder() as work:  # deleted whatever becomes of it
+        into = work / "section"
         arguments = [
             sys.executable,
             "-m",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import tempfile
+import itertools
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+_numbers = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,13 @@ class Plan:
 
     @contextmanager
     def working_folder(self) -> Iterator[Path]:
-        """Make a folder, and delete it with all that is in it."""
-        with tempfile.TemporaryDirectory(prefix="part-", dir=self.work) as name:
-            yield Path(name)
+        """Make a folder, and delete it with all that is in it.
+
+        Its name is a number: transformer-lens takes a path with `t5` in it, say, for a T5.
+        """
+        path = self.work / f"part-{os.getpid()}-{next(_numbers)}"
+        path.mkdir()
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)

@@ -129,7 +129,7 @@ def test_every_rival_is_pinned_whole(tmp_path: Path) -> None:
 def test_the_whole_page_is_written_with_every_row(tmp_path: Path) -> None:
     page = tmp_path / "benchmarks.md"
     command = [sys.executable, "-m", "benchmarks", "--quick", "--without-rivals", "--page", str(page)]
-    left_by_others = set((ROOT / ".bench").glob("work-*"))
+    left_by_others = set((ROOT / ".bench").glob("part-*"))
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     text = page.read_text()
@@ -149,4 +149,4 @@ def test_the_whole_page_is_written_with_every_row(tmp_path: Path) -> None:
     for name in ("load", "resolve", "lineage"):
         assert f"![{name} against" in text
         assert (tmp_path / "images" / f"bench-{name}.svg").read_text().startswith("<?xml")
-    assert set((ROOT / ".bench").glob("work-*")) <= left_by_others
+    assert set((ROOT / ".bench").glob("part-*")) <= left_by_others
