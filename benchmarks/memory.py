@@ -1,6 +1,6 @@
 """Measure the peak private memory of registering a network of about 1 GB, for every way to verify it.
 
-`python benchmarks/memory.py [--dtype float32|bfloat16] [WAY …]` prints a Markdown table. Each registration runs in a
+`python -m benchmarks.memory [--dtype float32|bfloat16] [WAY …]` prints a Markdown table. Each registration runs in a
 process of its own; what it holds privately (anonymous memory, so without files that are mapped) is sampled every 5 ms,
 over what it held when the libraries were loaded.
 """
@@ -12,13 +12,15 @@ import subprocess
 import sys
 import tempfile
 import threading
+from dataclasses import replace
 from pathlib import Path
+from typing import cast, get_args
 
-import torch
+from benchmarks.checkpoints import Shape, save_checkpoint
+from registry.fetch import ParityChoice
 
-from benchmarks.registering import save_checkpoint
-
-WAYS = ("skip", "float32", "float64")
+SHAPE = Shape(n_layers=16, d_model=1024, n_heads=16)  # a GPT-NeoX of 305M parameters
+WAYS = get_args(ParityChoice)
 _CHILD = "from benchmarks.memory import register; import sys; register(*sys.argv[1:])"
 
 
@@ -30,7 +32,8 @@ def main() -> None:
     parser.add_argument("--folder", help="where to write, if not to the folder for temporary files")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="lensreg-bench-", dir=arguments.folder) as name:
-        source = save_checkpoint(Path(name) / "source", 1, getattr(torch, arguments.dtype))
+        source = Path(name) / "source"
+        save_checkpoint(source, replace(SHAPE, dtype=arguments.dtype))
         print("| dtype | bytes of weights | --parity | peak private memory, bytes | × of the weights |", flush=True)
         print("|---|---|---|---|---|", flush=True)
         size = (source / "model.safetensors").stat().st_size
@@ -56,7 +59,7 @@ def register(source: str, home: str, way: str) -> None:
     watcher = threading.Thread(target=watch)
     watcher.start()
     opened = Registry(f"{home}.db", f"{home}-store")
-    opened.register("it", source, parity=way)  # type: ignore[arg-type]
+    opened.register("it", source, parity=cast(ParityChoice, way))
     done.set()
     watcher.join()
     print(peak - before)

@@ -160,10 +160,10 @@ def _take_turns(plan: Plan, size: Size, targets: Mapping[str, Target], taken: di
 
     try:
         for way in targets:
-            attempt(way, lambda way=way: start(way))  # type: ignore[misc]
+            attempt(way, lambda way=way: start(way))
         for cold in [False] * size.n_warm + [True] * size.n_cold:
             for way in list(workers):
-                attempt(way, lambda way=way, cold=cold: load(way, cold=cold))  # type: ignore[misc]
+                attempt(way, lambda way=way, cold=cold: load(way, cold=cold))
     finally:
         for worker in workers.values():
             worker.stop()
