@@ -1,0 +1,53 @@
+"""A fault scenario: it strikes until its time is up, and reports how often it struck and what was broken by it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Chance:
+    """What a scenario is given: a folder of its own (emptied before), a seed, and the moment when it has to end."""
+
+    folder: Path
+    seed: int
+    until: float
+    """On the clock of `time.monotonic`. Whoever counts points up (every system call, say) may run past it."""
+
+    def is_over(self) -> bool:
+        """Whether the time is up."""
+        return time.monotonic() >= self.until
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How many faults took effect, every breach of the invariant in words, and figures worth printing."""
+
+    struck: int
+    broken: tuple[str, ...] = ()
+    notes: str = ""
+
+
+class NotHereError(Exception):
+    """This machine cannot provoke the fault; the message says why. A listed skip, never a pass."""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One row of the table.
+
+    `fault` is its number in the table of docs/reliability.md (F1 … F22); `strike` does it; `share` is its weight when
+    the suite's time is shared out; fewer strikes than `least` is a failure. A control leaves a safeguard out on
+    purpose: the suite fails unless it finds something broken.
+    """
+
+    name: str
+    fault: str
+    words: str
+    strike: Callable[[Chance], Outcome]
+    share: float = 1.0
+    least: int = 1
+    is_control: bool = False
