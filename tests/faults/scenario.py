@@ -32,7 +32,7 @@ class Outcome:
 
 
 class NotHereError(Exception):
-    """This machine cannot provoke the fault; the message says why. A listed skip, never a pass."""
+    """The fault cannot be provoked on this machine; the message says why. A listed skip, never a pass."""
 
 
 @dataclass(frozen=True)
