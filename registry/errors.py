@@ -32,6 +32,7 @@ RegistryError
 ├── LoadError                   what is registered cannot be had in the form that was asked for
 │   ├── HookedTransformerMissing  hooked-transformer-missing
 │   ├── UnsupportedBridge       unsupported-bridge
+│   ├── VocabularyMismatch      vocabulary-mismatch
 │   └── UnsupportedLayout       unsupported-layout
 ├── PackageMissing              package-missing         .package
 ├── Conflict
@@ -289,6 +290,12 @@ class HookedTransformerMissing(LoadError):
     """The transformer-lens that is installed is 4 or later, which has only the bridge."""
 
     code = "hooked-transformer-missing"
+
+
+class VocabularyMismatch(LoadError):
+    """The tokens of two versions mean different things."""
+
+    code = "vocabulary-mismatch"
 
 
 class UnsupportedBridge(LoadError):
