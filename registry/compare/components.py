@@ -37,11 +37,11 @@ def view_matrix(name: str, tensor: torch.Tensor) -> torch.Tensor:
     """Return a tensor as the matrix whose rank is that of a change: heads side by side, `(d_model, n_heads * d_head)`.
 
     In transformer-lens `W_Q`, `W_K` and `W_V` are `(n_heads, d_model, d_head)`, and `W_O` is `(n_heads, d_head,
-    d_model)`. Vectors become one row.
+    d_model)`. Vectors become one row, also those that are kept by head.
     """
-    if tensor.ndim < 2:
-        return tensor.reshape(1, -1)
     match = _IN_HEADS.search(name)
+    if tensor.ndim < 2 or (match and tensor.ndim == 2):
+        return tensor.reshape(1, -1)
     if match and match[1] != "O" and tensor.ndim == 3:
         return tensor.permute(1, 0, 2).reshape(tensor.shape[1], -1)
     return tensor.reshape(-1, tensor.shape[-1])
