@@ -20,11 +20,14 @@ def set_ballast_aside(database: Database) -> None:
     if not database.is_sqlite:
         return
     path = _place(database)
-    with contextlib.suppress(OSError):
+    try:
         if path.exists() and path.stat().st_size == BALLAST_BYTES:
             return
         # bytes that no file system can keep in less room
         path.write_bytes(os.urandom(BALLAST_BYTES))
+    except OSError:
+        with contextlib.suppress(OSError):  # half of it would only be in the way
+            path.unlink(missing_ok=True)
 
 
 def throw_off_ballast(database: Database) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter as Tally
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -57,12 +57,17 @@ class CollectionPlan:
 
 @dataclass(frozen=True)
 class Collection:
-    """What was deleted; `n_skipped` of the plan were not, as by then somebody needed them or had touched them."""
+    """What was deleted, leftovers by their kind; `n_skipped` of the plan were not, as by then they were in use."""
 
     n_blobs: int
-    n_leftovers: int
+    leftovers: Mapping[str, int]
     size_bytes: int
     n_skipped: int
+
+    @property
+    def n_leftovers(self) -> int:
+        """How many leftovers were deleted, of all kinds."""
+        return sum(self.leftovers.values())
 
 
 def plan_collection(
@@ -95,18 +100,21 @@ def collect(
     deleted = _delete_blobs(database, store, plan, counter)
     gone = [one for one in plan.leftovers if _delete_leftover(database, store, plan, one)]
     gone += _delete_emptied_folders(database, store, plan, {one.digest for one in deleted})
-    size_bytes = _add_up(deleted) + _add_up(gone)
-    if deleted or gone:
-        kinds = Tally(one.kind for one in gone)
-        details = {"blobs": len(deleted), "leftovers": dict(kinds), "size_bytes": size_bytes}
+    planned, done = len(plan.blobs) + len(plan.leftovers), len(deleted) + len(set(plan.leftovers) & set(gone))
+    kinds: Mapping[str, int] = Tally[str](one.kind for one in gone)
+    return Collection(len(deleted), kinds, _add_up(deleted) + _add_up(gone), planned - done)
+
+
+def record_collection(database: Database, store: LocalStore, plan: CollectionPlan, done: Collection) -> None:
+    """Note in the audit trail what was deleted, if anything was; on a full disk there may be room for it only now."""
+    if done.n_blobs or done.n_leftovers:
+        details = {"blobs": done.n_blobs, "leftovers": dict(done.leftovers), "size_bytes": done.size_bytes}
         with database.write() as connection:
             grace_seconds = plan.grace.total_seconds()
             append_event(connection, "store.collected", SUBJECT, {**details, "grace_seconds": grace_seconds})
-    if deleted or gone or plan.adopt:
         claim_store(database, store)
-    planned = len(plan.blobs) + len(plan.leftovers)
-    done = len(deleted) + len(set(plan.leftovers) & set(gone))
-    return Collection(len(deleted), len(gone), size_bytes, planned - done)
+    elif plan.adopt:
+        claim_store(database, store)
 
 
 def _add_up(found: Iterable[StoredBlob] | Iterable[Leftover]) -> int:
@@ -121,7 +129,7 @@ def _refuse_inconsistent(database: Database, store: LocalStore, *, adopt: bool) 
                 f"The chain of events of {database} does not hold: {fault.message}. Nothing was deleted.",
                 hint="See: lensreg verify. Restore the database from a backup first.",
             )
-        refuse_foreign_store(connection, database, store, adopt=adopt)
+    refuse_foreign_store(database, store, adopt=adopt)
     aside = {digest for one in store.list_leftovers() if one.kind == "quarantined" for digest in one.digests}
     faults = []
     for digest, size_bytes in list_needed_blobs(database):

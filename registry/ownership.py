@@ -57,13 +57,16 @@ def make_claim(connection: Connection, database: Database) -> Claim | None:
     return Claim(first, f"{database} on {platform.node() or 'this machine'}", read_head(connection).digest)
 
 
-def refuse_foreign_store(connection: Connection, database: Database, store: LocalStore, *, adopt: bool = False) -> None:
+def refuse_foreign_store(database: Database, store: LocalStore, *, adopt: bool = False) -> None:
     """Raise StoreNotOwned unless the store's blobs are this registry's alone, and it knows of all of them.
 
     With `adopt` it is enough that no other registry has a claim.
     """
-    mine = make_claim(connection, database)
-    claims = store.list_claims()
+    claims = store.list_claims()  # before the database: a claim comes after what it speaks of
+    with database.read() as connection:
+        mine = make_claim(connection, database)
+        heads = [one.head for one in claims]
+        known = set(connection.execute(select(events.c.digest).where(events.c.digest.in_(heads))).scalars())
     if mine is None:
         if not claims and next(store.list_blobs(), None) is None:
             return  # there is nothing yet
@@ -87,7 +90,7 @@ def refuse_foreign_store(connection: Connection, database: Database, store: Loca
             f"Nothing in {store} says whose blobs it holds.",
             hint=f"If they are all of {database}, say so once with --adopt.",
         )
-    if connection.execute(select(events.c.sequence).where(events.c.digest == claims[0].head)).first() is None:
+    if claims[0].head not in known:
         raise StoreNotOwned(
             f"{store} holds blobs that were registered after {database} was last backed up: the database that knew of "
             "them has been replaced by an older one, or its trail was altered.",

@@ -15,6 +15,7 @@ from tests.records import make_draft
 
 def put(store: LocalStore, path: Path, content: bytes, *, link: bool = False) -> StagedFile:
     """Write a file, and bring it into the store."""
+    path.unlink(missing_ok=True)  # it may be linked to a blob
     path.write_bytes(content)
     with store.stage() as folder:
         staged = store.copy_in(path, folder / path.name, link=link)
@@ -25,12 +26,13 @@ def put(store: LocalStore, path: Path, content: bytes, *, link: bool = False) ->
 def keep(registry: Registry, model: str, *contents: bytes, link: bool = False) -> list[StagedFile]:
     """Register a version with a file of each content; return the files."""
     sources = registry.store.root.parent / "sources"
-    sources.mkdir(exist_ok=True)
+    sources.mkdir(parents=True, exist_ok=True)
     stored, staged = [], []
     with registry.store.stage() as folder:
         for n, content in enumerate(contents):
             name = f"{n}.safetensors"
             source = folder / f"source-{n}" if not link else sources / f"{model.replace('/', '-')}-{n}"
+            source.unlink(missing_ok=True)  # it may be linked to a blob
             source.write_bytes(content)
             one = registry.store.copy_in(source, folder / name, link=link)
             stored.append(StoredFile(name, "weights", one.digest, one.size_bytes))

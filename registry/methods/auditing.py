@@ -157,9 +157,10 @@ class Auditing(OpenedRegistry):
     def gc(self, plan: CollectionPlan, *, progress: Progress = no_progress) -> Collection:
         """Delete what a plan of `plan_gc` names, unless somebody needs it by now. Raises what `plan_gc` raises."""
         from registry.ballast import set_ballast_aside
-        from registry.collect import collect
+        from registry.collect import collect, record_collection
 
         done = self._with_room(lambda: collect(self.database, self.store, plan, progress))
+        self._with_room(lambda: record_collection(self.database, self.store, plan, done))
         set_ballast_aside(self.database)
         return done
 

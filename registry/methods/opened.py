@@ -72,9 +72,9 @@ class OpenedRegistry:
             from registry.ballast import throw_off_ballast
 
             self._unprepared.close()
-            self._threw_off_ballast = throw_off_ballast(self._unprepared)
-            if not self._threw_off_ballast:
+            if not throw_off_ballast(self._unprepared):
                 raise
+            self._threw_off_ballast = True
             return work()
 
     def _find(self, ref: str) -> Version:
