@@ -58,7 +58,7 @@ def collect(session: Session, grace: str, adopt: bool, yes: bool, dry_run: bool)
     elif done:
         said = f"{done.n_blobs:,} blobs and {done.n_leftovers:,} leftovers deleted: {format_size(done.size_bytes)}"
         if done.n_skipped:
-            said += f"; {done.n_skipped:,} left alone, as they are in use by now"
+            said += f"; {done.n_skipped:,} left alone: in use by now, or another user's"
         click.echo(said, err=True)
 
 

@@ -57,7 +57,7 @@ class CollectionPlan:
 
 @dataclass(frozen=True)
 class Collection:
-    """What was deleted, leftovers by their kind; `n_skipped` of the plan were not, as by then they were in use."""
+    """What was deleted, leftovers by their kind; `n_skipped` were not: in use by then, or another user's."""
 
     n_blobs: int
     leftovers: Mapping[str, int]
@@ -193,8 +193,8 @@ def _delete_blobs(database: Database, store: LocalStore, plan: CollectionPlan, c
                 planned = page.pop()
                 waiting.pop()
                 found = store.find_blob(planned.digest) if planned.digest not in named else None
-                if found is not None and found.modified_at < datetime.now(UTC) - plan.grace:
-                    store.delete_blob(planned.digest)
+                is_old = found is not None and found.modified_at < datetime.now(UTC) - plan.grace
+                if found is not None and is_old and store.delete_blob(planned.digest):
                     deleted.append(found)
                 counter.advance(planned.size_bytes)
     return deleted

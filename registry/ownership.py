@@ -34,7 +34,7 @@ def write_with_blobs(database: Database, store: LocalStore, files: Iterable[Stag
         yield connection
         claim = make_claim(connection, database)
         # before the rows are there, or another registry's gc might find blobs that nobody claims
-        if claim is not None and claim.registry_id not in {one.registry_id for one in store.list_claims()}:
+        if claim is not None and not store.has_claim(claim.registry_id):
             store.write_claim(claim)
     if claim is not None:
         with contextlib.suppress(StorageError):  # on a full disk, say; the older claim does
