@@ -52,7 +52,7 @@ def collect(session: Session, grace: str, adopt: bool, yes: bool, dry_run: bool)
         with show_progress() as progress:
             done = registry.gc(plan, progress=progress)
     if session.output == "json":
-        carried_out = done and vars(done)
+        carried_out = done and {name: value for name, value in vars(done).items() if name != "fault"}
         facts = {"size_bytes": plan.size_bytes, "n_young": plan.n_young, "n_needed_in_quarantine": plan.n_needed}
         print_json({**facts, "carried_out": carried_out, "rows": rows})
     elif done:

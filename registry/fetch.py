@@ -56,7 +56,8 @@ def fetch_version(
         weights, measured = _verify(version, folder, staged, parity, progress)
         store.publish(staged)
         store.link_folder((file.name, file.digest) for file in version.files)
-        with write_with_blobs(database, store, staged) as connection:
+        published = {file.digest: file.size_bytes for file in staged}
+        with write_with_blobs(database, store, published) as connection:
             version_id = resolve_ref(connection, version.ref).id
             parity_rows = describe_parity(measured) if measured else []
             digest = weights.digest or ""

@@ -9,28 +9,28 @@ from __future__ import annotations
 
 import contextlib
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 
 from sqlalchemy import Connection, select
 
 from registry.audit import read_head
 from registry.database import Database
 from registry.errors import StorageError, StoreNotOwned
-from registry.store import LocalStore, StagedFile
+from registry.store import LocalStore
 from registry.store.contents import Claim
 from registry.tables import events
 
 
 @contextlib.contextmanager
-def write_with_blobs(database: Database, store: LocalStore, files: Iterable[StagedFile]) -> Iterator[Connection]:
-    """Give a write transaction for rows that name these blobs, which were published before.
+def write_with_blobs(database: Database, store: LocalStore, blobs: Mapping[str, int]) -> Iterator[Connection]:
+    """Give a write transaction for rows that name these blobs, digest and size, which are in the store already.
 
     Whoever deletes blobs does it in a write transaction, too. So they are looked at here once more: what is there now
     stays until the rows are, and from then on they are needed. Raises ArtifactMissing.
     """
     with database.write() as connection:
-        for file in files:
-            store.check(file.digest, file.size_bytes, read=False)
+        for digest, size_bytes in blobs.items():
+            store.check(digest, size_bytes, read=False)
         yield connection
         claim = make_claim(connection, database)
         # before the rows are there, or another registry's gc might find blobs that nobody claims

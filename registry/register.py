@@ -147,7 +147,8 @@ def register_version(
             return registration
         store.publish(files.staged)
         store.link_folder((file.name, file.digest) for file in files.stored)  # so that reading writes nothing
-        with write_with_blobs(database, store, files.staged) as connection:
+        published = {file.digest: file.size_bytes for file in files.staged}
+        with write_with_blobs(database, store, published) as connection:
             # another process may have registered the same meanwhile
             unchanged = _find_unchanged(connection, request, checkpoint, weights, files)
             if unchanged:

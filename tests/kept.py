@@ -39,6 +39,7 @@ def keep(registry: Registry, model: str, *contents: bytes, link: bool = False) -
             staged.append(one)
         registry.store.publish(staged)
         registry.store.link_folder((file.name, file.digest) for file in stored)
-        with write_with_blobs(registry.database, registry.store, staged) as connection:
+        blobs = {one.digest: one.size_bytes for one in staged}
+        with write_with_blobs(registry.database, registry.store, blobs) as connection:
             record_version(connection, replace(make_draft(model), files=tuple(stored)))
     return staged
