@@ -159,14 +159,14 @@ def _verify_blobs(
     What is missing or torn is known within moments that way, whatever is read after it.
     """
     n_blobs = to_read = n_read = read_bytes = 0
-    for digest, size_bytes in _list_blobs(database, ids):
+    for digest, size_bytes in list_needed_blobs(database, ids):
         n_blobs += 1
         if _verify_blob(database, store, digest, size_bytes, ids, faults) and _is_in(part, digest):
             to_read += size_bytes
     if part is None:
         return n_blobs, 0, 0
     counter = Counter(progress, "reading", to_read)
-    for digest, size_bytes in _list_blobs(database, ids):
+    for digest, size_bytes in list_needed_blobs(database, ids):
         if _is_in(part, digest) and digest not in faults.subjects:
             _verify_blob(database, store, digest, size_bytes, ids, faults, counter)
             n_read += 1
@@ -197,8 +197,8 @@ def _verify_blob(
     return True
 
 
-def _list_blobs(database: Database, ids: Sequence[int] | None) -> Iterator[tuple[str, int]]:
-    """Give digest and size of every blob that a version needs, by digest."""
+def list_needed_blobs(database: Database, ids: Sequence[int] | None = None) -> Iterator[tuple[str, int]]:
+    """Give digest and size of every blob that a version needs here, by digest; of all versions, or of those ids."""
     needed = select(1).where(version_files.c.digest == blobs.c.digest, _needs(ids))
     needed = needed.select_from(version_files.join(versions, versions.c.id == version_files.c.version_id))
     query = select(blobs.c.digest, blobs.c.size_bytes).where(needed.correlate(blobs).exists())
