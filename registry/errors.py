@@ -41,6 +41,7 @@ RegistryError
 │   └── ProcessingConflict      processing-conflict     .applied
 ├── StorageError
 │   ├── StoreUnavailable        store-unavailable
+│   ├── StoreDenied             store-denied
 │   ├── StorageFull             storage-full
 │   ├── ArtifactMissing         artifact-missing        .digest
 │   └── ArtifactCorrupt         artifact-corrupt        .digest
@@ -351,6 +352,12 @@ class StorageError(RegistryError):
 
 class StoreUnavailable(StorageError):
     code = "store-unavailable"
+
+
+class StoreDenied(StorageError):
+    """The store answers, and does not let this user in, or there are no credentials to ask with."""
+
+    code = "store-denied"
 
 
 class StorageFull(StorageError):

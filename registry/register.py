@@ -144,7 +144,7 @@ def register_version(
         registration = _describe(draft, parity, version=None)
         if request.dry_run:
             return registration
-        store.publish(files.staged)
+        store.publish(files.staged, progress)
         store.link_folder((file.name, file.digest) for file in files.stored)  # so that reading writes nothing
         with database.write() as connection:
             # another process may have registered the same meanwhile
@@ -286,7 +286,7 @@ def _heal(
     if version is None:
         return unchanged
     kept = {file.digest for file in version.files}
-    store.publish(file for file in files.staged if file.digest in kept)
+    store.publish((file for file in files.staged if file.digest in kept), progress, replace=True)
     if request.source_options.lazy:
         return unchanged
     _record_missing_tensors(database, version, weights)
