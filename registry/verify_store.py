@@ -160,15 +160,13 @@ def _verify_blobs(
     What is missing or torn is known within moments that way, whatever is read after it.
     """
     n_blobs = to_read = n_read = read_bytes = 0
-    with ThreadPoolExecutor(store.n_at_once) as pool:
-        for page in _list_blobs(database, ids):
-            n_blobs += len(page)
-            found = pool.map(lambda blob: _find_fault(store, *blob), page)
-            for (digest, size_bytes), fault in zip(page, found, strict=True):
-                if fault is not None:
-                    _add_fault(database, digest, fault, ids, faults)
-                elif _is_in(part, digest):
-                    to_read += size_bytes
+    for page in _list_blobs(database, ids):
+        n_blobs += len(page)
+        for (digest, size_bytes), fault in _find_faults(store, page):
+            if fault is not None:
+                _add_fault(database, digest, fault, ids, faults)
+            elif _is_in(part, digest):
+                to_read += size_bytes
     if part is None:
         return n_blobs, 0, 0
     counter = Counter(progress, "reading", to_read)
@@ -181,6 +179,19 @@ def _verify_blobs(
                 n_read += 1
                 read_bytes += size_bytes
     return n_blobs, n_read, read_bytes
+
+
+def _find_faults(
+    store: LocalStore, page: list[tuple[str, int]]
+) -> Iterator[tuple[tuple[str, int], StorageError | None]]:
+    """Check that blobs are there in their size, as many at once as the store likes; give each with its fault."""
+    if store.n_at_once == 1:
+        yield from ((blob, _find_fault(store, *blob)) for blob in page)
+        return
+    with ThreadPoolExecutor(store.n_at_once) as pool:
+        for start in range(0, len(page), store.n_at_once):
+            some = page[start : start + store.n_at_once]
+            yield from zip(some, pool.map(lambda blob: _find_fault(store, *blob), some), strict=True)
 
 
 def _find_fault(store: LocalStore, digest: str, size_bytes: int, counter: Counter | None = None) -> StorageError | None:

@@ -111,6 +111,13 @@ class Bucket:
         with self.typed_errors(), contextlib.suppress(FileNotFoundError):
             obstore.delete(self._store, key)
 
+    def copy(self, key: str, other: str) -> None:
+        """Have the service copy an object. Raises FileNotFoundError if there is none."""
+        import obstore
+
+        with self.typed_errors():
+            obstore.copy(self._store, key, other)
+
     def connect(self, url: str | None = None, **config: Any) -> Any:
         """Return obstore's own store: of this bucket, or of another `url` reached in the same way."""
         from obstore.store import from_url
@@ -119,10 +126,11 @@ class Bucket:
             _forked_from.append(os.getpid())
         if _forked_from[0] != os.getpid():
             raise refuse_forked(self.url)
+        open_any: Any = from_url  # which options there are depends on the scheme
         timeout = self.url.timeout
-        return from_url(
+        return open_any(
             url or self.url.place,
-            config={**self.url.config(), **config},  # type: ignore[arg-type]  # which keys depends on the scheme
+            config={**self.url.config(), **config},
             client_options={
                 "timeout": timedelta(seconds=timeout),
                 "connect_timeout": timedelta(seconds=min(timeout, _CONNECT_SECONDS)),
@@ -130,7 +138,7 @@ class Bucket:
             },
             retry_config={
                 "max_retries": _N_RETRIES,
-                "retry_timeout": timedelta(seconds=timeout),
+                "retry_timeout": timedelta(seconds=1.5 * timeout),  # so that what hangs once is asked for once more
                 "backoff": {
                     "init_backoff": timedelta(milliseconds=100),
                     "max_backoff": timedelta(seconds=3),
@@ -161,6 +169,7 @@ class Bucket:
 
     @contextlib.contextmanager
     def typed_errors(self) -> Iterator[None]:
+        """Turn what obstore raises into an error of ours; a missing object stays FileNotFoundError."""
         from obstore.exceptions import BaseError
 
         try:

@@ -4,6 +4,7 @@ STORE/blobs/ab/abcd…   the bytes, read-only
 STORE/folders/…        a version's files under their own names, as links to the blobs
 STORE/derived/…        what loading made of them; see registry/store/derived.py
 STORE/tmp/…            what is being written; a crash leaves its leftovers here only
+STORE/quarantine/…     corrupt blobs; see registry/store/local_contents.py
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from registry.errors import (
     StoreUnavailable,
 )
 from registry.progress import Progress, no_progress
+from registry.store.local_contents import LocalContents, hold
 from registry.store.stamps import Stamps, Verify
 from registry.weights import Advance
 
@@ -50,7 +52,7 @@ class StagedFile:
     ranges: Mapping[Range, str] = field(default_factory=dict)
 
 
-class LocalStore:
+class LocalStore(LocalContents):
     """A folder of blobs; `stamps` is what this machine remembers of those it has hashed."""
 
     is_remote = False
@@ -79,11 +81,14 @@ class LocalStore:
         with self._typed_errors():
             (self.root / "tmp").mkdir(parents=True, exist_ok=True)
             folder = Path(tempfile.mkdtemp(dir=self.root / "tmp"))
+        held = hold(folder)
         try:
             with self._typed_errors():
                 yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+            if held is not None:
+                os.close(held)
 
     def copy_in(
         self,
@@ -110,8 +115,9 @@ class LocalStore:
         """Make staged files blobs: sync all bytes, rename all in, sync the folders. A name never comes before bytes.
 
         A blob that is there already is replaced too: that heals it, whatever is wrong with it. Only a hard link, which
-        somebody else can write to, does not take the place of a blob that is whole. (`progress` and `replace` are for
-        stores that are elsewhere.)
+        somebody else can write to, does not take the place of a blob that is whole. Either way the blob counts as new
+        from then on, so that nobody tidies it up before the rows name it. (`progress` and `replace` are for stores that
+        are elsewhere.)
         """
         fresh, folders = [], set()
         with self._typed_errors():
@@ -120,8 +126,15 @@ class LocalStore:
                 blob.parent.mkdir(parents=True, exist_ok=True)
                 # one that is there may have been renamed in by somebody who has not synced the folder yet
                 folders |= {blob.parent, blob.parent.parent, self.root}
-                if file.path.stat().st_nlink == 1 or not self._is_whole(file):
+                if file.path.stat().st_nlink == 1:
+                    os.utime(file.path)  # verifying may have taken longer than the grace of a gc
                     fresh.append((file.path, blob))
+                elif not self._is_whole(file):
+                    fresh.append((file.path, blob))
+                elif not self._renew(file.digest):
+                    copy = file.path.with_name(f"{file.path.name}.copy")
+                    _copy(file.path, copy, (), None)
+                    fresh.append((copy, blob))
             for path, _ in fresh:
                 _sync(path)
             for path, blob in fresh:
@@ -200,6 +213,13 @@ class LocalStore:
             except OSError:
                 if not folder.is_dir():  # else another process was first
                     raise
+
+    def _renew(self, digest: str) -> bool:
+        try:
+            self.renew([digest])
+        except (ArtifactMissing, StoreUnavailable):  # it was deleted just now, or is another user's
+            return False
+        return True
 
     def _is_whole(self, file: StagedFile) -> bool:
         try:

@@ -11,30 +11,48 @@ _CODE = re.compile(r"<Code>(\w{1,60})</Code>")
 _STATUS = re.compile(r"status code: (\d{3})")
 _METADATA = ("169.254.169.254", "metadata.google.internal", "169.254.170.")
 _ENVIRONMENT = {
-    "s3": "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_SESSION_TOKEN), or add ?anonymous=true if it is public.",
+    "s3": "Set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY (AWS_SESSION_TOKEN), or add ?anonymous=true if it is public.",
     "gs": "Set GOOGLE_APPLICATION_CREDENTIALS to a key file, or add ?anonymous=true if it is public.",
     "az": "Set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or add ?anonymous=true if it is public.",
 }
+_REGION = "Add ?region=… to the store's URL."
+_LATER = "Try again in a while."
+_ALTERED = "Try again; something on the way alters bytes."
+_SEE = "See docs/object-stores.md for what a service needs."
 # what services say in <Code>, in the words of people: whether it is a matter of rights, what is wrong, what to do
 _CODES = {
     "NoSuchBucket": (False, "there is no such bucket", "Check its name and region, or create it."),
-    "AccessDenied": (True, "access is denied", "Ask for the rights to list, read and write (s3:ListBucket, s3:GetObject, s3:PutObject)."),
+    "AccessDenied": (
+        True,
+        "access is denied",
+        "Ask for the rights to list, read and write it (s3:ListBucket, s3:GetObject, s3:PutObject).",
+    ),
     "AllAccessDisabled": (True, "access is disabled", "Ask whoever keeps the bucket."),
-    "InvalidAccessKeyId": (True, "the access key is not known there", "Check AWS_ACCESS_KEY_ID, and that it is meant for this endpoint."),
+    "InvalidAccessKeyId": (True, "the access key is not known there", "Check AWS_ACCESS_KEY_ID and the endpoint."),
     "SignatureDoesNotMatch": (True, "the secret key is wrong", "Check AWS_SECRET_ACCESS_KEY."),
     "ExpiredToken": (True, "the credentials have expired", "Log in again, and export the new ones."),
     "InvalidToken": (True, "the session token is not valid", "Check AWS_SESSION_TOKEN, or log in again."),
-    "RequestTimeTooSkewed": (False, "this machine's clock is wrong", "Set the clock (NTP); requests are signed with the time."),
-    "AuthorizationHeaderMalformed": (False, "the bucket is in another region", "Add ?region=… to the store's URL."),
-    "PermanentRedirect": (False, "the bucket is in another region", "Add ?region=… to the store's URL."),
-    "SlowDown": (False, "it asks for fewer requests", "Try again in a while."),
-    "ServiceUnavailable": (False, "it is overloaded", "Try again in a while."),
-    "InternalError": (False, "it failed within", "Try again in a while."),
-    "XAmzContentSHA256Mismatch": (False, "what arrived there is not what was sent", "Try again; something on the way alters bytes."),
-    "BadDigest": (False, "what arrived there is not what was sent", "Try again; something on the way alters bytes."),
-    "NotImplemented": (False, "the service cannot do that", "See docs/object-stores.md for what a service needs."),
-}  # fmt: skip
-_BY_STATUS = {"401": "InvalidAccessKeyId", "403": "AccessDenied", "500": "InternalError", "503": "SlowDown", "501": "NotImplemented"}  # fmt: skip
+    "RequestTimeTooSkewed": (
+        False,
+        "this machine's clock is wrong",
+        "Set it (NTP): requests are signed with the time.",
+    ),
+    "AuthorizationHeaderMalformed": (False, "the bucket is in another region", _REGION),
+    "PermanentRedirect": (False, "the bucket is in another region", _REGION),
+    "SlowDown": (False, "it asks for fewer requests", _LATER),
+    "ServiceUnavailable": (False, "it is overloaded", _LATER),
+    "InternalError": (False, "it failed within", _LATER),
+    "XAmzContentSHA256Mismatch": (False, "what arrived there is not what was sent", _ALTERED),
+    "BadDigest": (False, "what arrived there is not what was sent", _ALTERED),
+    "NotImplemented": (False, "the service cannot do that", _SEE),
+}
+_BY_STATUS = {
+    "401": "InvalidAccessKeyId",
+    "403": "AccessDenied",
+    "500": "InternalError",
+    "501": "NotImplemented",
+    "503": "SlowDown",
+}
 
 
 def describe_error(url: ObjectUrl, error: Exception) -> StorageError:
@@ -49,24 +67,16 @@ def describe_error(url: ObjectUrl, error: Exception) -> StorageError:
     if "Received redirect without LOCATION" in text:
         return _make(url, *_CODES["PermanentRedirect"])
     if "BadScheme" in text:
-        return _make(
-            url, False, "it is not reached by https", "Name the endpoint in the store's URL: ?endpoint=http://…"
-        )
+        return _make(url, False, "it is not reached by https", "Name the endpoint in its URL: ?endpoint=http://…")
     if "kind: Timeout" in text:
-        return _make(
-            url,
-            False,
-            f"it did not answer within {url.timeout:g} s",
-            "Check the network; ?timeout=SECONDS allows for more.",
-        )
+        what = f"it did not answer within {url.timeout:g} s"
+        return _make(url, False, what, "Check the network; ?timeout=SECONDS allows for more.")
     if "kind: Connect" in text:
         return _make(url, False, "it cannot be reached", "Check the endpoint and the network, proxies included.")
     if "HTTP error" in text or "kind: " in text:
         return _make(url, False, "the connection broke, again and again", "Check the network, and try again.")
-    said = code[1] if code else (f"status {status[1]}" if status else type(error).__name__)
-    return _make(
-        url, False, f"it answered with {said}", "See docs/object-stores.md for what a service needs, and try again."
-    )
+    said = code[1] if code else f"status {status[1]}" if status else type(error).__name__
+    return _make(url, False, f"it answered with {said}", _SEE)
 
 
 def refuse_forked(url: ObjectUrl) -> StoreUnavailable:

@@ -1,6 +1,6 @@
 """A store in S3, Google Cloud or Azure: the bucket holds the blobs, and a folder of this machine those that it uses.
 
-BUCKET/PREFIX/blobs/ab/abcd…   the blobs, and nothing else
+BUCKET/PREFIX/blobs/ab/abcd…   the blobs; what else may be there: registry/store/object_contents.py
 CACHE/…                        laid out as a LocalStore, from which everything is read and mapped; it may be deleted
 
 Written is the bucket first, then the cache; what is read comes into the cache whole, digested on the way, or not at
@@ -13,35 +13,27 @@ import contextlib
 import hashlib
 import logging
 import os
-import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from registry.errors import ArtifactCorrupt, ArtifactMissing, SourceChanged, StorageError
 from registry.progress import Counter, Progress, no_progress
 from registry.store.bucket import Bucket, StoredObject
-from registry.store.contents import Leftover, StoredBlob
 from registry.store.local import LocalStore, StagedFile
-from registry.store.object_url import ObjectUrl
+from registry.store.object_contents import ObjectContents, is_fresh
 from registry.store.room import CacheRoom
 from registry.store.stamps import Stamps, Verify
-from registry.store.uploads import UPLOAD, abort_upload, list_uploads
 from registry.weights import Advance
 
-# A blob that no row names yet is safe from `lensreg gc` for its grace. One that is there already may be about to lose
-# it, so it is written again when it is older than this: half a day, as the grace is a day or more.
-FRESH = timedelta(hours=12)
 _CHUNK_BYTES = 2**20
 _AGED_SECONDS = 10
 _MARK_SECONDS = 60
 _LOCK_SECONDS = 900  # for another process that downloads the same; then it is downloaded here, too
-_KEY = re.compile(r"blobs/([0-9a-f]{2})/(\1[0-9a-f]{62})")
 _log = logging.getLogger(__name__)
 
 
-class ObjectStore(LocalStore):
+class ObjectStore(ObjectContents, LocalStore):
     """The blobs in a bucket, with their cache in the folder `root`."""
 
     is_remote = True
@@ -73,9 +65,9 @@ class ObjectStore(LocalStore):
             self.room.make()
 
     def _upload(self, file: StagedFile, advance: Advance, *, replace: bool) -> None:
-        key = self._make_key(file.digest)
+        key = self._key(file.digest)
         found = self.bucket.find(key)
-        if found is not None and not replace and _is_fresh(found, file):
+        if found is not None and not replace and found.size_bytes == file.size_bytes and is_fresh(found):
             advance(file.size_bytes)
             return
         try:
@@ -94,7 +86,7 @@ class ObjectStore(LocalStore):
         if there is None or there.size_bytes != file.size_bytes:
             n_bytes = "nothing" if there is None else f"{there.size_bytes:,} bytes"
             raise ArtifactCorrupt(
-                f"Of the blob sha256:{file.digest}, {file.size_bytes:,} bytes, {self} holds {n_bytes} after it was sent.",
+                f"{self} holds {n_bytes} after the blob sha256:{file.digest}, {file.size_bytes:,} bytes, was sent.",
                 digest=file.digest,
                 hint="Try again; if it stays so, the service does not keep what it is given.",
             )
@@ -156,7 +148,7 @@ class ObjectStore(LocalStore):
 
     def verify(self, digest: str, size_bytes: int, *, read: bool = False, advance: Advance | None = None) -> None:
         """Check that the bucket has the blob in its size and, with `read`, its digest; the cache has no say."""
-        key = self._make_key(digest)
+        key = self._key(digest)
         self._find_object(digest, size_bytes)
         if read:
             found = hashlib.sha256()
@@ -178,7 +170,7 @@ class ObjectStore(LocalStore):
         with self._lock(digest):
             if self._is_cached(digest, size_bytes):  # another process was first
                 return
-            key = self._make_key(digest)
+            key = self._key(digest)
             self._find_object(digest, size_bytes)
             with self._typed_errors():
                 self.room.make(size_bytes)
@@ -214,7 +206,7 @@ class ObjectStore(LocalStore):
             raise self._refuse_size(digest, size_bytes, n_read)
 
     def _find_object(self, digest: str, size_bytes: int) -> StoredObject:
-        found = self.bucket.find(self._make_key(digest))
+        found = self.bucket.find(self._key(digest))
         if found is None:
             raise self._refuse_missing(digest)
         if found.size_bytes != size_bytes:
@@ -237,35 +229,7 @@ class ObjectStore(LocalStore):
         finally:
             lock.release()
 
-    # --- what the bucket holds, for `lensreg gc`
-
-    def list_blobs(self) -> Iterator[StoredBlob]:
-        """Give every blob of the bucket; other objects are not ours."""
-        for one in self.bucket.list("blobs"):
-            named = _KEY.fullmatch(one.key)
-            if named is not None:
-                yield StoredBlob(named[2], one.size_bytes, one.modified_at)
-
-    def delete_blob(self, digest: str) -> None:
-        """Delete a blob from the bucket, and its copy here."""
-        key = self._make_key(digest)
-        self.bucket.delete(key)
-        with self._typed_errors():
-            self.blob_path(digest).unlink(missing_ok=True)
-
-    def list_leftovers(self) -> Iterator[Leftover]:
-        """Give the uploads that were begun and never finished; services keep and charge for what came of them."""
-        yield from list_uploads(self.bucket)
-
-    def delete_leftover(self, leftover: Leftover) -> None:
-        """Give an upload up."""
-        if leftover.kind == UPLOAD:
-            abort_upload(self.bucket, leftover)
-
     # --- words
-
-    def _make_key(self, digest: str) -> str:
-        return self.blob_path(digest).relative_to(self.root).as_posix()
 
     def _compare(self, digest: str, found: str) -> None:
         if found != digest:
@@ -287,10 +251,6 @@ class ObjectStore(LocalStore):
 
 
 _HEAL = "Register the same source again to heal it, or restore the bucket from a backup or an older version of it."
-
-
-def _is_fresh(found: StoredObject, file: StagedFile) -> bool:
-    return found.size_bytes == file.size_bytes and datetime.now(UTC) - found.modified_at < FRESH
 
 
 def _read_checked(file: StagedFile, advance: Advance) -> Iterator[bytes]:

@@ -21,9 +21,9 @@ from urllib.request import Request, urlopen
 
 from registry.errors import StorageError, StoreUnavailable
 from registry.store.bucket import Bucket
-from registry.store.contents import Leftover
+from registry.store.contents import Leftover, LeftoverKind
 
-UPLOAD = "upload"
+UPLOAD: LeftoverKind = "upload"
 _BETWEEN = "?uploadId="
 _MAX_ANSWER_BYTES = 16 * 2**20
 _log = logging.getLogger(__name__)
