@@ -18,7 +18,7 @@ from registry.errors import (
     StoreDenied,
     StoreUnavailable,
 )
-from registry.store import StagedFile, bucket, object_contents
+from registry.store import StagedFile, bucket, object_contents, uploads
 from registry.store.contents import Claim
 from registry.store.object_url import parse_object_url
 from registry.store.objects import ObjectStore
@@ -95,16 +95,16 @@ def test_what_is_there_is_not_sent_again_unless_it_is_old_or_to_be_healed(
 
 
 def test_a_dead_bucket_does_not_keep_from_reading_what_is_cached(objects: ObjectServer, tmp_path: Path) -> None:
-    store = objects.open(tmp_path / "cache", timeout=0.5)
-    staged = _put(store, b"weights")
+    staged = _put(objects.open(tmp_path / "cache"), b"weights")
     objects.proxy.close()
+    store = objects.open(tmp_path / "cache", timeout=1)
     assert store.check(staged.digest, 7).read_bytes() == b"weights"
     started = time.monotonic()
     with pytest.raises(StoreUnavailable, match="cannot be reached"):
         store.verify(staged.digest, 7)
     with pytest.raises(StoreUnavailable, match="cannot be reached"):
         _put(store, b"others")
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 2 * (3 * 1 + 1)
 
 
 def test_what_is_missing_or_wrong_in_the_bucket_never_gets_into_the_cache(
@@ -336,11 +336,12 @@ def _publish_same(index: int, url: str, folder: str, content: bytes) -> str:
 
 
 def test_sixteen_processes_that_publish_the_same_make_one_object(objects: ObjectServer, tmp_path: Path) -> None:
-    content = os.urandom(_PART + 100)
-    url = objects.url(timeout=60)
-    assert set(run_at_once(_publish_same, url, str(tmp_path), content, n=16)) == {_digest(content)}
-    assert _count_objects(objects) == 1 and objects.uploads() == []
-    objects.open(tmp_path / "other").verify(_digest(content), len(content), read=True)
+    for n, size in ((16, 100_000), (4, _PART + 100)):  # the bigger one in parts
+        content = os.urandom(size)
+        found = run_at_once(_publish_same, objects.url(timeout=60), str(tmp_path), content, n=n)
+        assert set(found) == {_digest(content)}
+        objects.open(tmp_path / "other").verify(_digest(content), size, read=True)
+    assert _count_objects(objects) == 2 and objects.uploads() == []
 
 
 def _check_same(index: int, url: str, folder: str, digest: str, size: int) -> bytes:
@@ -410,13 +411,25 @@ def test_uploads_that_were_never_finished_are_listed_and_given_up(objects: Objec
     assert [one for one in store.list_leftovers() if one.kind == "upload"] == [] and len(objects.uploads()) == 1
 
 
-def test_more_uploads_than_one_answer_holds_are_listed(objects: ObjectServer, tmp_path: Path) -> None:
+def test_more_uploads_than_one_answer_holds_are_listed(
+    objects: ObjectServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = objects.open(tmp_path / "cache")
-    for n in range(3):
-        objects.ask("POST", f"/team/models/blobs/00/{n}?uploads")
-    from registry.store import uploads
+    begun = "<Initiated>2026-01-02T03:04:05.000Z</Initiated>"
+    upload = f"<Upload><Key>team/models/blobs/00/{{0}}</Key><UploadId>{{0}}</UploadId>{begun}</Upload>"
+    next_page = "<NextKeyMarker>a/{0}</NextKeyMarker><NextUploadIdMarker>u{0}</NextUploadIdMarker>"
+    asked: list[dict[str, str]] = []
 
-    assert len(list(uploads.list_uploads(store.bucket))) == 3
+    def answer(bucket: object, method: str, path: str, query: dict[str, str]) -> bytes:
+        asked.append(dict(query))
+        n = len(asked)
+        more = f"<IsTruncated>{'true' if n < 3 else 'false'}</IsTruncated>" + next_page.format(n)
+        return f'<R xmlns="http://s3.amazonaws.com/doc/2006-03-01/">{more}{upload.format(n)}</R>'.encode()
+
+    monkeypatch.setattr(uploads, "_ask", answer)  # moto gives all in one answer
+    assert [one.place[-1] for one in uploads.list_uploads(store.bucket)] == ["1", "2", "3"]
+    assert [one.get("key-marker") for one in asked] == [None, "a/1", "a/2"]
+    assert asked[2]["upload-id-marker"] == "u2"
 
 
 def test_a_corrupt_blob_is_moved_aside(objects: ObjectServer, tmp_path: Path) -> None:

@@ -47,12 +47,18 @@ class Bucket:
     def find(self, key: str) -> StoredObject | None:
         """Return what is said of an object, or None if there is none in a bucket that is there."""
         import obstore
+        from obstore.exceptions import PermissionDeniedError
 
         with self.typed_errors():
             try:
                 return _describe(obstore.head(self._store, key))
+            except PermissionDeniedError:
+                self._ask_why()
+                raise
             except FileNotFoundError:
-                self._refuse_missing()
+                if not self._is_known:
+                    self._ask_why()
+                    self._is_known = True
                 return None
 
     def put(self, key: str, chunks: Iterable[bytes], size_bytes: int) -> None:
@@ -157,15 +163,13 @@ class Bucket:
     def _connected(self) -> Any:
         return self.connect()
 
-    def _refuse_missing(self) -> None:
-        """Raise StoreUnavailable if it is the bucket that is not there: asked for one object, services do not say."""
+    _is_known = False
+
+    def _ask_why(self) -> None:
+        """Raise what is wrong with the bucket or the credentials, if anything: to a HEAD, services do not say."""
         import obstore
 
-        if not self._is_known:
-            next(iter(obstore.list(self._store, "blobs", chunk_size=1)), None)
-            self._is_known = True
-
-    _is_known = False
+        next(iter(obstore.list(self._store, "blobs", chunk_size=1)), None)
 
     @contextlib.contextmanager
     def typed_errors(self) -> Iterator[None]:
