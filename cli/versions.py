@@ -129,9 +129,12 @@ def show(session: Session, ref: str) -> None:
 def path(session: Session, ref: str) -> None:
     """Print a folder with the version's files under their own names, for other tools to read.
 
-    The files are links into the store: read them, never write them.
+    The files are links into the store: read them, never write them. Those of a bucket are downloaded first.
     """
-    folder = str(session.open().path(ref))
+    from cli.progress import show_progress
+
+    with show_progress() as progress:
+        folder = str(session.open().path(ref, progress=progress))
     if session.output == "json":
         print_json({"path": folder})
     else:

@@ -42,6 +42,7 @@ RegistryError
 │   └── ProcessingConflict      processing-conflict     .applied
 ├── StorageError
 │   ├── StoreUnavailable        store-unavailable
+│   ├── StoreDenied             store-denied
 │   ├── StorageFull             storage-full
 │   ├── StoreInconsistent       store-inconsistent      .digests
 │   ├── StoreNotOwned           store-not-owned         .registries
@@ -360,6 +361,12 @@ class StorageError(RegistryError):
 
 class StoreUnavailable(StorageError):
     code = "store-unavailable"
+
+
+class StoreDenied(StorageError):
+    """The store answers, and does not let this user in, or there are no credentials to ask with."""
+
+    code = "store-denied"
 
 
 class StorageFull(StorageError):

@@ -54,7 +54,7 @@ def fetch_version(
     with store.stage() as folder:
         staged = _bring_in(store, version, folder, progress)
         weights, measured = _verify(version, folder, staged, parity, progress)
-        store.publish(staged)
+        store.publish(staged, progress, replace=True)  # they are not there, or not whole
         store.link_folder((file.name, file.digest) for file in version.files)
         published = {file.digest: file.size_bytes for file in staged}
         with write_with_blobs(database, store, published) as connection:
@@ -102,6 +102,7 @@ def _check_writable(database: Database, version: Version) -> None:
 def _bring_in(store: LocalStore, version: Version, folder: Path, progress: Progress) -> list[StagedFile]:
     """Put every file of the version into `folder` under its own name; return those that are no blobs yet."""
     missing = [file for file in version.with_role("weights") if not _is_there(store, file)]
+    store.bring([(file.digest, file.size_bytes) for file in version.files if file not in missing], progress)
     for file in version.files:
         if file not in missing:
             (folder / file.name).symlink_to(store.check(file.digest, file.size_bytes))

@@ -145,7 +145,7 @@ def register_version(
         registration = _describe(draft, parity, version=None)
         if request.dry_run:
             return registration
-        store.publish(files.staged)
+        store.publish(files.staged, progress)
         store.link_folder((file.name, file.digest) for file in files.stored)  # so that reading writes nothing
         published = {file.digest: file.size_bytes for file in files.staged}
         with write_with_blobs(database, store, published) as connection:
@@ -288,7 +288,7 @@ def _heal(
     if version is None:
         return unchanged
     kept = {file.digest for file in version.files}
-    store.publish(file for file in files.staged if file.digest in kept)
+    store.publish((file for file in files.staged if file.digest in kept), progress, replace=True)
     claim_store(database, store)
     if request.source_options.lazy:
         return unchanged

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from sqlalchemy import ColumnElement, Connection, Select, Text, and_, cast, func
 from registry.architecture import Architecture
 from registry.audit import verify_chain
 from registry.database import Database
-from registry.errors import InvalidInput, StorageError
+from registry.errors import ArtifactCorrupt, ArtifactMissing, InvalidInput, StorageError
 from registry.progress import Counter, Progress, no_progress
 from registry.resolve import resolve_ref
 from registry.store import LocalStore
@@ -159,46 +160,71 @@ def _verify_blobs(
     What is missing or torn is known within moments that way, whatever is read after it.
     """
     n_blobs = to_read = n_read = read_bytes = 0
-    for digest, size_bytes in list_needed_blobs(database, ids):
-        n_blobs += 1
-        if _verify_blob(database, store, digest, size_bytes, ids, faults) and _is_in(part, digest):
-            to_read += size_bytes
+    for page in _list_pages(database, ids):
+        n_blobs += len(page)
+        for (digest, size_bytes), fault in _find_faults(store, page):
+            if fault is not None:
+                _add_fault(database, digest, fault, ids, faults)
+            elif _is_in(part, digest):
+                to_read += size_bytes
     if part is None:
         return n_blobs, 0, 0
     counter = Counter(progress, "reading", to_read)
-    for digest, size_bytes in list_needed_blobs(database, ids):
-        if _is_in(part, digest) and digest not in faults.subjects:
-            _verify_blob(database, store, digest, size_bytes, ids, faults, counter)
-            n_read += 1
-            read_bytes += size_bytes
+    for page in _list_pages(database, ids):
+        for digest, size_bytes in page:
+            if _is_in(part, digest) and digest not in faults.subjects:
+                fault = _find_fault(store, digest, size_bytes, counter)
+                if fault is not None:
+                    _add_fault(database, digest, fault, ids, faults)
+                n_read += 1
+                read_bytes += size_bytes
     return n_blobs, n_read, read_bytes
 
 
-def _verify_blob(
-    database: Database,
-    store: LocalStore,
-    digest: str,
-    size_bytes: int,
-    ids: Sequence[int] | None,
-    faults: _Faults,
-    counter: Counter | None = None,
-) -> bool:
-    """Check one blob, and read it if there is a counter; a fault names the versions that cannot be had without it."""
+def _find_faults(
+    store: LocalStore, page: list[tuple[str, int]]
+) -> Iterator[tuple[tuple[str, int], StorageError | None]]:
+    """Check that blobs are there in their size, as many at once as the store likes; give each with its fault."""
+    if store.n_at_once == 1:
+        yield from ((blob, _find_fault(store, *blob)) for blob in page)
+        return
+    with ThreadPoolExecutor(store.n_at_once) as pool:
+        for start in range(0, len(page), store.n_at_once):
+            some = page[start : start + store.n_at_once]
+            yield from zip(some, pool.map(lambda blob: _find_fault(store, *blob), some), strict=True)
+
+
+def _find_fault(store: LocalStore, digest: str, size_bytes: int, counter: Counter | None = None) -> StorageError | None:
+    """Check one blob, and read it if there is a counter; raise what keeps a store that is elsewhere from answering."""
     try:
-        store.check(digest, size_bytes, read=counter is not None, advance=counter.advance if counter else None)
+        store.verify(digest, size_bytes, read=counter is not None, advance=counter.advance if counter else None)
     except StorageError as error:
-        with database.read() as connection:
-            query = _select_needing(ids).where(version_files.c.digest == digest)
-            named = connection.execute(query.order_by(versions.c.id).limit(N_NAMED)).all()
-            n_versions = connection.execute(select(func.count()).select_from(query.subquery())).scalar_one()
-        needing = tuple(f"{row.name}@v{row.number}" for row in named)
-        faults.add(Fault(error.code, digest, error.message, error.hint or "", needing, n_versions))
-        return False
-    return True
+        if store.is_remote and not isinstance(error, ArtifactMissing | ArtifactCorrupt):
+            raise
+        return error
+    return None
+
+
+def _add_fault(
+    database: Database, digest: str, error: StorageError, ids: Sequence[int] | None, faults: _Faults
+) -> None:
+    """Add the fault of one blob, with the versions that cannot be had without it."""
+    with database.read() as connection:
+        query = _select_needing(ids).where(version_files.c.digest == digest)
+        named = connection.execute(query.order_by(versions.c.id).limit(N_NAMED)).all()
+        n_versions = connection.execute(select(func.count()).select_from(query.subquery())).scalar_one()
+    needing = tuple(f"{row.name}@v{row.number}" for row in named)
+    faults.add(Fault(error.code, digest, error.message, error.hint or "", needing, n_versions))
 
 
 def list_needed_blobs(database: Database, ids: Sequence[int] | None = None) -> Iterator[tuple[str, int]]:
     """Give digest and size of every blob that a version needs here, by digest; of all versions, or of those ids."""
+    for page in _list_pages(database, ids):
+        yield from page
+
+
+def _list_pages(database: Database, ids: Sequence[int] | None) -> Iterator[list[tuple[str, int]]]:
+    """Give digest and size of every blob that a version needs, by digest, page by page."""
     needed = select(1).where(version_files.c.digest == blobs.c.digest, _needs(ids))
     needed = needed.select_from(version_files.join(versions, versions.c.id == version_files.c.version_id))
     query = select(blobs.c.digest, blobs.c.size_bytes).where(needed.correlate(blobs).exists())
@@ -206,8 +232,7 @@ def list_needed_blobs(database: Database, ids: Sequence[int] | None = None) -> I
     while True:
         with database.read() as connection:
             rows = connection.execute(query.where(blobs.c.digest > last).order_by(blobs.c.digest).limit(_PAGE)).all()
-        for row in rows:
-            yield row.digest, row.size_bytes
+        yield [(row.digest, row.size_bytes) for row in rows]
         if len(rows) < _PAGE:
             return
         last = rows[-1].digest

@@ -11,9 +11,8 @@ from registry.database import Database
 from registry.errors import DatabaseUnavailable, StorageFull
 from registry.schema import SCHEMA_REVISION, prepare_schema, read_revision, upgrade_schema
 from registry.settings import read_settings
-from registry.store import LocalStore
+from registry.store import open_store
 from registry.store.derived import DerivedFiles
-from registry.store.stamps import Stamps
 
 if TYPE_CHECKING:
     from registry.versions import Version
@@ -26,7 +25,7 @@ class OpenedRegistry:
 
     def __init__(self, url: str | None = None, store: str | Path | None = None) -> None:
         settings = read_settings(url, store)
-        self.store = LocalStore(settings.store, Stamps(settings.stamps))
+        self.store = open_store(settings)
         self.derived = DerivedFiles(self.store, settings.derived_bytes)
         self._unprepared = Database(settings.url)
         self._threw_off_ballast = False

@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from io import BufferedWriter
@@ -32,6 +32,7 @@ from registry.errors import (
     StorageFull,
     StoreUnavailable,
 )
+from registry.progress import Progress, no_progress
 from registry.store.local_contents import LocalContents, hold
 from registry.store.stamps import Stamps, Verify
 from registry.weights import Advance
@@ -53,6 +54,9 @@ class StagedFile:
 
 class LocalStore(LocalContents):
     """A folder of blobs; `stamps` is what this machine remembers of those it has hashed."""
+
+    is_remote = False
+    n_at_once = 1  # how many blobs `verify` is best asked of at once
 
     def __init__(self, root: Path, stamps: Stamps | None = None) -> None:
         self.root = root
@@ -107,12 +111,13 @@ class LocalStore(LocalContents):
                 digests = _copy(source, target, ranges, advance)
             return StagedFile(target, digests.whole, target.stat().st_size, digests.ranges)
 
-    def publish(self, files: Iterable[StagedFile]) -> None:
+    def publish(self, files: Iterable[StagedFile], progress: Progress = no_progress, *, replace: bool = False) -> None:
         """Make staged files blobs: sync all bytes, rename all in, sync the folders. A name never comes before bytes.
 
         A blob that is there already is replaced too: that heals it, whatever is wrong with it. Only a hard link, which
         somebody else can write to, does not take the place of a blob that is whole. Either way the blob counts as new
-        from then on, so that nobody tidies it up before the rows name it.
+        from then on, so that nobody tidies it up before the rows name it. (`progress` and `replace` are for stores that
+        are elsewhere.)
         """
         fresh, folders = [], set()
         with self._typed_errors():
@@ -165,6 +170,13 @@ class LocalStore(LocalContents):
             if read and not self.stamps.agrees(path, digest, verify, advance):
                 raise ArtifactCorrupt(f"The blob sha256:{digest} was altered.", digest=digest, hint=hint)
         return path
+
+    def bring(self, files: Sequence[tuple[str, int]], progress: Progress = no_progress) -> None:
+        """Fetch what `check` will be asked for, as (digest, size), if the store is elsewhere."""
+
+    def verify(self, digest: str, size_bytes: int, *, read: bool = False, advance: Advance | None = None) -> None:
+        """Check what the store keeps of a blob, fetching nothing to stay: its size and, with `read`, its digest."""
+        self.check(digest, size_bytes, read=read, advance=advance)
 
     def link_folder(self, files: Iterable[tuple[str, str]]) -> Path:
         """Return a folder in which blobs have their own names, given as (name, digest); made once, by links.

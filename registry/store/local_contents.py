@@ -130,7 +130,7 @@ class LocalContents:
             newest = max(_newest(status) for status in found)
             yield Leftover(path.relative_to(self.root).as_posix(), kind, size_bytes, newest, digests)
 
-    def quarantine(self, digest: str, size_bytes: int) -> Path | None:
+    def quarantine(self, digest: str, size_bytes: int) -> Path | str | None:
         """Move a blob that is not what its name says aside, and return where it is; None if it is whole, or gone.
 
         It may be the last copy of most of its bytes, so it is never deleted here.
