@@ -14,7 +14,17 @@ from registry import Registry, RegistryError
 from tests.faults.faulty import put_rows_first
 from tests.faults.invariant import read_acknowledged
 from tests.faults.scenario import Chance, Outcome, Scenario
-from tests.faults.workload import Home, acknowledge, find_untyped, fork, inspect, make_home, prepare, register
+from tests.faults.workload import (
+    Home,
+    acknowledge,
+    find_untyped,
+    fork,
+    inspect,
+    make_home,
+    make_source,
+    prepare,
+    register,
+)
 
 _KILLS_PER_HOME = 32
 _LEAST_ALONE, _LEAST_FOUR = 150, 350
@@ -104,8 +114,11 @@ def _act(home: Home, seed: int, begun: int, leave_out: Callable[[], None]) -> No
 
 
 def _register_any(registry: Registry, home: Home, rng: random.Random) -> None:
-    # some of it is there already: that heals what is there, and records nothing
-    register(registry, rng.choice(_NAMES), rng.choice(prepare().sources), home.folder / "told")
+    # what is there already is healed, and nothing recorded
+    is_new = rng.random() < 0.7
+    place = home.folder / f"source{rng.randrange(10**12)}"
+    source = make_source(place, rng) if is_new else rng.choice(prepare().sources)
+    register(registry, rng.choice(_NAMES), source, home.folder / "told")
 
 
 def _set_alias(registry: Registry, home: Home, rng: random.Random) -> None:

@@ -11,7 +11,9 @@ import atexit
 import gc
 import json
 import os
+import random
 import shutil
+import struct
 import sys
 import tempfile
 import traceback
@@ -98,6 +100,15 @@ def make_home(folder: Path) -> Home:
     return Home(Path(shutil.copytree(prepare().home.folder, folder, symlinks=True)))
 
 
+def make_source(folder: Path, rng: random.Random) -> Path:
+    """Make a source with weights of its own: what is lost of it, nobody heals by registering the same."""
+    shutil.copytree(prepare().sources[0], folder)
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.seek(-16, os.SEEK_END)
+        file.write(struct.pack("<4f", *(rng.uniform(-1, 1) for _ in range(4))))
+    return folder
+
+
 def register(registry: Registry, name: str, source: Path, acknowledged: Path | None = None) -> str:
     """Register, and note the ref in the file `acknowledged` once `register` has returned; return it."""
     version = registry.register(name, source, parity="skip").version
@@ -154,7 +165,7 @@ def inspect(home: Home, acknowledged: Path | None = None) -> list[str]:
 def find_unexplained(home: Home) -> list[str]:
     """Return what lies in the store and is neither a blob under its own name, nor a version's folder, nor in tmp/."""
     known = {"blobs", "folders", "derived", "tmp"}
-    foreign = [path for path in home.store.iterdir() if path.is_dir() and path.name not in known]
+    foreign = [path for path in home.store.glob("*") if path.is_dir() and path.name not in known]
     blobs = [path for path in (home.store / "blobs").rglob("*") if not path.is_dir()]
     lying = [path for path in blobs if sha256(path.read_bytes()).hexdigest() != path.name]
     return [f"{path} is nothing that a store has" for path in foreign] + [
