@@ -146,12 +146,13 @@ def register_version(
             return registration
         store.publish(files.staged)
         store.link_folder((file.name, file.digest) for file in files.stored)  # so that reading writes nothing
-        with database.write() as connection:
+
+        def record(connection: Connection) -> Registration:
             # another process may have registered the same meanwhile
             unchanged = _find_unchanged(connection, request, checkpoint, weights, files)
-            if unchanged:
-                return unchanged
-            return _describe(draft, parity, read_version(connection, record_version(connection, draft)))
+            return unchanged or _describe(draft, parity, read_version(connection, record_version(connection, draft)))
+
+        return database.change(record)
 
 
 def _check_request(request: Request) -> None:
@@ -299,8 +300,9 @@ def _record_missing_tensors(database: Database, version: Version, weights: Weigh
     with database.read() as connection:
         missing = not has_tensors(connection, version.weights_digest)
     if missing:
-        with database.write() as connection:
-            record_missing_tensors(connection, version, weights.tensors, weights.digests)
+        database.change(
+            lambda connection: record_missing_tensors(connection, version, weights.tensors, weights.digests)
+        )
 
 
 def _verify(
