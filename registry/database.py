@@ -38,6 +38,7 @@ from registry.errors import (
     StorageFull,
 )
 from registry.tables import events
+from registry.writers_queue import wait_for_turn
 
 # any fixed number of our own; all writers of one Postgres database queue behind it
 WRITER_LOCK = 0x1E45_0001
@@ -200,26 +201,21 @@ class Database:
         if not self.is_sqlite:
             yield
             return
-        import filelock  # costs as much as a query, and reading needs none
-
-        lock = filelock.FileLock(f"{self.url.database}.lock", timeout=engines.BUSY_SECONDS)
-        try:
-            lock.acquire()
-        except filelock.Timeout:
-            raise RegistryBusy(
-                f"Another process has been writing to {self} for more than {engines.BUSY_SECONDS} s.",
-                hint="Try again; if no other process is at work, see who holds the file: fuser -v "
-                f"{self.url.database}.lock",
-            ) from None
-        except OSError as error:
-            raise DatabaseReadOnly(
-                f"{self} cannot be written to: {error.strerror or error}.",
-                hint="Check the permissions of its folder, or point --registry at another database.",
-            ) from error
-        try:
+        lock = f"{self.url.database}.lock"
+        with contextlib.ExitStack() as turn:
+            try:
+                turn.enter_context(wait_for_turn(lock, engines.BUSY_SECONDS))
+            except TimeoutError:
+                raise RegistryBusy(
+                    f"Another process has been writing to {self} for more than {engines.BUSY_SECONDS} s.",
+                    hint=f"Try again; if no other process is at work, see who holds the file: fuser -v {lock}",
+                ) from None
+            except OSError as error:
+                raise DatabaseReadOnly(
+                    f"{self} cannot be written to: {error.strerror or error}.",
+                    hint="Check the permissions of its folder, or point --registry at another database.",
+                ) from error
             yield
-        finally:
-            lock.release()
 
     @property
     def engine(self) -> Engine:
@@ -279,7 +275,7 @@ def _type_error(database: Database, error: sqlalchemy.exc.DBAPIError) -> Registr
         )
     if "database is locked" in said or state == "55P03":
         return RegistryBusy(f"{database} is busy: {said}.", hint="Try again.")
-    if state == "42501":
+    if state in ("42501", "3F000"):  # the second: none of the search_path's schemas is there, or open to this role
         return NotPermitted(
             f"{database} does not let this role do it: {said}.",
             hint="Have its administrator run what `lensreg db grants` prints, or use another role in the URL.",
