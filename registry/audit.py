@@ -15,6 +15,7 @@ from typing import Any
 
 from sqlalchemy import JSON, ColumnElement, Connection, Row, Text, cast, func, select
 
+from registry.database import note_event
 from registry.environment import describe_actor, describe_environment
 from registry.errors import InvalidInput, InvalidRef
 from registry.refs import check_limit, parse_ref
@@ -80,7 +81,9 @@ def append_event(connection: Connection, action: str, subject: str, details: Map
         "details": dict(details),
         "environment": describe_environment(),
     }
-    connection.execute(events.insert().values(digest=digest_event(row), **row))
+    digest = digest_event(row)
+    connection.execute(events.insert().values(digest=digest, **row))
+    note_event(connection, digest)
 
 
 def read_events(

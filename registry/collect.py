@@ -2,7 +2,7 @@
 
 Safe beside any number of writers for two reasons. What is younger than the grace is left alone, and everybody who
 relies on a blob renews it first. And blobs are deleted within write transactions, while whoever names blobs looks at
-them within his own (`write_with_blobs`): what he saw is there when his rows are. Nobody holds a lock for longer than
+them within his own (`change_with_blobs`): what he saw is there when his rows are. Nobody holds a lock for longer than
 a moment, so writers and the collection take turns.
 """
 

@@ -50,7 +50,10 @@ RegistryError
 │   └── ArtifactCorrupt         artifact-corrupt        .digest
 └── DatabaseError
     ├── DatabaseUnavailable     database-unavailable
+    │   └── ConnectionLost      connection-lost
+    ├── OutcomeUnknown          outcome-unknown
     ├── DatabaseReadOnly        database-read-only
+    │   └── NotPermitted        not-permitted
     ├── RegistryBusy            registry-busy
     ├── QueryTimeout            query-timeout           .seconds
     ├── SchemaOutdated          schema-outdated
@@ -417,8 +420,26 @@ class DatabaseUnavailable(DatabaseError):
     code = "database-unavailable"
 
 
+class ConnectionLost(DatabaseUnavailable):
+    """The database answered, and then the connection was lost; nothing was written."""
+
+    code = "connection-lost"
+
+
+class OutcomeUnknown(DatabaseError):
+    """The answer to COMMIT was lost, and whether it took effect could not be found out."""
+
+    code = "outcome-unknown"
+
+
 class DatabaseReadOnly(DatabaseError):
     code = "database-read-only"
+
+
+class NotPermitted(DatabaseReadOnly):
+    """The database's role may not do this."""
+
+    code = "not-permitted"
 
 
 class RegistryBusy(DatabaseError):

@@ -84,8 +84,7 @@ class Auditing(OpenedRegistry):
         if folder is not None:
             attestation.save(Path(folder))
         if sign is not None:
-            with self.database.write() as connection:
-                record_attestation(connection, attestation)
+            self.database.change(lambda connection: record_attestation(connection, attestation))
         return attestation
 
     def verify_attestation(self, ref: str, public_key: str | Path, *, folder: str | Path | None = None) -> Attestation:
