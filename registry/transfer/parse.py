@@ -40,6 +40,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _OPERATION = re.compile(r"[0-9a-f]{32}")
 _ACTION = re.compile(r"[a-z][a-z.-]{0,63}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_UNSTORABLE = re.compile("[\\x00\\ud800-\\udfff]")
 _LAYOUTS = ("huggingface", "hooked")
 _VERDICTS = ("related", "unrelated", "unchanged", "not-comparable")
 
@@ -351,7 +352,7 @@ def _check_values(value: Any, what: str) -> None:
             waiting += [(part, depth + 1) for item in one.items() for part in item]
         elif isinstance(one, list):
             waiting += [(part, depth + 1) for part in one]
-        elif isinstance(one, str) and any(c == "\x00" or "\ud800" <= c <= "\udfff" for c in one):
+        elif isinstance(one, str) and _UNSTORABLE.search(one):
             raise _malformed(f"{what} holds text that not every database can store")
         elif type(one) is int and not -MAX_NUMBER < one < MAX_NUMBER:
             raise _malformed(f"{what} holds a number that is too big")

@@ -120,9 +120,8 @@ def _insert_versions(
 ) -> dict[str, tuple[int, str]]:
     _insert_missing(connection, models, ("name",), [{"name": one.placed.model, "created_at": now} for one in page])
     names = {one.placed.model for one in page}
-    of_name = dict(
-        connection.execute(select(models.c.name, models.c.id).where(models.c.name.in_(names))).tuples().all()
-    )
+    found = connection.execute(select(models.c.name, models.c.id).where(models.c.name.in_(names)))
+    of_name = {row.name: row.id for row in found}
     _insert_all(
         connection,
         versions,
@@ -140,13 +139,10 @@ def _insert_versions(
         ],
     )
     operations = [one.record.operation_id for one in page]
-    ids = dict(
-        connection.execute(
-            select(versions.c.operation_id, versions.c.id).where(versions.c.operation_id.in_(operations))
-        )
-        .tuples()
-        .all()
+    written = connection.execute(
+        select(versions.c.operation_id, versions.c.id).where(versions.c.operation_id.in_(operations))
     )
+    ids = {row.operation_id: row.id for row in written}
     return {one.record.operation_id: (ids[one.record.operation_id], one.placed.ref) for one in page}
 
 

@@ -55,7 +55,7 @@ class TapeShipment:
             if digest in wanted:
                 yield Parcel(digest, size, content)
             self._skip(content)
-            self._read(-size % BLOCKSIZE, name)
+            self._read_padding(size, name)
         self._check_end()
 
     def refuse_blob(self, digest: str) -> RegistryError:
@@ -71,9 +71,12 @@ class TapeShipment:
 
     def _read_padded(self, size: int, name: str) -> bytes:
         text = self._read(size, name)
+        self._read_padding(size, name)
+        return text
+
+    def _read_padding(self, size: int, name: str) -> None:
         if self._read(-size % BLOCKSIZE, name).strip(b"\x00"):
             raise refuse_altered(name)
-        return text
 
     def _read(self, size: int, name: str) -> bytes:
         return bytes(Bounded(self._stream, size, name).readall() or b"")
