@@ -18,6 +18,7 @@ RegistryError
 │   ├── AccessDenied            access-denied
 │   ├── UnsupportedSource       unsupported-source
 │   ├── MalformedArtifact       malformed-artifact
+│   ├── MalformedExport         malformed-export
 │   ├── UnsafeArtifact          unsafe-artifact
 │   ├── UnsupportedFamily       unsupported-family
 │   ├── UnsupportedConfig       unsupported-config      .field
@@ -39,6 +40,7 @@ RegistryError
 │   ├── VersionInUse            version-in-use          .users
 │   ├── LineageConflict         lineage-conflict
 │   ├── PlanOutdated            plan-outdated
+│   ├── TransferConflict        transfer-conflict       .conflicts
 │   └── ProcessingConflict      processing-conflict     .applied
 ├── StorageError
 │   ├── StoreUnavailable        store-unavailable
@@ -184,6 +186,12 @@ class UnsupportedSource(SourceError):
 
 class MalformedArtifact(SourceError):
     code = "malformed-artifact"
+
+
+class MalformedExport(SourceError):
+    """What another registry hands over is not whole, was altered, or does not agree with itself."""
+
+    code = "malformed-export"
 
 
 class UnsafeArtifact(SourceError):
@@ -346,6 +354,16 @@ class PlanOutdated(Conflict):
     """What a plan was made for has changed since; nothing of it was done."""
 
     code = "plan-outdated"
+
+
+class TransferConflict(Conflict):
+    """Versions of another registry cannot be received without losing lineage or giving a name a second meaning."""
+
+    code = "transfer-conflict"
+
+    def __init__(self, message: str, *, conflicts: Sequence[str] = (), hint: str | None = None) -> None:
+        super().__init__(message, hint=hint, conflicts=list(conflicts))
+        self.conflicts = tuple(conflicts)
 
 
 class ProcessingConflict(Conflict):
