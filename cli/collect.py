@@ -46,7 +46,7 @@ def collect(session: Session, grace: str, adopt: bool, yes: bool, dry_run: bool)
         _print_plan(plan, rows, grace)
     delete = bool(rows or plan.adopt) and not dry_run
     if rows and delete and not yes:
-        click.confirm(f"Delete {len(rows):,} of them, {format_size(plan.size_bytes)}?", abort=True, err=True)
+        click.confirm(f"Delete these {len(rows):,}, {format_size(plan.size_bytes)}?", abort=True, err=True)
     done = None
     if delete:
         with show_progress() as progress:

@@ -19,7 +19,14 @@ from sqlalchemy import Connection, select
 
 from registry.audit import append_event, verify_chain
 from registry.database import Database
-from registry.errors import ArtifactCorrupt, ArtifactMissing, InvalidInput, StorageError, StoreInconsistent
+from registry.errors import (
+    ArtifactCorrupt,
+    ArtifactMissing,
+    InvalidInput,
+    StorageError,
+    StoreInconsistent,
+    StoreUnavailable,
+)
 from registry.ownership import claim_store, refuse_foreign_store
 from registry.progress import Counter, Progress, no_progress
 from registry.store import LocalStore
@@ -66,7 +73,7 @@ class Collection:
     leftovers: Mapping[str, int]
     size_bytes: int
     n_skipped: int
-    fault: StorageError | None = None
+    fault: StoreUnavailable | None = None
 
     @property
     def n_leftovers(self) -> int:
@@ -112,7 +119,7 @@ def collect(
         gone.extend(one for one in plan.leftovers if _delete_leftover(database, store, plan, one))
         folders = _find_emptied_folders(store, {one.digest for one in deleted})
         gone.extend(one for one in folders if _delete_leftover(database, store, plan, one))
-    except StorageError as error:
+    except StoreUnavailable as error:
         fault = error
     planned, done = len(plan.blobs) + len(plan.leftovers), len(deleted) + len(set(plan.leftovers) & set(gone))
     kinds: Mapping[str, int] = Tally[str](one.kind for one in gone)
@@ -145,13 +152,16 @@ def _refuse_inconsistent(database: Database, store: LocalStore, *, adopt: bool) 
             )
     refuse_foreign_store(database, store, adopt=adopt)
     aside = {digest for one in store.list_leftovers() if one.kind == "quarantined" for digest in one.digests}
+    needed = list(list_needed_blobs(database))  # before the listing, so that whatever comes meanwhile is in that
+    there = {one.digest: one.size_bytes for one in store.list_blobs()}
     faults = []
-    for digest, size_bytes in list_needed_blobs(database):
+    for digest, size_bytes in needed:
+        if there.get(digest) == size_bytes or digest in aside:
+            continue
         try:
             store.check(digest, size_bytes, read=False)
         except (ArtifactMissing, ArtifactCorrupt) as error:
-            if digest not in aside:
-                faults.append(error)
+            faults.append(error)
     if faults:
         raise StoreInconsistent(
             f"{len(faults):,} blobs that versions need are not in {store} as they should be, so it may be the wrong "
