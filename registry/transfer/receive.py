@@ -7,6 +7,7 @@ visible whole, with all its ancestors, or not at all.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,8 +18,9 @@ from sqlalchemy import Connection
 from registry.aliases import set_alias
 from registry.database import Database
 from registry.digests import digest_stream
-from registry.errors import InvalidInput, PlanOutdated, StorageError
+from registry.errors import InvalidInput, PlanOutdated, StorageError, StoreUnavailable
 from registry.fetch import ParityChoice
+from registry.ownership import change_with_blobs
 from registry.progress import Counter, Progress, no_progress
 from registry.store import LocalStore, StagedFile
 from registry.tensor_digests import pack_tensors
@@ -104,6 +106,8 @@ def receive(
     transfer = _describe(manifest, plan, wanted, dry_run=terms.dry_run)
     if terms.dry_run:
         return transfer
+    with contextlib.suppress(StoreUnavailable):  # another user's blobs; writing looks once more whether they are there
+        store.renew(digest for one in plan.fresh for digest in one.outline.blobs if digest not in wanted)
     if wanted:
         _take_in(store, shipment, wanted, progress)
     found = _inspect(store, shipment, plan, terms, progress)
@@ -203,14 +207,21 @@ def _write(
     outlines = [one.outline for one in plan.placed]
     outcomes: dict[str, Placed] = {}
     for chosen in _split(outlines, {one.outline.operation_id for one in plan.fresh}):
-        with database.write() as connection:
+
+        def write(connection: Connection, chosen: set[str] = chosen) -> dict[str, Placed]:
             now = make_plan(connection, shipment.manifest, outlines, names, terms.aliases)
-            outcomes |= _write_some(connection, store, shipment, now, chosen, found)
+            return _write_some(connection, shipment, now, chosen, found)
+
+        blobs = {blob: size for one in outlines if one.operation_id in chosen for blob, size in one.blobs.items()}
+        outcomes |= change_with_blobs(database, store, blobs, write)
     if terms.aliases:
-        with database.write() as connection:
+
+        def write_aliases(connection: Connection) -> None:
             now = make_plan(connection, shipment.manifest, outlines, names, with_aliases=True)
             for alias, ref in now.aliases:
                 set_alias(connection, alias, ref)
+
+        database.change(write_aliases)
     return tuple(outcomes.get(one.outline.operation_id, one) for one in plan.placed)
 
 
@@ -222,7 +233,6 @@ def _split(outlines: Sequence[Outline], fresh: set[str]) -> Iterator[set[str]]:
 
 def _write_some(
     connection: Connection,
-    store: LocalStore,
     shipment: Shipment,
     plan: Plan,
     chosen: set[str],
@@ -234,8 +244,6 @@ def _write_some(
     new = [one for one in placed if one.outcome == "received"]
     if any(one.outline.operation_id not in found for one in new):
         raise PlanOutdated("Versions changed here while they were received.", hint="Run the same command again.")
-    for digest, size in {blob: size for one in new for blob, size in one.outline.blobs.items()}.items():
-        store.check(digest, size, read=False)
     for start in range(0, len(new), _PAGE):
         page = [
             Received(one, read_whole(shipment, one.outline.entry), *found[one.outline.operation_id])
