@@ -40,6 +40,8 @@ COMMANDS = {
     "audit": "cli.audit:audit",
     "attest": "cli.attest:attest",
     "cache": "cli.cache:cache",
+    "gc": "cli.collect:collect",
+    "backup": "cli.backup:backup",
     "db": "cli.db:db",
     "demo": "cli.demo.tour:demo",
 }

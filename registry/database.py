@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -34,6 +35,7 @@ from registry.errors import (
 WRITER_LOCK = 0x1E45_0001
 # a plain BEGIN takes the write lock too late: two that have read cannot both go on to write
 BEGIN_WRITING = "BEGIN IMMEDIATE"
+_WAL_BYTES = 64 * 2**10  # and more, that the -wal and -shm files of a first connection take
 _ONE_MOMENT = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
 
 
@@ -193,12 +195,23 @@ def _type_error(database: Database, error: sqlalchemy.exc.DBAPIError) -> Registr
             f"{database} cannot be written to: {said}.",
             hint="Check your permissions on it, or point --registry at another database.",
         )
-    if "disk is full" in said or state == "53100":
-        return StorageFull(f"There is no space left for {database}.", hint="Make room. Nothing was registered.")
+    if "disk is full" in said or state == "53100" or ("disk I/O error" in said and _is_full(database)):
+        return StorageFull(
+            f"There is no space left for {database}.",
+            hint="Make room, which works on a full disk, too: lensreg gc. Nothing was registered.",
+        )
     return DatabaseUnavailable(
         f"{database} cannot be used: {said}.",
         hint="Check that the path or the URL is right and, for Postgres, that the server answers.",
     )
+
+
+def _is_full(database: Database) -> bool:
+    """Say whether there is no room for the files that SQLite makes beside the database even to read it."""
+    try:
+        return database.is_sqlite and shutil.disk_usage(Path(str(database.url.database)).parent).free < _WAL_BYTES
+    except OSError:
+        return False
 
 
 def _leave_all_to_parent() -> None:

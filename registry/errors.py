@@ -43,6 +43,8 @@ RegistryError
 │   ├── StoreUnavailable        store-unavailable
 │   ├── StoreDenied             store-denied
 │   ├── StorageFull             storage-full
+│   ├── StoreInconsistent       store-inconsistent      .digests
+│   ├── StoreNotOwned           store-not-owned         .registries
 │   ├── ArtifactMissing         artifact-missing        .digest
 │   └── ArtifactCorrupt         artifact-corrupt        .digest
 └── DatabaseError
@@ -362,6 +364,26 @@ class StoreDenied(StorageError):
 
 class StorageFull(StorageError):
     code = "storage-full"
+
+
+class StoreInconsistent(StorageError):
+    """The store and the database do not agree, so nothing may be deleted."""
+
+    code = "store-inconsistent"
+
+    def __init__(self, message: str, *, digests: Sequence[str] = (), hint: str | None = None) -> None:
+        super().__init__(message, hint=hint, digests=list(digests))
+        self.digests = tuple(digests)
+
+
+class StoreNotOwned(StorageError):
+    """The store holds blobs that are, or may be, another registry's."""
+
+    code = "store-not-owned"
+
+    def __init__(self, message: str, *, registries: Sequence[Mapping[str, str]] = (), hint: str | None = None) -> None:
+        super().__init__(message, hint=hint, registries=[dict(one) for one in registries])
+        self.registries = tuple(registries)
 
 
 class ArtifactMissing(StorageError):

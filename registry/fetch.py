@@ -16,6 +16,7 @@ from registry.environment import describe_environment
 from registry.errors import ArtifactMissing, DatabaseReadOnly, InvalidInput, MalformedArtifact, StorageError
 from registry.families import find_family_by_name
 from registry.families.family import check_config
+from registry.ownership import write_with_blobs
 from registry.progress import Counter, Progress, no_progress
 from registry.query import read_version
 from registry.record import record_fetched
@@ -55,7 +56,7 @@ def fetch_version(
         weights, measured = _verify(version, folder, staged, parity, progress)
         store.publish(staged, progress, replace=True)  # they are not there, or not whole
         store.link_folder((file.name, file.digest) for file in version.files)
-        with database.write() as connection:
+        with write_with_blobs(database, store, staged) as connection:
             version_id = resolve_ref(connection, version.ref).id
             parity_rows = describe_parity(measured) if measured else []
             digest = weights.digest or ""

@@ -22,6 +22,7 @@ from registry.database import Database
 from registry.errors import InvalidInput, LineageConflict
 from registry.fetch import ParityChoice, describe_parity, fetch_version
 from registry.files import open_files
+from registry.ownership import claim_store, write_with_blobs
 from registry.parents import (
     check_relations,
     choose_relations,
@@ -146,7 +147,7 @@ def register_version(
             return registration
         store.publish(files.staged, progress)
         store.link_folder((file.name, file.digest) for file in files.stored)  # so that reading writes nothing
-        with database.write() as connection:
+        with write_with_blobs(database, store, files.staged) as connection:
             # another process may have registered the same meanwhile
             unchanged = _find_unchanged(connection, request, checkpoint, weights, files)
             if unchanged:
@@ -287,6 +288,7 @@ def _heal(
         return unchanged
     kept = {file.digest for file in version.files}
     store.publish((file for file in files.staged if file.digest in kept), progress, replace=True)
+    claim_store(database, store)
     if request.source_options.lazy:
         return unchanged
     _record_missing_tensors(database, version, weights)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, inspect, text
 
+from registry.ballast import set_ballast_aside
 from registry.database import BEGIN_WRITING, Database, take_turn
 from registry.errors import SchemaOutdated, SchemaTooNew, SchemaUnknown
 
@@ -70,6 +71,7 @@ def upgrade_schema(database: Database) -> None:
         config = make_alembic_config()
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+    set_ballast_aside(database)
 
 
 def make_alembic_config() -> Config:

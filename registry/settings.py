@@ -6,6 +6,7 @@ import os
 import platform
 import re
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from urllib.parse import quote
 
@@ -78,6 +79,14 @@ def parse_bytes(text: str) -> int:
     if match is None:
         raise InvalidInput(f"{text!r} is no number of bytes.", hint="Write it as 20000000000, or 20GB.")
     return int(float(match[1]) * {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}[match[2]])
+
+
+def parse_duration(text: str) -> timedelta:
+    """Read a duration as people write it, `90s`, `30m`, `1h` or `2d`, or raise InvalidInput."""
+    match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?) *([smhd])", text.strip())
+    if match is None:
+        raise InvalidInput(f"{text!r} is no duration.", hint="Write it as 90s, 30m, 1h or 2d.")
+    return timedelta(seconds=float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]])
 
 
 def read_ci_variables() -> dict[str, str]:

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from registry import Registry
 from registry.errors import ArtifactMissing, StoreUnavailable
 from registry.store import LocalStore, StagedFile
 from registry.store.contents import Claim, Contents
+from tests.kept import keep
 from tests.processes import run_code, start
 
 
@@ -185,3 +187,14 @@ def test_a_claim_is_read_as_it_was_written_and_an_altered_one_refused(store: Loc
     path.write_text(path.read_text().replace("sqlite", "SQLITE"))
     with pytest.raises(StoreUnavailable, match="altered"):
         store.list_claims()
+
+
+def test_a_torn_claim_keeps_nobody_from_registering(registry: Registry) -> None:
+    keep(registry, "m", b"a")
+    (path,) = (registry.store.root / "registries").iterdir()
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(StoreUnavailable, match="altered"):
+        registry.plan_gc()
+    keep(registry, "m", b"b")
+    assert len(registry.store.list_claims()) == 1
+    registry.plan_gc()

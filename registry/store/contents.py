@@ -57,14 +57,14 @@ class Contents(Protocol):
     def find_blob(self, digest: str) -> StoredBlob | None:
         """Return the blob as it is now, or None."""
 
-    def delete_blob(self, digest: str) -> None:
-        """Delete a blob; no error if it is gone."""
+    def delete_blob(self, digest: str) -> bool:
+        """Delete a blob; False if it is gone already, or is another user's."""
 
     def list_leftovers(self) -> Iterator[Leftover]:
         """Give every leftover that nobody is at work on."""
 
     def delete_leftover(self, leftover: Leftover) -> bool:
-        """Delete a leftover, unless it has changed since it was listed or somebody is at work on it: then False."""
+        """Delete a leftover; False if it has changed since it was listed, is in use, or is another user's."""
 
     def quarantine(self, digest: str, size_bytes: int) -> Path | str | None:
         """Move a blob that is not what its name says aside, and return where it is; None if it is whole, or gone."""
@@ -73,7 +73,10 @@ class Contents(Protocol):
         """Have blobs count as new, for those who rely on them without writing them. Raises ArtifactMissing."""
 
     def list_claims(self) -> list[Claim]:
-        """Return the claims of all registries that keep blobs here."""
+        """Return the claims of all registries that keep blobs here; one that was altered raises StoreUnavailable."""
+
+    def has_claim(self, registry_id: str) -> bool:
+        """Say whether that registry has a claim that can be read."""
 
     def write_claim(self, claim: Claim) -> None:
         """Write the claim of one registry, in place of its older one."""

@@ -322,7 +322,7 @@ def _type_error(store: LocalStore, error: OSError) -> RegistryError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageFull(
             f"There is no space left at {where}.",
-            hint="Make room, or point --store at another disk. Nothing was registered.",
+            hint="Make room (lensreg gc), or point --store at another disk. Nothing was registered.",
         )
     if error.errno == errno.EXDEV:
         return StoreUnavailable(

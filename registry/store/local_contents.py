@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import stat
+import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
@@ -58,10 +59,14 @@ class LocalContents:
             status = _look_at(self.blob_path(digest))
             return StoredBlob(digest, status.st_size, _newest(status)) if status else None
 
-    def delete_blob(self, digest: str) -> None:
-        """Delete a blob; no error if it is gone."""
+    def delete_blob(self, digest: str) -> bool:
+        """Delete a blob; False if it is gone already, or is another user's."""
         with self._typed_errors():
-            self.blob_path(digest).unlink(missing_ok=True)
+            try:
+                self.blob_path(digest).unlink()
+            except (FileNotFoundError, PermissionError):
+                return False
+            return True
 
     def renew(self, digests: Iterable[str]) -> None:
         """Have blobs count as new, for those who rely on them without writing them.
@@ -89,26 +94,37 @@ class LocalContents:
                 yield from self._describe(path, "quarantined", (path.name.partition(".")[0],))
             for shelf in _list(self.root / "folders"):
                 for folder in _list(shelf):
-                    links = [link for link in _list(folder) if link.is_symlink()]
-                    if not all(link.exists() for link in links):
-                        yield from self._describe(folder, "folder", tuple(link.readlink().name for link in links))
+                    if _dangles(folder):
+                        digests = tuple(link.readlink().name for link in _list(folder) if link.is_symlink())
+                        yield from self._describe(folder, "folder", digests)
             for path in (self.root / "derived").glob("??/*.safetensors"):
                 if not path.with_suffix(".json").exists():
                     yield from self._describe(path, "derived")
 
     def delete_leftover(self, leftover: Leftover) -> bool:
-        """Delete a leftover, unless it has changed since it was listed or somebody is at work on it: then False."""
+        """Delete a leftover; False if it has changed since it was listed, is in use, or is another user's."""
         path = self.root / leftover.place
         with self._typed_errors():
             if list(self._describe(path, leftover.kind, leftover.digests)) != [leftover] or _is_in_use(path):
                 return False
             if leftover.kind == "derived" and path.with_suffix(".json").exists():
                 return False
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+            if leftover.kind == "folder" and not _dangles(path):
+                return False
+            try:
+                self._delete(path)
+            except PermissionError:
+                return False
         return True
+
+    def _delete(self, path: Path) -> None:
+        if not path.is_dir() or path.is_symlink():
+            path.unlink(missing_ok=True)
+            return
+        doomed = self.root / "tmp" / f"deleted-{uuid.uuid4().hex}"  # a folder goes as a whole, or is left over again
+        doomed.parent.mkdir(exist_ok=True)
+        path.rename(doomed)
+        shutil.rmtree(doomed)
 
     def _describe(self, path: Path, kind: LeftoverKind, digests: tuple[str, ...] = ()) -> Iterator[Leftover]:
         """Describe what is there, with all that is in it; nothing if it is gone meanwhile."""
@@ -156,6 +172,10 @@ class LocalContents:
                 found.append(Claim(**card))
         return found
 
+    def has_claim(self, registry_id: str) -> bool:
+        """Say whether that registry has a claim that can be read."""
+        return read_sealed(self.root / "registries" / f"{registry_id}.json") is not None
+
     def write_claim(self, claim: Claim) -> None:
         """Write the claim of one registry, in place of its older one."""
         folder = self.root / "registries"
@@ -200,6 +220,10 @@ def _is_in_use(path: Path) -> bool:
     finally:
         os.close(descriptor)
     return False
+
+
+def _dangles(folder: Path) -> bool:
+    return any(link.is_symlink() and not link.exists() for link in _list(folder))
 
 
 def _sync(path: Path) -> None:
