@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -306,6 +308,20 @@ def test_a_service_that_hangs_is_given_up_in_time(objects: ObjectServer, tmp_pat
         with pytest.raises(StoreUnavailable, match=r"did not answer within 0\.7 s"):
             work()
         assert time.monotonic() - started < 3 * 0.7 + 1
+
+
+def test_ctrl_c_is_heard_while_a_service_hangs(objects: ObjectServer, tmp_path: Path) -> None:
+    store = objects.open(tmp_path / "cache", timeout=20)
+    _put(store, b"others")
+    objects.proxy.strike("hang", times=999)
+    for work in (lambda: _put(store, b"weights"), lambda: store.verify("0" * 64, 7)):
+        timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        started = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            work()
+        timer.join()
+        assert time.monotonic() - started < 10
 
 
 def test_a_bucket_that_is_not_there_is_no_missing_blob(objects: ObjectServer, tmp_path: Path) -> None:
