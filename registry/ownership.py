@@ -35,7 +35,7 @@ def change_with_blobs(
 
     def check_and_work(connection: Connection) -> T:
         for digest, size_bytes in blobs.items():
-            store.check(digest, size_bytes, read=False)
+            store.verify(digest, size_bytes)
         done = work(connection)
         claim = make_claim(connection, database)
         # before the rows are there, or another registry's gc might find blobs that nobody claims

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Select, Text, and_, cast, func, or_, select
@@ -160,42 +161,43 @@ def _verify_blobs(
     What is missing or torn is known within moments that way, whatever is read after it.
     """
     n_blobs = to_read = n_read = read_bytes = 0
-    for page in _list_pages(database, ids):
-        n_blobs += len(page)
-        for (digest, size_bytes), fault in _find_faults(store, page):
-            if fault is not None:
-                _add_fault(database, digest, fault, ids, faults)
-            elif _is_in(part, digest):
-                to_read += size_bytes
+    for (digest, size_bytes), fault in find_faults(store, list_needed_blobs(database, ids)):
+        n_blobs += 1
+        if fault is not None:
+            _add_fault(database, digest, fault, ids, faults)
+        elif _is_in(part, digest):
+            to_read += size_bytes
     if part is None:
         return n_blobs, 0, 0
     counter = Counter(progress, "reading", to_read)
-    for page in _list_pages(database, ids):
-        for digest, size_bytes in page:
-            if _is_in(part, digest) and digest not in faults.subjects:
-                fault = _find_fault(store, digest, size_bytes, counter)
-                if fault is not None:
-                    _add_fault(database, digest, fault, ids, faults)
-                n_read += 1
-                read_bytes += size_bytes
+    for digest, size_bytes in list_needed_blobs(database, ids):
+        if _is_in(part, digest) and digest not in faults.subjects:
+            fault = _find_fault(store, digest, size_bytes, counter)
+            if fault is not None:
+                _add_fault(database, digest, fault, ids, faults)
+            n_read += 1
+            read_bytes += size_bytes
     return n_blobs, n_read, read_bytes
 
 
-def _find_faults(
-    store: LocalStore, page: list[tuple[str, int]]
+def find_faults(
+    store: LocalStore, needed: Iterable[tuple[str, int]]
 ) -> Iterator[tuple[tuple[str, int], StorageError | None]]:
-    """Check that blobs are there in their size, as many at once as the store likes; give each with its fault."""
+    """Check that blobs, given as (digest, size), are there in their size; give each with its fault.
+
+    As many at once are asked for as the store likes. What keeps one that is elsewhere from answering is raised.
+    """
     if store.n_at_once == 1:
-        yield from ((blob, _find_fault(store, *blob)) for blob in page)
+        yield from ((blob, _find_fault(store, *blob)) for blob in needed)
         return
+    waiting = iter(needed)
     with ThreadPoolExecutor(store.n_at_once) as pool:
-        for start in range(0, len(page), store.n_at_once):
-            some = page[start : start + store.n_at_once]
+        while some := list(islice(waiting, store.n_at_once)):
             yield from zip(some, pool.map(lambda blob: _find_fault(store, *blob), some), strict=True)
 
 
 def _find_fault(store: LocalStore, digest: str, size_bytes: int, counter: Counter | None = None) -> StorageError | None:
-    """Check one blob, and read it if there is a counter; raise what keeps a store that is elsewhere from answering."""
+    """Check one blob, and read it if there is a counter."""
     try:
         store.verify(digest, size_bytes, read=counter is not None, advance=counter.advance if counter else None)
     except StorageError as error:
@@ -219,12 +221,6 @@ def _add_fault(
 
 def list_needed_blobs(database: Database, ids: Sequence[int] | None = None) -> Iterator[tuple[str, int]]:
     """Give digest and size of every blob that a version needs here, by digest; of all versions, or of those ids."""
-    for page in _list_pages(database, ids):
-        yield from page
-
-
-def _list_pages(database: Database, ids: Sequence[int] | None) -> Iterator[list[tuple[str, int]]]:
-    """Give digest and size of every blob that a version needs, by digest, page by page."""
     needed = select(1).where(version_files.c.digest == blobs.c.digest, _needs(ids))
     needed = needed.select_from(version_files.join(versions, versions.c.id == version_files.c.version_id))
     query = select(blobs.c.digest, blobs.c.size_bytes).where(needed.correlate(blobs).exists())
@@ -232,7 +228,8 @@ def _list_pages(database: Database, ids: Sequence[int] | None) -> Iterator[list[
     while True:
         with database.read() as connection:
             rows = connection.execute(query.where(blobs.c.digest > last).order_by(blobs.c.digest).limit(_PAGE)).all()
-        yield [(row.digest, row.size_bytes) for row in rows]
+        for row in rows:
+            yield row.digest, row.size_bytes
         if len(rows) < _PAGE:
             return
         last = rows[-1].digest

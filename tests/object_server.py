@@ -57,6 +57,7 @@ class FaultProxy:
     hang_seconds: float = 30.0
     on_request: Callable[[str], object] | None = None
     connections: set[socket.socket] = field(default_factory=set)
+    signed_digests: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._over = threading.Event()
@@ -128,6 +129,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._cut()
             return
         body = self.rfile.read(size)
+        if self.command == "PUT":
+            self.proxy.signed_digests.append(self.headers.get("x-amz-content-sha256") or "none")
         if fault is not None and fault.action == "hang":
             self.proxy.wait()
             self._cut()

@@ -7,7 +7,9 @@ import hmac
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qsl, quote, urlsplit
 
 import pytest
@@ -15,7 +17,14 @@ import torch
 
 from cli.main import main
 from registry import Registry
-from registry.errors import ArtifactCorrupt, ArtifactMissing, InvalidInput, StoreDenied, StoreUnavailable
+from registry.errors import (
+    ArtifactCorrupt,
+    ArtifactMissing,
+    InvalidInput,
+    StoreDenied,
+    StoreInconsistent,
+    StoreUnavailable,
+)
 from registry.settings import read_settings
 from registry.store import LocalStore, open_store, uploads
 from registry.store.object_url import parse_object_url
@@ -273,3 +282,55 @@ def test_a_service_that_does_not_list_uploads_keeps_nobody_from_tidying_up(
     objects.proxy.close()
     with pytest.raises(StoreUnavailable):
         list(store.list_leftovers())
+
+
+# --- gc
+
+
+def test_gc_deletes_from_the_bucket_what_no_version_needs(
+    open_on: Open, objects: ObjectServer, make_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = open_on("here"), open_on("there")
+    here.register("base", make_checkpoint("gpt2"), parity="skip")
+    kept = {blob.digest for blob in here.store.list_blobs()}
+    with there.store.stage() as folder:
+        (folder / "source").write_bytes(b"of a registration that was killed")
+        there.store.publish([orphan := there.store.copy_in(folder / "source", folder / "file")])
+    objects.ask("POST", f"/team/models/blobs/{'0' * 2}/{'0' * 64}?uploads")
+    assert len(objects.uploads()) == 1
+    young = there.plan_gc()
+    assert not young.blobs and young.n_young == 1  # within its grace; moto's uploads say that they are of 2010
+    plan = there.plan_gc(grace=timedelta(0))
+    assert [blob.digest for blob in plan.blobs] == [orphan.digest]
+    assert "upload" in {leftover.kind for leftover in plan.leftovers}
+    done = there.gc(plan)
+    assert done.n_blobs == 1 and not done.n_skipped
+    assert {blob.digest for blob in here.store.list_blobs()} == kept and objects.uploads() == []
+    assert not there.store.blob_path(orphan.digest).exists()
+    assert here.verify(read_data=True).ok and there.verify(read_data=True).ok
+
+    # what another machine has deleted is not taken for kept because it is in the cache here
+    n_events = len(here.events())
+    real = here.store.publish
+
+    def publish_late(*args: Any, **options: Any) -> None:
+        real(*args, **options)
+        for blob in list(here.store.list_blobs()):
+            if blob.digest not in kept:
+                there.store.delete_blob(blob.digest)
+
+    monkeypatch.setattr(here.store, "publish", publish_late)
+    with pytest.raises(ArtifactMissing):
+        here.register("other", make_checkpoint("gpt2", seed=5), parity="skip")
+    assert len(here.events()) == n_events and here.verify(read_data=True).ok
+
+
+def test_gc_refuses_when_the_bucket_lacks_what_versions_need(
+    open_on: Open, objects: ObjectServer, make_checkpoint: Callable[..., Path]
+) -> None:
+    here = open_on("here")
+    version = here.register("base", make_checkpoint("gpt2"), parity="skip").version
+    assert version is not None
+    here.store.bucket.delete(f"blobs/{version.files[0].digest[:2]}/{version.files[0].digest}")  # type: ignore[attr-defined]
+    with pytest.raises(StoreInconsistent):
+        here.plan_gc(grace=timedelta(0))

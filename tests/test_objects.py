@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -71,6 +73,15 @@ def test_bytes_come_out_as_they_went_in_on_another_machine(objects: ObjectServer
     n_requests = len(objects.proxy.lines)
     assert there.check(digest, size).read_bytes() == content
     assert len(objects.proxy.lines) == n_requests  # from the cache
+
+
+def test_every_part_is_sent_with_its_digest_signed(objects: ObjectServer, tmp_path: Path) -> None:
+    """S3 refuses a body that has another one; moto does not look."""
+    for content in (os.urandom(1000), os.urandom(_BIG)):
+        objects.proxy.signed_digests.clear()
+        _put(objects.open(tmp_path / "cache"), content)
+        parts = [content[start : start + _PART] for start in range(0, len(content), _PART)]
+        assert sorted(objects.proxy.signed_digests) == sorted(map(_digest, parts))
 
 
 def test_what_is_there_is_not_sent_again_unless_it_is_old_or_to_be_healed(
@@ -297,6 +308,20 @@ def test_a_service_that_hangs_is_given_up_in_time(objects: ObjectServer, tmp_pat
         with pytest.raises(StoreUnavailable, match=r"did not answer within 0\.7 s"):
             work()
         assert time.monotonic() - started < 3 * 0.7 + 1
+
+
+def test_ctrl_c_is_heard_while_a_service_hangs(objects: ObjectServer, tmp_path: Path) -> None:
+    store = objects.open(tmp_path / "cache", timeout=20)
+    _put(store, b"others")
+    objects.proxy.strike("hang", times=999)
+    for work in (lambda: _put(store, b"weights"), lambda: store.verify("0" * 64, 7)):
+        timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        started = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            work()
+        timer.join()
+        assert time.monotonic() - started < 10
 
 
 def test_a_bucket_that_is_not_there_is_no_missing_blob(objects: ObjectServer, tmp_path: Path) -> None:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
+from threading import Thread
 from typing import Any
 
-from registry.errors import StoreUnavailable
 from registry.store.object_errors import describe_error, refuse_forked
 from registry.store.object_url import ObjectUrl
 
@@ -51,7 +51,7 @@ class Bucket:
 
         with self.typed_errors():
             try:
-                return _describe(obstore.head(self._store, key))
+                return _describe(_beside(obstore.head, self._store, key))
             except PermissionDeniedError:
                 self._ask_why()
                 raise
@@ -73,7 +73,10 @@ class Bucket:
             parts = b"".join(chunks)
         with self.typed_errors():
             try:
-                obstore.put(self._store, key, parts, **options)
+                if parts is chunks:  # Ctrl-C is heard whenever it asks for more, and then it gives the upload up
+                    obstore.put(self._store, key, parts, **options)
+                else:
+                    _beside(obstore.put, self._store, key, parts, **options)
             except FileNotFoundError as error:  # the bucket, not the object
                 if error.filename is not None:
                     raise
@@ -115,14 +118,14 @@ class Bucket:
         import obstore
 
         with self.typed_errors(), contextlib.suppress(FileNotFoundError):
-            obstore.delete(self._store, key)
+            _beside(obstore.delete, self._store, key)
 
     def copy(self, key: str, other: str) -> None:
         """Have the service copy an object. Raises FileNotFoundError if there is none."""
         import obstore
 
         with self.typed_errors():
-            obstore.copy(self._store, key, other)
+            _beside(obstore.copy, self._store, key, other)
 
     def connect(self, url: str | None = None, **config: Any) -> Any:
         """Return obstore's own store: of this bucket, or of another `url` reached in the same way."""
@@ -180,10 +183,20 @@ class Bucket:
             yield
         except (BaseError, ValueError) as error:  # ValueError: what obstore says of a configuration
             raise describe_error(self.url, error) from error
-        except TimeoutError as error:
-            raise StoreUnavailable(
-                f"The store {self.url.place} did not answer in time.", hint="Check the network, and try again."
-            ) from error
+
+
+def _beside(work: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Wait for one request that is made in another thread: obstore, while it waits itself, does not hear Ctrl-C."""
+    done: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work(*args, **options))
+        except BaseException as error:  # noqa: BLE001 whatever it is, it is raised where it is waited for
+            done.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    return done.result()
 
 
 def _describe(found: Any) -> StoredObject:

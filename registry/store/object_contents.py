@@ -121,13 +121,16 @@ class ObjectContents(LocalContents):
         self.bucket.delete(key)
         return f"{self}: {aside}"
 
+    def has_claim(self, registry_id: str) -> bool:
+        """Say whether that registry has a claim that can be read."""
+        found = self.bucket.find(f"registries/{registry_id}.json")
+        return found is not None and self._read_claim(found) is not None
+
     def list_claims(self) -> list[Claim]:
-        """Return the claims of all registries that keep blobs here."""
+        """Return the claims of all registries that keep blobs here; one that was altered raises StoreUnavailable."""
         found = []
         for one in sorted(self.bucket.list("registries"), key=lambda one: one.key):
-            card = unseal(
-                b"".join(bytes(chunk) for chunk in self.bucket.read(one.key, min(one.size_bytes, _CLAIM_BYTES)))
-            )
+            card = self._read_claim(one)
             if card is None:
                 raise StoreUnavailable(
                     f"{one.key} in {self} was altered, so nobody can tell which registry keeps blobs here.",
@@ -135,6 +138,10 @@ class ObjectContents(LocalContents):
                 )
             found.append(Claim(**card))
         return found
+
+    def _read_claim(self, found: StoredObject) -> dict[str, str] | None:
+        content = self.bucket.read(found.key, min(found.size_bytes, _CLAIM_BYTES))
+        return unseal(b"".join(bytes(chunk) for chunk in content))
 
     def write_claim(self, claim: Claim) -> None:
         """Write the claim of one registry, in place of its older one."""
