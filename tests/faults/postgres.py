@@ -10,10 +10,8 @@ import contextlib
 import itertools
 import json
 import multiprocessing
-import os
 import random
 import shutil
-import signal
 import tempfile
 import time
 import uuid
@@ -311,41 +309,44 @@ def kill_server(chance: Chance) -> Outcome:
     return _strike_writers(chance, strike, (0.3, 0.9))
 
 
-def _record_many(index: int, url: str, folder: Path, n: int) -> None:
-    with _open(url, folder) as registry, (folder / f"told-{index}").open("w") as told:
-        for _ in range(n):
-            told.write(f"{json.dumps(_register(registry, _draft(folder, 'm')))}\n")
+def _record_many(index: int, url: str, chance: Chance, n: int) -> None:
+    with _open(url, chance.folder) as registry, (chance.folder / f"told-{index}").open("w") as told:
+        done = 0
+        while done < n or not chance.is_over():
+            told.write(f"{json.dumps(_register(registry, _draft(chance.folder, 'm')))}\n")
+            done += 1
 
 
-def _crowd(url: str, folder: Path, n_processes: int, n: int) -> Outcome:
+def _crowd(url: str, chance: Chance, n_processes: int, n: int) -> Outcome:
+    folder = chance.folder
     _keep_blobs(folder)
     with _open(url, folder) as registry:
         registry.models()
     started = time.perf_counter()
-    broken = _at_once(n_processes, _record_many, url, folder, n)
-    rate = n_processes * n / (time.perf_counter() - started)
+    broken = _at_once(n_processes, _record_many, url, chance, n)
+    seconds = time.perf_counter() - started
     told = [ref for index in range(n_processes) for ref in read_acknowledged(folder / f"told-{index}")]
-    if sorted(told) != sorted(f"m@v{number + 1}" for number in range(n_processes * n)):
-        broken.append(f"{len(set(told))} versions of {n_processes * n}")
+    if sorted(told) != sorted(f"m@v{number + 1}" for number in range(len(told))):
+        broken.append(f"{len(told)} registered, and {len(set(told))} of them different")
     with _open(url, folder) as registry:
         broken += _find_twice(registry) + find_breaches(registry, told)
-    return Outcome(n_processes * n, tuple(broken), f"{n_processes} × {n}, {rate:.0f} registrations per second")
+    return Outcome(len(told), tuple(broken), f"{n_processes} processes, {len(told) / seconds:.0f} registrations/s")
 
 
 def crowd_sqlite(chance: Chance) -> Outcome:
     """Have 32 processes register versions of one name in SQLite."""
-    return _crowd(str(chance.folder / "registry.db"), chance.folder, 32, 30)
+    return _crowd(str(chance.folder / "registry.db"), chance, 32, 10)
 
 
 def crowd_postgres(chance: Chance) -> Outcome:
-    """Have 16 processes register 25 versions each of one name in Postgres."""
+    """Have 16 processes register 25 versions each, or more, of one name in Postgres."""
     with _open_server() as server:
-        return _crowd(server.make_database(), chance.folder, 16, 25)
+        return _crowd(server.make_database(), chance, 16, 25)
 
 
 def _register_same(index: int, url: str, folder: Path, source: Path) -> None:
     with _open(url, folder) as registry:
-        registry.register(f"m{index}", source, parity="skip")
+        registry.register(f"m{index + 1}", source, parity="skip")
 
 
 def crowd_on_one_source(chance: Chance) -> Outcome:
@@ -355,13 +356,14 @@ def crowd_on_one_source(chance: Chance) -> Outcome:
     source = save_checkpoint(chance.folder / "source", "gpt2")
     url = str(chance.folder / "registry.db")
     with _open(url, chance.folder) as registry:
-        registry.models()
+        registry.register("m0", source, parity="skip")  # and everything is imported before others are forked
+        registry.store.blob_path(registry.version("m0").with_role("weights")[0].digest).unlink()
     broken = _at_once(16, _register_same, url, chance.folder, source)
     with _open(url, chance.folder) as registry:
         found = [registry.version(model.name) for model in registry.models()]
         digests = {file.digest for one in found for file in one.files}
-        if len(found) != 16 or len({one.weights_digest for one in found}) != 1:
-            broken.append(f"{len(found)} versions of 16")
+        if len(found) != 17 or len({one.weights_digest for one in found}) != 1:
+            broken.append(f"{len(found)} versions of 17")
         kept = [one for one in (registry.store.root / "blobs").rglob("*") if one.is_file()]
         if len(kept) != len(digests):
             broken.append(f"{len(kept)} blobs for {len(digests)} digests")
@@ -374,7 +376,7 @@ SCENARIOS = [
     Scenario("postgres-hang", "F10", "network swallows everything from a step on", hang_at_steps, 1.0, 3),
     Scenario("postgres-terminated", "F10", "server ends all connections", terminate_backends, 0.8, 4),
     Scenario("postgres-killed", "F10", "SIGKILL of the whole server, started again", kill_server, 1.0),
-    Scenario("sqlite-crowd", "F11", "32 processes register one name, SQLite", crowd_sqlite, 0.8, 960),
+    Scenario("sqlite-crowd", "F11", "32 processes register one name, SQLite", crowd_sqlite, 0.8, 320),
     Scenario("postgres-crowd", "F11", "16 processes register one name, Postgres", crowd_postgres, 0.8, 400),
     Scenario("same-content", "F12", "16 processes register the same files", crowd_on_one_source, 0.5, 16),
 ]
