@@ -6,7 +6,7 @@ python -m benchmarks.writers_queue
 from __future__ import annotations
 
 import multiprocessing
-import multiprocessing.queues  # noqa: F401 before anything is forked
+import multiprocessing.queues
 import tempfile
 import time
 from collections.abc import Callable
