@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from sqlalchemy import Connection, select
 
 from registry.audit import append_event
-from registry.errors import InvalidInput, InvalidRef, UnknownRef
-from registry.refs import check_model_name, find_similar, parse_ref
+from registry.errors import InvalidRef, UnknownRef
+from registry.refs import check_instant, check_model_name, find_similar, parse_ref
 from registry.resolve import refuse_retired, resolve_ref
 from registry.tables import aliases, models, versions
 from registry.versions import AliasSpan
@@ -77,8 +77,7 @@ def list_aliases(
     elif name is not None:
         query = query.where(models.c.name == check_model_name(name))
     if at is not None:
-        if at.tzinfo is None:
-            raise InvalidInput(f"{at.isoformat()} says no time zone.", hint="Say which one, as in 2026-01-31T12:00Z.")
+        at = check_instant(at)
         query = query.where(aliases.c.set_at <= at, (aliases.c.removed_at.is_(None)) | (aliases.c.removed_at > at))
     elif not history:
         query = query.where(aliases.c.removed_at.is_(None))

@@ -31,6 +31,7 @@ from registry.errors import (
     DatabaseError,
     DatabaseReadOnly,
     DatabaseUnavailable,
+    InvalidInput,
     NotPermitted,
     OutcomeUnknown,
     QueryTimeout,
@@ -250,8 +251,12 @@ class Database:
         """Turn the driver's errors, and those of damaged rows, into ours."""
         try:
             yield
+        except sqlalchemy.exc.DataError as error:
+            raise _refuse_value(error.orig) from error
         except sqlalchemy.exc.DBAPIError as error:
             raise _type_error(self, error) from error
+        except (UnicodeEncodeError, OverflowError) as error:
+            raise _refuse_value(error) from error
         except sqlalchemy.exc.TimeoutError as error:
             raise RegistryBusy(f"Too many threads use {self} at once.", hint="Try again.") from error
         except json.JSONDecodeError as error:
@@ -264,6 +269,14 @@ class Database:
 def note_event(connection: Connection, digest: str) -> None:
     """Remember the newest event of a write transaction, which tells whether it took effect if nobody says so."""
     connection.info[_NEWEST_EVENT] = digest
+
+
+def _refuse_value(error: BaseException | None) -> InvalidInput:
+    """Say of what got past our own checks that the driver, or the database, cannot hold it."""
+    return InvalidInput(
+        f"A value cannot be stored or looked for: {' '.join(str(error).split())[:300]}.",
+        hint="Give text without NUL or lone surrogates, and whole numbers of at most 64 bits.",
+    )
 
 
 def _type_error(database: Database, error: sqlalchemy.exc.DBAPIError) -> RegistryError:

@@ -1,8 +1,8 @@
 """The queue of SQLite's writers, by a lock on a file beside it: whoever came first has the first turn.
 
-SQLite's own lock is asked for again and again, by each after a pause of its own, and so are locks of the usual library:
-whoever has just written often gets the next turn too. The kernel's `flock` is a queue, but knows no timeout, so a thread
-waits in it.
+SQLite's own lock is asked for again and again, by each after a pause of its own, and so are those of the usual library:
+whoever has just written often gets the next turn too. The kernel's `flock` is a queue, but knows no timeout, so that a
+thread waits in it.
 """
 
 from __future__ import annotations
