@@ -9,7 +9,7 @@ from tests.faults.stateful import run_machines
 
 
 def test_any_order() -> None:
-    run_machines(3, 12, seed=6)
+    run_machines(2, 12, seed=6)
 
 
 def test_broken_code_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,4 +21,4 @@ def test_broken_code_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(LocalStore, "publish", publish_what_is_missing)
     with pytest.raises(AssertionError):
-        run_machines(10, 30, seed=1)
+        run_machines(10, 20, seed=1)
