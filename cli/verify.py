@@ -31,14 +31,16 @@ _EVERYTHING = "1/1"
     type=click.Path(exists=True, dir_okay=False),
     help="Public key (PEM): the REFs must be signed with its private half, as attest --sign does.",
 )
+@click.option("--quarantine", is_flag=True, help="Move corrupt files aside, into the store's quarantine.")
 @output_option("table", "json", "csv", "ids")
 @registry_options
 @click.pass_context
-def verify(ctx: click.Context, refs: tuple[str, ...], read_data: str | None, key: str | None) -> None:
+def verify(ctx: click.Context, refs: tuple[str, ...], read_data: str | None, key: str | None, quarantine: bool) -> None:
     """Check that what was registered is still there: all versions, or those that the REFs mean.
 
     Every file must be in the store in its size, the chain of events unbroken, and the database what the events say.
-    Weights that `add --lazy` left on the Hub are no fault. Nothing is written.
+    Weights that `add --lazy` left on the Hub are no fault. Nothing is written, unless --quarantine asks for it; what it
+    moves aside is never deleted while a version needs it, and registering the same source again heals the version.
 
     Exit code 0: all is well; 3: something is not, and is printed with the versions that need it and what to do;
     1: it could not be checked.
@@ -51,6 +53,8 @@ def verify(ctx: click.Context, refs: tuple[str, ...], read_data: str | None, key
     with show_progress() as progress:
         done = session.open().verify(*refs, read_data=_read_part(read_data), key=key, progress=progress)
     _print(done, session.output)
+    for one in session.open().quarantine(done) if quarantine else ():
+        click.echo(f"moved aside: {one.place}", err=True)
     if not done.ok:
         ctx.exit(3)
 

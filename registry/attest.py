@@ -91,8 +91,7 @@ def attest_version(
     if key is None:
         return Attestation(version, statement)
     signing, _ = _import_model_signing()
-    for file in version.files:
-        store.check(file.digest, file.size_bytes)
+    _check_files(store, version)
     with store.stage() as scratch:
         folder, signature = _lay_out(store, version, statement, scratch), scratch / SIGNATURE_FILE
         with _typed_errors(f"{version.ref} cannot be signed with {key}", InvalidInput):
@@ -153,8 +152,7 @@ def verify_attestation(store: LocalStore, attestation: Attestation, public_key: 
         )
     _, verifying = _import_model_signing()
     refuse_unfetched(version)
-    for file in version.files:
-        store.check(file.digest, file.size_bytes)
+    _check_files(store, version)
     with store.stage() as scratch:
         folder, signature = _lay_out(store, version, attestation.statement, scratch), scratch / SIGNATURE_FILE
         signature.write_text(attestation.signature, encoding="utf-8")
@@ -195,6 +193,12 @@ def _name_differences(said: Mapping[str, Any], expected: Mapping[str, Any]) -> s
 
     ours, theirs = flat(expected), flat(said)
     return ", ".join(sorted(map(str, (name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name)))))
+
+
+def _check_files(store: LocalStore, version: Version) -> None:
+    store.bring([(file.digest, file.size_bytes) for file in version.files])
+    for file in version.files:
+        store.check(file.digest, file.size_bytes)
 
 
 def _lay_out(store: LocalStore, version: Version, statement: Mapping[str, Any], scratch: Path) -> Path:

@@ -22,6 +22,7 @@ from registry.database import Database
 from registry.errors import InvalidInput, LineageConflict
 from registry.fetch import ParityChoice, describe_parity, fetch_version
 from registry.files import open_files
+from registry.ownership import change_with_blobs, claim_store
 from registry.parents import (
     check_relations,
     choose_relations,
@@ -144,14 +145,16 @@ def register_version(
         registration = _describe(draft, parity, version=None)
         if request.dry_run:
             return registration
-        store.publish(files.staged)
+        store.publish(files.staged, progress)
         store.link_folder((file.name, file.digest) for file in files.stored)  # so that reading writes nothing
-        with database.write() as connection:
+        published = {file.digest: file.size_bytes for file in files.staged}
+
+        def record(connection: Connection) -> Registration:
             # another process may have registered the same meanwhile
             unchanged = _find_unchanged(connection, request, checkpoint, weights, files)
-            if unchanged:
-                return unchanged
-            return _describe(draft, parity, read_version(connection, record_version(connection, draft)))
+            return unchanged or _describe(draft, parity, read_version(connection, record_version(connection, draft)))
+
+        return change_with_blobs(database, store, published, record)
 
 
 def _check_request(request: Request) -> None:
@@ -286,7 +289,8 @@ def _heal(
     if version is None:
         return unchanged
     kept = {file.digest for file in version.files}
-    store.publish(file for file in files.staged if file.digest in kept)
+    store.publish((file for file in files.staged if file.digest in kept), progress, replace=True)
+    claim_store(database, store)
     if request.source_options.lazy:
         return unchanged
     _record_missing_tensors(database, version, weights)
@@ -299,8 +303,9 @@ def _record_missing_tensors(database: Database, version: Version, weights: Weigh
     with database.read() as connection:
         missing = not has_tensors(connection, version.weights_digest)
     if missing:
-        with database.write() as connection:
-            record_missing_tensors(connection, version, weights.tensors, weights.digests)
+        database.change(
+            lambda connection: record_missing_tensors(connection, version, weights.tensors, weights.digests)
+        )
 
 
 def _verify(

@@ -153,7 +153,7 @@ def _is_same(store: LocalStore, version: Version, folder: Path) -> bool:
         return False
     try:
         for file in version.files:
-            store.check(file.digest, file.size_bytes, read=False)
+            store.verify(file.digest, file.size_bytes)
     except StorageError:
         return False  # registering it again heals it
     return all(digest_file(path) == file.digest for path, file in zip(paths, files, strict=True))

@@ -251,7 +251,7 @@ def test_a_connection_that_the_server_closed_is_replaced(fresh_postgres: str, tm
     with admin.connect() as connection:
         connection.execute(
             text(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = current_database()"
                 " AND pid <> pg_backend_pid()"
             )
         )
@@ -316,7 +316,7 @@ def test_a_path_is_taken_as_it_is(tmp_path: Path, name: str) -> None:
     record(registry, "m")
     registry.close()
     assert (tmp_path / "new" / name).is_file()
-    assert {path.name for path in (tmp_path / "new").iterdir()} == {name, f"{name}.lock"}
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {name, f"{name}.lock", f"{name}.ballast"}
 
 
 def test_a_relative_path_stays_where_it_was_when_the_process_moves(

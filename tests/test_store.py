@@ -625,6 +625,6 @@ def test_a_registration_that_is_killed_leaves_no_version_without_its_blobs(
     assert len(registry.events()) == len(there)
     for blob in (root / "blobs").glob("*/*"):
         assert hashlib.sha256(blob.read_bytes()).hexdigest() == blob.name, "a name never comes before its bytes"
-    assert {path.name for path in root.iterdir()} <= {"blobs", "folders", "tmp"}
+    assert {path.name for path in root.iterdir()} <= {"blobs", "folders", "registries", "tmp"}
     assert registry.register("after", sources[0], parity="skip").outcome == "registered"
     registry.close()

@@ -164,15 +164,17 @@ class Loading(OpenedRegistry):
 
         return load_registered_tokenizer(self.store, self._find(ref), verify=read_verify(verify))
 
-    def path(self, ref: str) -> Path:
+    def path(self, ref: str, *, progress: Progress = no_progress) -> Path:
         """Return a folder that holds the version's files under their own names, for other tools to read.
 
-        The files are links to the store's blobs; writing to them would damage the store.
+        The files are links to the store's blobs; writing to them would damage the store. Those of a store that is
+        elsewhere are downloaded first.
         """
         from registry.files import refuse_unfetched
 
         version = self.version(ref)
         refuse_unfetched(version)
+        self.store.bring([(file.digest, file.size_bytes) for file in version.files], progress)
         for file in version.files:
             self.store.check(file.digest, file.size_bytes, read=False)
         return self.store.link_folder((file.name, file.digest) for file in version.files)

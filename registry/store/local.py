@@ -4,6 +4,7 @@ STORE/blobs/ab/abcd…   the bytes, read-only
 STORE/folders/…        a version's files under their own names, as links to the blobs
 STORE/derived/…        what loading made of them; see registry/store/derived.py
 STORE/tmp/…            what is being written; a crash leaves its leftovers here only
+STORE/quarantine/…     corrupt blobs; see registry/store/local_contents.py
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from io import BufferedWriter
@@ -31,6 +32,8 @@ from registry.errors import (
     StorageFull,
     StoreUnavailable,
 )
+from registry.progress import Progress, no_progress
+from registry.store.local_contents import LocalContents, hold
 from registry.store.stamps import Stamps, Verify
 from registry.weights import Advance
 
@@ -49,8 +52,11 @@ class StagedFile:
     ranges: Mapping[Range, str] = field(default_factory=dict)
 
 
-class LocalStore:
+class LocalStore(LocalContents):
     """A folder of blobs; `stamps` is what this machine remembers of those it has hashed."""
+
+    is_remote = False
+    n_at_once = 1  # how many blobs `verify` is best asked of at once
 
     def __init__(self, root: Path, stamps: Stamps | None = None) -> None:
         self.root = root
@@ -75,11 +81,14 @@ class LocalStore:
         with self._typed_errors():
             (self.root / "tmp").mkdir(parents=True, exist_ok=True)
             folder = Path(tempfile.mkdtemp(dir=self.root / "tmp"))
+        held = hold(folder)
         try:
             with self._typed_errors():
                 yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+            if held is not None:
+                os.close(held)
 
     def copy_in(
         self,
@@ -102,11 +111,13 @@ class LocalStore:
                 digests = _copy(source, target, ranges, advance)
             return StagedFile(target, digests.whole, target.stat().st_size, digests.ranges)
 
-    def publish(self, files: Iterable[StagedFile]) -> None:
+    def publish(self, files: Iterable[StagedFile], progress: Progress = no_progress, *, replace: bool = False) -> None:
         """Make staged files blobs: sync all bytes, rename all in, sync the folders. A name never comes before bytes.
 
         A blob that is there already is replaced too: that heals it, whatever is wrong with it. Only a hard link, which
-        somebody else can write to, does not take the place of a blob that is whole.
+        somebody else can write to, does not take the place of a blob that is whole. Either way the blob counts as new
+        from then on, so that nobody tidies it up before the rows name it. (`progress` and `replace` are for stores that
+        are elsewhere.)
         """
         fresh, folders = [], set()
         with self._typed_errors():
@@ -115,8 +126,15 @@ class LocalStore:
                 blob.parent.mkdir(parents=True, exist_ok=True)
                 # one that is there may have been renamed in by somebody who has not synced the folder yet
                 folders |= {blob.parent, blob.parent.parent, self.root}
-                if file.path.stat().st_nlink == 1 or not self._is_whole(file):
+                if file.path.stat().st_nlink == 1:
+                    os.utime(file.path)  # verifying may have taken longer than the grace of a gc
                     fresh.append((file.path, blob))
+                elif not self._is_whole(file):
+                    fresh.append((file.path, blob))
+                elif not self._renew(file.digest):
+                    copy = file.path.with_name(f"{file.path.name}.copy")
+                    _copy(file.path, copy, (), None)
+                    fresh.append((copy, blob))
             for path, _ in fresh:
                 _sync(path)
             for path, blob in fresh:
@@ -153,6 +171,13 @@ class LocalStore:
                 raise ArtifactCorrupt(f"The blob sha256:{digest} was altered.", digest=digest, hint=hint)
         return path
 
+    def bring(self, files: Sequence[tuple[str, int]], progress: Progress = no_progress) -> None:
+        """Fetch what `check` will be asked for, as (digest, size), if the store is elsewhere."""
+
+    def verify(self, digest: str, size_bytes: int, *, read: bool = False, advance: Advance | None = None) -> None:
+        """Check what the store keeps of a blob, fetching nothing to stay: its size and, with `read`, its digest."""
+        self.check(digest, size_bytes, read=read, advance=advance)
+
     def link_folder(self, files: Iterable[tuple[str, str]]) -> Path:
         """Return a folder in which blobs have their own names, given as (name, digest); made once, by links.
 
@@ -188,6 +213,13 @@ class LocalStore:
             except OSError:
                 if not folder.is_dir():  # else another process was first
                     raise
+
+    def _renew(self, digest: str) -> bool:
+        try:
+            self.renew([digest])
+        except (ArtifactMissing, StoreUnavailable):  # it was deleted just now, or is another user's
+            return False
+        return True
 
     def _is_whole(self, file: StagedFile) -> bool:
         try:
@@ -297,7 +329,7 @@ def _type_error(store: LocalStore, error: OSError) -> RegistryError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageFull(
             f"There is no space left at {where}.",
-            hint="Make room, or point --store at another disk. Nothing was registered.",
+            hint="Make room (lensreg gc), or point --store at another disk. Nothing was registered.",
         )
     if error.errno == errno.EXDEV:
         return StoreUnavailable(
