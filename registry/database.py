@@ -28,7 +28,10 @@ from registry.errors import (
     RegistryBusy,
     RegistryError,
     StorageFull,
+    UnsafeFileSystem,
 )
+from registry.file_systems import find_mount
+from registry.permissions import file_mode, make_file, make_folder
 
 # any fixed number of our own; all writers of one Postgres database queue behind it
 WRITER_LOCK = 0x1E45_0001
@@ -40,8 +43,9 @@ _ONE_MOMENT = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True
 class Database:
     """One database: `read()`, `ask()` and `write()` give a connection for that."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, on_network: bool = False) -> None:
         self.url = parse_url(url)
+        self._on_network = on_network
         self._frozen = find_frozen(self.url)
         self._engine = make_engine(self.url, self._frozen)
         self._reader = self._asker = self._engine
@@ -110,7 +114,8 @@ class Database:
             return
         import filelock  # costs as much as a query, and reading needs none
 
-        lock = filelock.FileLock(f"{self.url.database}.lock", timeout=engines.BUSY_SECONDS)
+        path = Path(f"{self.url.database}.lock")
+        lock = filelock.FileLock(path, timeout=engines.BUSY_SECONDS, mode=file_mode(path.parent))
         try:
             lock.acquire()
         except filelock.Timeout:
@@ -138,18 +143,36 @@ class Database:
         """Give all connections back."""
         self._engine.dispose()
 
-    def make_folder(self) -> None:
-        """Make the folder that a SQLite file goes into."""
+    def make_file(self) -> None:
+        """Make the SQLite file and its folder if they are missing; SQLite would let everybody read the file.
+
+        Raises UnsafeFileSystem where SQLite loses rows.
+        """
         if not self.is_sqlite:
             return
-        folder = Path(str(self.url.database)).parent
+        path = Path(str(self.url.database))
+        if not self._on_network:
+            self._refuse_network(path)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
+            make_file(path)
         except OSError as error:
             raise DatabaseUnavailable(
-                f"The folder of {self} cannot be made: {error.strerror}.",
+                f"{self} cannot be made: {error.strerror}.",
                 hint="Point --registry or $LENSREG_HOME at a folder you may write to.",
             ) from error
+
+    def _refuse_network(self, path: Path) -> None:
+        mount = find_mount(path)
+        if mount is None or not mount.is_network or sign_frozen(self._frozen):  # what nobody writes to can be read
+            return
+        raise UnsafeFileSystem(
+            f"{self} is on {mount.point}, a file system of the kind {mount.kind}: its locks and its shared memory "
+            "cannot be relied on, and SQLite loses rows without them.",
+            kind=mount.kind,
+            hint="Put the database on a disk of this machine (--registry), or use Postgres; the store may stay where "
+            "it is. If only this machine ever opens it: LENSREG_SQLITE_ON_NETWORK=1.",
+        )
 
     def leave_to_parent(self) -> None:
         """Forget, in a forked child, what is the parent's: two processes on one connection read each other's rows."""

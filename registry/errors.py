@@ -47,6 +47,7 @@ RegistryError
 └── DatabaseError
     ├── DatabaseUnavailable     database-unavailable
     ├── DatabaseReadOnly        database-read-only
+    ├── UnsafeFileSystem        unsafe-file-system      .kind
     ├── RegistryBusy            registry-busy
     ├── QueryTimeout            query-timeout           .seconds
     ├── SchemaOutdated          schema-outdated
@@ -383,6 +384,16 @@ class DatabaseUnavailable(DatabaseError):
 
 class DatabaseReadOnly(DatabaseError):
     code = "database-read-only"
+
+
+class UnsafeFileSystem(DatabaseError):
+    """The SQLite file is on a file system on which rows get lost when two processes write."""
+
+    code = "unsafe-file-system"
+
+    def __init__(self, message: str, *, kind: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint, kind=kind)
+        self.kind = kind
 
 
 class RegistryBusy(DatabaseError):

@@ -47,7 +47,7 @@ def prepare_schema(database: Database) -> None:
 
 def read_revision(database: Database) -> tuple[str | None, bool]:
     """Return the schema's revision, and whether the database holds no tables at all."""
-    database.make_folder()
+    database.make_file()
     with database.read() as connection:
         tables = set(inspect(connection).get_table_names())
         said = "alembic_version" in tables
@@ -87,7 +87,7 @@ def make_alembic_config() -> Config:
 @contextlib.contextmanager
 def migration_connection(database: Database) -> Iterator[Connection]:
     """Give a connection that alone may migrate; on SQLite all of the block is one transaction."""
-    database.make_folder()
+    database.make_file()
     migrate = _migrate_sqlite if database.is_sqlite else _migrate_postgres
     with (
         database.typed_errors(),

@@ -19,20 +19,22 @@ class Settings:
     """The database's SQLAlchemy URL, the folder that holds the blobs, and what may be kept beside.
 
     `stamps` is the folder in which this machine remembers what it has hashed; `derived_bytes` bounds the derived files,
-    None leaves it to us.
+    None leaves it to us. `on_network` lets SQLite work on a network file system, at the user's own risk.
     """
 
     url: str
     store: Path
     stamps: Path
     derived_bytes: int | None = None
+    on_network: bool = False
 
 
 def read_settings(url: str | None = None, store: str | Path | None = None) -> Settings:
     """Take what was passed, else $LENSREG_URL and $LENSREG_STORE, else $LENSREG_HOME, else the user data folder.
 
     Derived files take $LENSREG_CACHE_BYTES at most, and $LENSREG_STAMPS, or a folder in the user's cache, is where this
-    machine remembers what it has hashed. A `url` without `://` is the path of a SQLite file.
+    machine remembers what it has hashed. $LENSREG_SQLITE_ON_NETWORK=1 lets SQLite work on a network file system. A
+    `url` without `://` is the path of a SQLite file.
     """
     home = Path(os.environ.get("LENSREG_HOME") or platformdirs.user_data_path("lensreg"))
     url = url or os.environ.get("LENSREG_URL") or str(home / "registry.db")
@@ -46,6 +48,7 @@ def read_settings(url: str | None = None, store: str | Path | None = None) -> Se
         store=Path(store).expanduser().absolute(),
         stamps=Path(stamps).expanduser().absolute() / (platform.node() or "here"),
         derived_bytes=parse_bytes(bound) if bound else None,
+        on_network=os.environ.get("LENSREG_SQLITE_ON_NETWORK") == "1",
     )
 
 

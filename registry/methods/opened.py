@@ -24,7 +24,7 @@ class OpenedRegistry:
         settings = read_settings(url, store)
         self.store = LocalStore(settings.store, Stamps(settings.stamps))
         self.derived = DerivedFiles(self.store, settings.derived_bytes)
-        self._unprepared = Database(settings.url)
+        self._unprepared = Database(settings.url, on_network=settings.on_network)
 
     def __repr__(self) -> str:
         return f"Registry({str(self._unprepared)!r}, store={str(self.store)!r})"
