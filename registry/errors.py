@@ -391,7 +391,7 @@ class UnsafeFileSystem(DatabaseError):
 
     code = "unsafe-file-system"
 
-    def __init__(self, message: str, *, kind: str, hint: str | None = None) -> None:
+    def __init__(self, message: str, *, kind: str = "", hint: str | None = None) -> None:
         super().__init__(message, hint=hint, kind=kind)
         self.kind = kind
 

@@ -14,8 +14,8 @@ from pathlib import Path
 MOUNTS = Path("/proc/self/mounts")
 # the kernel's names, as in /proc/mounts. Those of virtual machines hand files through from the machine around them
 _NETWORK = frozenset((
-    "nfs", "nfs4", "cifs", "smb3", "smbfs", "ncpfs", "afs", "coda", "ceph", "9p", "lustre", "gpfs", "beegfs", "orangefs",
-    "pvfs2", "glusterfs", "davfs", "gfs", "gfs2", "ocfs2", "vboxsf", "vmhgfs", "prl_fs", "virtiofs", "drvfs",
+    "9p", "afs", "beegfs", "ceph", "cifs", "coda", "davfs", "drvfs", "gfs", "gfs2", "glusterfs", "gpfs", "lustre",
+    "ncpfs", "nfs", "nfs4", "ocfs2", "orangefs", "prl_fs", "pvfs2", "smb3", "smbfs", "vboxsf", "virtiofs", "vmhgfs",
 ))  # fmt: skip
 # FUSE may be anything; these work on a disk of this machine
 _LOCAL_FUSE = ("fuse-overlayfs", "overlayfs", "ntfs-3g", "ntfs", "exfat", "gocryptfs", "encfs", "bindfs", "ext4")
