@@ -39,6 +39,7 @@ COMMANDS = {
     "verify": "cli.verify:verify",
     "audit": "cli.audit:audit",
     "attest": "cli.attest:attest",
+    "doctor": "cli.doctor:doctor",
     "cache": "cli.cache:cache",
     "db": "cli.db:db",
     "demo": "cli.demo.tour:demo",

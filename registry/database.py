@@ -45,7 +45,7 @@ class Database:
 
     def __init__(self, url: str, *, on_network: bool = False) -> None:
         self.url = parse_url(url)
-        self._on_network = on_network
+        self.on_network = on_network
         self._frozen = find_frozen(self.url)
         self._engine = make_engine(self.url, self._frozen)
         self._reader = self._asker = self._engine
@@ -151,7 +151,7 @@ class Database:
         if not self.is_sqlite:
             return
         path = Path(str(self.url.database))
-        if not self._on_network:
+        if not self.on_network:
             self._refuse_network(path)
         try:
             make_folder(path.parent)

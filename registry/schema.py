@@ -33,16 +33,20 @@ def prepare_schema(database: Database) -> None:
 
     Raises SchemaOutdated, SchemaTooNew or SchemaUnknown.
     """
+    if check_schema(database):
+        upgrade_schema(database)
+
+
+def check_schema(database: Database) -> bool:
+    """Say whether the database is fresh, with no schema at all; any other schema than this code's is refused."""
     revision, is_fresh = read_revision(database)
-    if revision == SCHEMA_REVISION:
-        return
-    if not is_fresh:
+    if revision != SCHEMA_REVISION and not is_fresh:
         _refuse_foreign(database, revision)
         raise SchemaOutdated(
             f"{database} has schema {revision}, and this lens-registry needs {SCHEMA_REVISION}.",
             hint="Back it up, then run: lensreg db upgrade",
         )
-    upgrade_schema(database)
+    return is_fresh
 
 
 def read_revision(database: Database) -> tuple[str | None, bool]:
