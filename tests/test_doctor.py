@@ -1,4 +1,4 @@
-"""The doctor: it finds what is wrong, says what to do, changes nothing, and works when the registry cannot be opened."""
+"""The doctor finds what is wrong, says what to do, changes nothing, and works when nothing can be opened."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_nothing_is_changed_or_made(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
-# --- packages ---------------------------------------------------------------------------------------------------
+# --- packages ---
 
 AFFECTED = [(3, 7, 0), (3, 40, 1), (3, 44, 5), (3, 45, 0), (3, 50, 6), (3, 51, 0), (3, 51, 2)]
 CORRECTED = [(3, 6, 23), (3, 44, 6), (3, 44, 9), (3, 50, 7), (3, 51, 3), (3, 52, 0), (4, 0, 0)]
@@ -141,7 +141,7 @@ def test_neither_torch_nor_a_registry_is_needed(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["ok"] is True
 
 
-# --- a registry that cannot be opened ------------------------------------------------------------------------------
+# --- a registry that cannot be opened ---
 
 
 def _break_schema(statement: str) -> Callable[[Registry], None]:
@@ -212,7 +212,7 @@ def test_a_postgres_that_does_not_answer_is_one_fault(tmp_path: Path) -> None:
     assert "secret" not in str(findings)
 
 
-# --- places ----------------------------------------------------------------------------------------------------------
+# --- places ---
 
 
 def test_file_systems_over_a_network(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,7 +314,7 @@ def test_room_is_held_against_the_largest_version(any_registry: Registry) -> Non
         assert [one.state for one in places.examine_room("store", any_registry.store.root, needed)] == [state]
 
 
-# --- clocks, settings, rights ------------------------------------------------------------------------------------------
+# --- clocks, settings, rights ---
 
 
 def test_a_clock_that_went_back_is_told(any_registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -350,14 +350,14 @@ def test_a_postgres_that_is_set_up_otherwise(fresh_postgres: str, tmp_path: Path
     with registry.database.write() as connection:
         for setting in ("synchronous_commit = off", "default_transaction_isolation = 'serializable'"):
             connection.execute(text(f"ALTER DATABASE {name} SET {setting}"))
-        connection.execute(text('ALTER TABLE aliases ALTER COLUMN name TYPE varchar(128) COLLATE "default"'))
+        connection.execute(text('ALTER TABLE absent_parents ALTER COLUMN repo TYPE varchar(200) COLLATE "default"'))
     registry.close()
     again = Registry(fresh_postgres, tmp_path)
     findings = again.doctor()
     assert _find(findings, "Postgres synchronous_commit").state == "warning"
     assert _find(findings, "isolation").state == "fault"
     collation = _find(findings, "collation")
-    assert collation.state == "fault" and "aliases.name" in collation.found
+    assert collation.state == "fault" and "absent_parents.repo" in collation.found
     again.close()
 
 

@@ -12,7 +12,7 @@ from registry.audit import read_head
 from registry.database import Database
 from registry.doctor.finding import Finding, State
 from registry.schema import SCHEMA_REVISION, check_schema
-from registry.tables import events, metadata, version_files
+from registry.tables import events, metadata, versions
 
 N_SHOWN = 5
 _OLDEST_POSTGRES = 13
@@ -171,6 +171,5 @@ def _examine_clock(check: str, other: datetime, what: str = "the server") -> Fin
 
 def read_largest_version(database: Database) -> int:
     """Return the size of the largest version in bytes."""
-    whole = select(func.sum(version_files.c.size_bytes).label("size")).group_by(version_files.c.version_id).subquery()
     with database.read() as connection:
-        return int(connection.execute(select(func.max(whole.c.size))).scalar() or 0)
+        return int(connection.execute(select(func.max(versions.c.size_bytes))).scalar() or 0)

@@ -198,7 +198,7 @@ def examine_room(what: str, folder: Path, needed_bytes: int, ballast: Path | Non
         yield Finding(check, "ok", found)
     if ballast is not None and not ballast.exists():
         to_do = "It is set aside when the schema is upgraded, or by lensreg gc."
-        yield Finding(check, "note", "There is no ballast that gc could throw off on a full disk.", to_do)
+        yield Finding("ballast", "note", "There is no ballast that gc could throw off on a full disk.", to_do)
 
 
 def examine_leftovers(root: Path) -> Iterator[Finding]:
