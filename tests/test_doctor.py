@@ -243,8 +243,9 @@ def test_a_full_and_a_read_only_file_system(tmp_path: Path) -> None:
         registry.store.root.mkdir(exist_ok=True)
         registry.close()
         def tell(*checks):
-            print(json.dumps({one.check: one.state for one in registry.doctor() if one.check in checks}))
-            registry.close()
+            again = Registry(values["folder"] + "/registry.db", values["folder"] + "/store")
+            print(json.dumps({one.check: one.state for one in again.doctor() if one.check in checks}))
+            again.close()
         tell("store free space")
         pathlib.Path(values["folder"], "filler").write_bytes(bytes(14 * 2**20))
         tell("store free space", "database free space")
