@@ -31,7 +31,9 @@ from registry.errors import (
     UnsafeFileSystem,
 )
 from registry.file_systems import find_mount
-from registry.permissions import file_mode, make_file, make_folder
+from registry.forks import keep_from_forking
+from registry.permissions import make_file, make_folder
+from registry.writers_queue import wait_for_turn
 
 # any fixed number of our own; all writers of one Postgres database queue behind it
 WRITER_LOCK = 0x1E45_0001
@@ -77,7 +79,7 @@ class Database:
     @contextlib.contextmanager
     def _look(self, connect: Callable[[], AbstractContextManager[Connection]]) -> Iterator[Connection]:
         before = sign_frozen(self._frozen)
-        with self.typed_errors(), connect() as connection:
+        with self.typed_errors(), self._keep_from_forking(), connect() as connection:
             yield connection
         if before and sign_frozen(self._frozen) != before:
             raise RegistryBusy(f"{self} was written to while it was being read.", hint="Try again.")
@@ -85,15 +87,16 @@ class Database:
     @contextlib.contextmanager
     def read_alone(self) -> Iterator[Any]:
         """Give a connection of the driver's own, to read with and to throw away: nobody gets it after this."""
-        with self.typed_errors():
-            if self.is_sqlite:
-                connection: Any = engines.connect_to_read(Path(str(self.url.database)))
-            else:
-                pooled = self._engine.raw_connection()
-                connection = pooled.driver_connection
-                pooled.detach()
-        with contextlib.closing(connection):
-            yield connection
+        with self._keep_from_forking():
+            with self.typed_errors():
+                if self.is_sqlite:
+                    connection: Any = engines.connect_to_read(Path(str(self.url.database)))
+                else:
+                    pooled = self._engine.raw_connection()
+                    connection = pooled.driver_connection
+                    pooled.detach()
+            with contextlib.closing(connection):
+                yield connection
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Connection]:
@@ -112,27 +115,25 @@ class Database:
         if not self.is_sqlite:
             yield
             return
-        import filelock  # costs as much as a query, and reading needs none
+        lock = f"{self.url.database}.lock"
+        with contextlib.ExitStack() as turn:
+            try:
+                turn.enter_context(wait_for_turn(lock, engines.BUSY_SECONDS))
+            except TimeoutError:
+                raise RegistryBusy(
+                    f"Another process has been writing to {self} for more than {engines.BUSY_SECONDS} s.",
+                    hint=f"Try again; if no other process is at work, see who holds the file: fuser -v {lock}",
+                ) from None
+            except OSError as error:
+                raise DatabaseReadOnly(
+                    f"{self} cannot be written to: {error.strerror or error}.",
+                    hint="Check the permissions of its folder, or point --registry at another database.",
+                ) from error
+            with keep_from_forking():
+                yield
 
-        path = Path(f"{self.url.database}.lock")
-        lock = filelock.FileLock(path, timeout=engines.BUSY_SECONDS, mode=file_mode(path.parent))
-        try:
-            lock.acquire()
-        except filelock.Timeout:
-            raise RegistryBusy(
-                f"Another process has been writing to {self} for more than {engines.BUSY_SECONDS} s.",
-                hint="Try again; if no other process is at work, see who holds the file: fuser -v "
-                f"{self.url.database}.lock",
-            ) from None
-        except OSError as error:
-            raise DatabaseReadOnly(
-                f"{self} cannot be written to: {error.strerror or error}.",
-                hint="Check the permissions of its folder, or point --registry at another database.",
-            ) from error
-        try:
-            yield
-        finally:
-            lock.release()
+    def _keep_from_forking(self) -> AbstractContextManager[None]:
+        return keep_from_forking() if self.is_sqlite else contextlib.nullcontext()
 
     @property
     def engine(self) -> Engine:
