@@ -63,6 +63,7 @@ def _interrupt(chance: Chance) -> Outcome:
     registry = _make_registry(chance.folder)
     chooser = random.Random(chance.seed)
     patience, engines.BUSY_SECONDS = engines.BUSY_SECONDS, 10
+    logging.getLogger("sqlalchemy.pool").disabled = True  # it tells of every interrupt in its own steps
     try:
         record_rows(registry, "m")
         changes: list[Callable[[], object]] = [
@@ -93,6 +94,7 @@ def _interrupt(chance: Chance) -> Outcome:
         broken += _find_row_breaches(registry)
     finally:
         engines.BUSY_SECONDS = patience
+        logging.getLogger("sqlalchemy.pool").disabled = False
         registry.close()
     return Outcome(struck, tuple(broken))
 
