@@ -13,7 +13,7 @@ from tests.records import record
 
 
 def test_an_interrupt_inside_a_statement_leaves_no_lock(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SQLAlchemy throws the connection away then, and SQLite closes it when the traceback is gone, which a notebook keeps."""
+    """The connection is thrown away then, and SQLite ends it when the traceback is gone, which a notebook keeps."""
     monkeypatch.setattr(engines, "BUSY_SECONDS", 5)
     record(registry, "m")
     with monkeypatch.context() as patched:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as real_datetime
+import logging
 import os
 import random
 import shutil
