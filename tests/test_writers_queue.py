@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Iterator
@@ -63,8 +64,33 @@ def test_turns_are_one_at_a_time_in_threads_too(lock: str) -> None:
     assert most == 1
 
 
+@contextlib.contextmanager
+def _held_elsewhere(lock: str) -> Iterator[None]:
+    """Have another thread hold the turn: one that asks for it twice would have been cut off in between."""
+    is_held, is_over = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with wait_for_turn(lock, 1):
+            is_held.set()
+            is_over.wait(30)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert is_held.wait(5)
+    yield
+    is_over.set()
+    thread.join()
+
+
+def test_whoever_asks_anew_was_cut_off_and_ends_the_turn_he_had(lock: str) -> None:
+    cut_off = wait_for_turn(lock, 1)
+    cut_off.__enter__()
+    with wait_for_turn(lock, 0.5):
+        pass
+
+
 def test_a_place_that_was_left_does_not_keep_the_turn(lock: str) -> None:
-    with wait_for_turn(lock, 1):
+    with _held_elsewhere(lock):
         started = time.perf_counter()
         with pytest.raises(TimeoutError), wait_for_turn(lock, 0.1):
             pass
@@ -74,7 +100,7 @@ def test_a_place_that_was_left_does_not_keep_the_turn(lock: str) -> None:
 
 
 def test_whoever_is_interrupted_while_waiting_leaves(lock: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with wait_for_turn(lock, 1):
+    with _held_elsewhere(lock):
         monkeypatch.setattr(threading.Event, "wait", _interrupt)
         with pytest.raises(KeyboardInterrupt), wait_for_turn(lock, 5):
             pass
