@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, func, select
 
 from registry.audit import append_event
 from registry.errors import InvalidRef, UnknownRef
@@ -89,13 +89,12 @@ def list_aliases(
 
 def _tell_time(connection: Connection, model_id: int, alias: str) -> datetime:
     """Return the time, which for one alias never goes back, whatever clocks do: no span ends before it began."""
-    newest = connection.execute(
-        select(aliases.c.set_at, aliases.c.removed_at)
-        .where(aliases.c.model_id == model_id, aliases.c.name == alias)
-        .order_by(aliases.c.id.desc())
-        .limit(1)
-    ).first()
-    instants: list[datetime | None] = [datetime.now(UTC), *(newest or ())]
+    latest = connection.execute(
+        select(func.max(aliases.c.set_at), func.max(aliases.c.removed_at)).where(
+            aliases.c.model_id == model_id, aliases.c.name == alias
+        )
+    ).one()
+    instants: list[datetime | None] = [datetime.now(UTC), *latest]
     return max(one for one in instants if one is not None)
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 
 import pytest
+from sqlalchemy import select
 from sqlalchemy.engine import cursor
 
 from registry import Registry, engines
+from registry.tables import events
 from registry.writers_queue import wait_for_turn
 from tests.records import record
 
@@ -16,14 +18,15 @@ def test_an_interrupt_inside_a_statement_leaves_no_lock(registry: Registry, monk
     """The connection is thrown away then, and SQLite ends it when the traceback is gone, which a notebook keeps."""
     monkeypatch.setattr(engines, "BUSY_SECONDS", 5)
     record(registry, "m")
+    registry.set_alias("m@best", "m")
     with monkeypatch.context() as patched:
 
         def interrupt(*args: object) -> None:
             raise KeyboardInterrupt
 
         patched.setattr(cursor.CursorResult, "_init_metadata", interrupt)
-        with pytest.raises(KeyboardInterrupt) as kept:
-            record(registry, "m")
+        with pytest.raises(KeyboardInterrupt) as kept, registry.database.write() as connection:
+            connection.execute(select(events))  # of which there is more than one row, so that the cursor stays open
     started = time.monotonic()
     assert record(registry, "m").ref == "m@v2"
     assert time.monotonic() - started < 2
