@@ -46,13 +46,13 @@ def collect(session: Session, grace: str, adopt: bool, yes: bool, dry_run: bool)
         _print_plan(plan, rows, grace)
     delete = bool(rows or plan.adopt) and not dry_run
     if rows and delete and not yes:
-        click.confirm(f"Delete {len(rows):,} of them, {format_size(plan.size_bytes)}?", abort=True, err=True)
+        click.confirm(f"Delete these {len(rows):,}, {format_size(plan.size_bytes)}?", abort=True, err=True)
     done = None
     if delete:
         with show_progress() as progress:
             done = registry.gc(plan, progress=progress)
     if session.output == "json":
-        carried_out = done and vars(done)
+        carried_out = done and {name: value for name, value in vars(done).items() if name != "fault"}
         facts = {"size_bytes": plan.size_bytes, "n_young": plan.n_young, "n_needed_in_quarantine": plan.n_needed}
         print_json({**facts, "carried_out": carried_out, "rows": rows})
     elif done:

@@ -20,23 +20,54 @@ N_SHOWN = 40
 @click.option(
     "--read", is_flag=True, help="Read weights that were registered before tensors' digests were kept, and keep them."
 )
+@click.option("--weights", is_flag=True, help="Compare the weights: by layer, component, tensor and head.")
+@click.option("--ranks/--no-ranks", default=True, help="With --weights: the ranks of the changes, which take longest.")
+@click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="Run both on this text and compare.")
+@click.option("--prompts", "file", type=click.File("r", encoding="utf-8"), help="Run both on each line of a file.")
+@click.option("--raw", is_flag=True, help="Run both unprocessed.")
 @output_option("table", "json", "ids")
 @registry_options
 @click.pass_obj
-def diff(session: Session, a: str, b: str, read: bool) -> None:
-    """Show what changed from the version A to the version B, from what is recorded of them.
+def diff(
+    session: Session,
+    a: str,
+    b: str,
+    read: bool,
+    weights: bool,
+    ranks: bool,
+    prompts: tuple[str, ...],
+    file: Any,
+    raw: bool,
+) -> None:
+    """Show what changed from the version A to the version B.
 
-    Architecture field by field, and which tensors are equal, changed, added or gone: from their digests alone, reading
-    no weights. ids prints the names of the tensors that are not equal.
+    From what is recorded of them: architecture field by field, and which tensors are equal, changed, added or gone,
+    from their digests alone, reading no weights. ids prints the names of the tensors that are not equal.
+
+    With --weights: how far and in how many directions every tensor moved. With --prompt: what both compute on the same
+    tokens.
     """
+    from cli.compare import behaviour_as_dict, print_behaviour, print_weights, read_prompts, weights_as_dict
     from cli.progress import show_progress
 
+    texts = read_prompts(prompts, file)
+    registry = session.open()
     with show_progress() as progress:
-        found = session.open().diff(a, b, read=read, progress=progress)
+        found = registry.diff(a, b, read=read, progress=progress)
+        more = None
+        if weights or texts:
+            more = registry.compare(
+                a, b, weights=weights, ranks=ranks, prompts=texts, processed=not raw, progress=progress
+            )
     if session.output == "json":
         from cli.output import print_json
 
-        print_json(_as_dict(found))
+        answer = _as_dict(found)
+        if more is not None and more.weights is not None:
+            answer["weights"] = weights_as_dict(more.weights)
+        if more is not None and more.behaviour is not None:
+            answer["behaviour"] = behaviour_as_dict(more.behaviour)
+        print_json(answer)
     elif session.output == "ids":
         if found.obstacle is not None:
             raise found.obstacle
@@ -44,6 +75,10 @@ def diff(session: Session, a: str, b: str, read: bool) -> None:
             click.echo(row["tensor"])
     else:
         _print(found)
+        if more is not None and more.weights is not None:
+            print_weights(more.weights)
+        if more is not None and more.behaviour is not None:
+            print_behaviour(more.behaviour)
 
 
 def _print(found: RecordedDiff) -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import atexit
 import gc
 import sys
+import warnings
 from importlib import import_module
+from typing import TextIO
 
 import click
 
@@ -31,6 +33,10 @@ COMMANDS = {
     "search": "cli.search:search",
     "sql": "cli.search:sql",
     "alias": "cli.alias:alias",
+    "push": "cli.transfer:push",
+    "pull": "cli.transfer:pull",
+    "export": "cli.transfer:export",
+    "import": "cli.transfer:import_",
     "retire": "cli.versions:retire",
     "restore": "cli.versions:restore",
     "protect": "cli.retain:protect",
@@ -83,6 +89,7 @@ def main(arguments: list[str] | None = None) -> None:
     from registry.errors import RegistryError
 
     session = Session()
+    warnings.showwarning = _show_warning
     atexit.register(gc.freeze)  # or the interpreter looks through all the libraries for garbage before it ends
     try:
         lensreg.main(arguments, prog_name="lensreg", obj=session)
@@ -93,6 +100,20 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(1)
     finally:
         session.close()
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Print a warning as one line, once, instead of where in the code it was raised."""
+    from cli.output import print_warning
+
+    print_warning(str(message))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ JSON carries `schema_version`; its keys are a contract (tests/test_cli_json.py).
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import math
 import shutil
@@ -94,6 +95,12 @@ def print_error(error: RegistryError, output: str, console: Console | None = Non
         console.print()
         if error.hint:
             console.print(Text(clean(error.hint)), soft_wrap=True)
+
+
+@functools.cache  # once
+def print_warning(message: str) -> None:
+    """Print a warning on stderr."""
+    click.echo(f"warning: {clean(message)}", err=True)
 
 
 def clean(text: str) -> str:

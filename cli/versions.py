@@ -110,9 +110,8 @@ def show(session: Session, ref: str) -> None:
     facts = describe_version(version)
     facts["measured"] = "\n".join(_measured(one) for one in version.validations if one.suite != "parity") or None
     facts["was called"] = "\n".join(_span(one) for one in spans if one.removed_at) or None
-    facts["events"] = "\n".join(
-        f"#{one.sequence}  {one.at[:16].replace('T', ' ')} UTC  {one.action}  {one.actor}" for one in events
-    )
+    facts["received"] = _origin(version)
+    facts["events"] = "\n".join(line for one in events for line in _event_lines(asdict(one)))
     commit = version.provenance.get("commit")
     facts["source"] = f"{version.source_location} ({version.source_kind})" + (f", commit {commit}" if commit else "")
     facts["files"] = "\n".join(
@@ -159,6 +158,21 @@ def retire(session: Session, ref: str, force: bool, reason: str | None) -> None:
 def restore(session: Session, ref: str) -> None:
     """Put a retired version back to use."""
     click.echo(f"restored {session.open().restore(ref).ref}")
+
+
+def _event_lines(event: Mapping[str, Any], indent: str = "") -> Iterator[str]:
+    """Write an event in a line, and below it those that came with a version from another registry, newest first."""
+    yield f"{indent}#{event['sequence']}  {event['at'][:16].replace('T', ' ')} UTC  {event['action']}  {event['actor']}"
+    if event["action"] == "version.received":
+        for one in reversed(event["details"].get("events", [])):
+            yield from _event_lines(one, f"{indent}  there: ")
+
+
+def _origin(version: Version) -> str | None:
+    origin = version.provenance.get("received")
+    if origin is None:
+        return None
+    return f"as {origin['ref']} from {origin['location']} (registry sha256:{origin['registry'][:16]})"
 
 
 def _measured(one: Measurement) -> str:
@@ -269,7 +283,8 @@ def _recorded_parity(version: Version) -> str:
     if not measured:
         return "not verified: parity was not measured"
     one = next(iter(measured.values()))
-    return describe_parity(
+    elsewhere = "; measured elsewhere" if "received" in one.environment else ""
+    figures = describe_parity(
         {
             **{metric: measured[metric].value if metric in measured else None for metric in _METRICS},
             "bound": one.bound,
@@ -278,6 +293,7 @@ def _recorded_parity(version: Version) -> str:
             "n_tokens": one.n_samples,
         }
     )
+    return figures + elsewhere
 
 
 def _show_differences(parity: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 from sqlalchemy import JSON, ColumnElement, Connection, Row, Text, cast, func, select
 
+from registry.database import note_event
 from registry.environment import describe_actor, describe_environment
 from registry.errors import InvalidInput, InvalidRef
 from registry.refs import check_limit, parse_ref
@@ -69,18 +70,38 @@ class ChainFault:
 
 def append_event(connection: Connection, action: str, subject: str, details: Mapping[str, Any]) -> None:
     """Append one event within the caller's write transaction, which must be the only writer."""
+    append_events(connection, [(action, subject, details)])
+
+
+def append_events(connection: Connection, changes: Iterable[tuple[str, str, Mapping[str, Any]]]) -> None:
+    """Append an event for each (action, subject, details), in order, as `append_event` does for one."""
     head = read_head(connection)
-    row: dict[str, Any] = {
-        "sequence": head.n_events + 1,
-        "previous_digest": head.digest,
-        "at": datetime.now(UTC).isoformat(timespec="microseconds"),
-        "actor": describe_actor(),
-        "action": action,
-        "subject": subject,
-        "details": dict(details),
-        "environment": describe_environment(),
-    }
-    connection.execute(events.insert().values(digest=digest_event(row), **row))
+    sequence, previous = head.n_events, head.digest
+    at, actor = datetime.now(UTC).isoformat(timespec="microseconds"), describe_actor()
+    environment = describe_environment()
+    rows = []
+    for action, subject, details in changes:
+        sequence += 1
+        row: dict[str, Any] = {
+            "sequence": sequence,
+            "previous_digest": previous,
+            "at": at,
+            "actor": actor,
+            "action": action,
+            "subject": subject,
+            "details": dict(details),
+            "environment": environment,
+        }
+        previous = digest_event(row)
+        rows.append({**row, "digest": previous})
+    if rows:
+        connection.execute(events.insert(), rows)
+        note_event(connection, previous)
+
+
+def read_registry_id(connection: Connection) -> str | None:
+    """Return what tells this registry from every other: the digest of its first event; None while there is none."""
+    return connection.execute(select(events.c.digest).where(events.c.sequence == 1)).scalar()
 
 
 def read_events(

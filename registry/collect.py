@@ -2,7 +2,7 @@
 
 Safe beside any number of writers for two reasons. What is younger than the grace is left alone, and everybody who
 relies on a blob renews it first. And blobs are deleted within write transactions, while whoever names blobs looks at
-them within his own (`write_with_blobs`): what he saw is there when his rows are. Nobody holds a lock for longer than
+them within his own (`change_with_blobs`): what he saw is there when his rows are. Nobody holds a lock for longer than
 a moment, so writers and the collection take turns.
 """
 
@@ -19,13 +19,20 @@ from sqlalchemy import Connection, select
 
 from registry.audit import append_event, verify_chain
 from registry.database import Database
-from registry.errors import ArtifactCorrupt, ArtifactMissing, InvalidInput, StorageError, StoreInconsistent
+from registry.errors import (
+    ArtifactCorrupt,
+    ArtifactMissing,
+    InvalidInput,
+    StorageError,
+    StoreInconsistent,
+    StoreUnavailable,
+)
 from registry.ownership import claim_store, refuse_foreign_store
 from registry.progress import Counter, Progress, no_progress
 from registry.store import LocalStore
 from registry.store.contents import Leftover, StoredBlob
 from registry.tables import version_files
-from registry.verify_store import find_faults, list_needed_blobs
+from registry.verify_store import list_needed_blobs
 
 GRACE = timedelta(days=1)
 SUBJECT = "the store"  # in the audit trail; no model can have a name with a space in it
@@ -57,12 +64,16 @@ class CollectionPlan:
 
 @dataclass(frozen=True)
 class Collection:
-    """What was deleted, leftovers by their kind; `n_skipped` were not: in use by then, or another user's."""
+    """What was deleted, leftovers by their kind; `n_skipped` were not: in use by then, or another user's.
+
+    `fault` is what put an end to it, if something did.
+    """
 
     n_blobs: int
     leftovers: Mapping[str, int]
     size_bytes: int
     n_skipped: int
+    fault: StoreUnavailable | None = None
 
     @property
     def n_leftovers(self) -> int:
@@ -94,15 +105,25 @@ def plan_collection(
 def collect(
     database: Database, store: LocalStore, plan: CollectionPlan, progress: Progress = no_progress
 ) -> Collection:
-    """Delete what the plan names and still nobody needs. Raises StoreInconsistent, StoreNotOwned."""
+    """Delete what the plan names and still nobody needs; `record_collection` has to follow.
+
+    Raises StoreInconsistent, StoreNotOwned, before anything was deleted.
+    """
     _refuse_inconsistent(database, store, adopt=plan.adopt)
     counter = Counter(progress, "deleting", plan.size_bytes)
-    deleted = _delete_blobs(database, store, plan, counter)
-    gone = [one for one in plan.leftovers if _delete_leftover(database, store, plan, one)]
-    gone += _delete_emptied_folders(database, store, plan, {one.digest for one in deleted})
+    deleted: list[StoredBlob] = []
+    gone: list[Leftover] = []
+    fault = None
+    try:
+        _delete_blobs(database, store, plan, counter, deleted)
+        gone.extend(one for one in plan.leftovers if _delete_leftover(database, store, plan, one))
+        folders = _find_emptied_folders(store, {one.digest for one in deleted})
+        gone.extend(one for one in folders if _delete_leftover(database, store, plan, one))
+    except StoreUnavailable as error:
+        fault = error
     planned, done = len(plan.blobs) + len(plan.leftovers), len(deleted) + len(set(plan.leftovers) & set(gone))
     kinds: Mapping[str, int] = Tally[str](one.kind for one in gone)
-    return Collection(len(deleted), kinds, _add_up(deleted) + _add_up(gone), planned - done)
+    return Collection(len(deleted), kinds, _add_up(deleted) + _add_up(gone), planned - done, fault)
 
 
 def record_collection(database: Database, store: LocalStore, plan: CollectionPlan, done: Collection) -> None:
@@ -131,13 +152,16 @@ def _refuse_inconsistent(database: Database, store: LocalStore, *, adopt: bool) 
             )
     refuse_foreign_store(database, store, adopt=adopt)
     aside = {digest for one in store.list_leftovers() if one.kind == "quarantined" for digest in one.digests}
-    faults: list[ArtifactMissing | ArtifactCorrupt] = []
-    for (digest, _), found in find_faults(store, list_needed_blobs(database)):
-        if isinstance(found, ArtifactMissing | ArtifactCorrupt):
-            if digest not in aside:
-                faults.append(found)
-        elif found is not None:
-            raise found
+    needed = list(list_needed_blobs(database))  # before the listing, so that whatever comes meanwhile is in that
+    there = {one.digest: one.size_bytes for one in store.list_blobs()}
+    faults = []
+    for digest, size_bytes in needed:
+        if there.get(digest) == size_bytes or digest in aside:
+            continue
+        try:
+            store.verify(digest, size_bytes)
+        except (ArtifactMissing, ArtifactCorrupt) as error:
+            faults.append(error)
     if faults:
         raise StoreInconsistent(
             f"{len(faults):,} blobs that versions need are not in {store} as they should be, so it may be the wrong "
@@ -182,9 +206,10 @@ def _is_whole(store: LocalStore, digest: str) -> bool:
         return False
 
 
-def _delete_blobs(database: Database, store: LocalStore, plan: CollectionPlan, counter: Counter) -> list[StoredBlob]:
-    """Delete the plan's blobs, some in each of many short transactions; return those that were."""
-    deleted = []
+def _delete_blobs(
+    database: Database, store: LocalStore, plan: CollectionPlan, counter: Counter, deleted: list[StoredBlob]
+) -> None:
+    """Delete the plan's blobs, some in each of many short transactions, and add those that were to `deleted`."""
     waiting = list(reversed(plan.blobs))
     while waiting:
         with database.write() as connection:
@@ -196,10 +221,10 @@ def _delete_blobs(database: Database, store: LocalStore, plan: CollectionPlan, c
                 waiting.pop()
                 found = store.find_blob(planned.digest) if planned.digest not in named else None
                 is_old = found is not None and found.modified_at < datetime.now(UTC) - plan.grace
-                if found is not None and is_old and store.delete_blob(planned.digest):
+                if found is not None and is_old:
+                    store.delete_blob(planned.digest)
                     deleted.append(found)
                 counter.advance(planned.size_bytes)
-    return deleted
 
 
 def _delete_leftover(database: Database, store: LocalStore, plan: CollectionPlan, leftover: Leftover) -> bool:
@@ -208,12 +233,9 @@ def _delete_leftover(database: Database, store: LocalStore, plan: CollectionPlan
     return store.delete_leftover(leftover)
 
 
-def _delete_emptied_folders(
-    database: Database, store: LocalStore, plan: CollectionPlan, deleted: set[str]
-) -> list[Leftover]:
-    """Delete the folders that dangle since the blobs that they link to were deleted."""
+def _find_emptied_folders(store: LocalStore, deleted: set[str]) -> list[Leftover]:
+    """Return the folders that dangle since the blobs that they link to were deleted."""
     if not deleted:
         return []
     folders: Iterable[Leftover] = (one for one in store.list_leftovers() if one.kind == "folder")
-    emptied = [one for one in folders if not deleted.isdisjoint(one.digests)]
-    return [one for one in emptied if _delete_leftover(database, store, plan, one)]
+    return [one for one in folders if not deleted.isdisjoint(one.digests)]

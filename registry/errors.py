@@ -18,6 +18,7 @@ RegistryError
 │   ├── AccessDenied            access-denied
 │   ├── UnsupportedSource       unsupported-source
 │   ├── MalformedArtifact       malformed-artifact
+│   ├── MalformedExport         malformed-export
 │   ├── UnsafeArtifact          unsafe-artifact
 │   ├── UnsupportedFamily       unsupported-family
 │   ├── UnsupportedConfig       unsupported-config      .field
@@ -32,12 +33,14 @@ RegistryError
 ├── LoadError                   what is registered cannot be had in the form that was asked for
 │   ├── HookedTransformerMissing  hooked-transformer-missing
 │   ├── UnsupportedBridge       unsupported-bridge
+│   ├── VocabularyMismatch      vocabulary-mismatch
 │   └── UnsupportedLayout       unsupported-layout
 ├── PackageMissing              package-missing         .package
 ├── Conflict
 │   ├── VersionInUse            version-in-use          .users
 │   ├── LineageConflict         lineage-conflict
 │   ├── PlanOutdated            plan-outdated
+│   ├── TransferConflict        transfer-conflict       .conflicts
 │   └── ProcessingConflict      processing-conflict     .applied
 ├── StorageError
 │   ├── StoreUnavailable        store-unavailable
@@ -49,7 +52,10 @@ RegistryError
 │   └── ArtifactCorrupt         artifact-corrupt        .digest
 └── DatabaseError
     ├── DatabaseUnavailable     database-unavailable
+    │   └── ConnectionLost      connection-lost
+    ├── OutcomeUnknown          outcome-unknown
     ├── DatabaseReadOnly        database-read-only
+    │   └── NotPermitted        not-permitted
     ├── RegistryBusy            registry-busy
     ├── QueryTimeout            query-timeout           .seconds
     ├── SchemaOutdated          schema-outdated
@@ -182,6 +188,12 @@ class MalformedArtifact(SourceError):
     code = "malformed-artifact"
 
 
+class MalformedExport(SourceError):
+    """What another registry hands over is not whole, was altered, or does not agree with itself."""
+
+    code = "malformed-export"
+
+
 class UnsafeArtifact(SourceError):
     """A pickle asks for more than tensors: code, objects, or memory and time out of proportion to its size."""
 
@@ -294,6 +306,12 @@ class HookedTransformerMissing(LoadError):
     code = "hooked-transformer-missing"
 
 
+class VocabularyMismatch(LoadError):
+    """The tokens of two versions mean different things."""
+
+    code = "vocabulary-mismatch"
+
+
 class UnsupportedBridge(LoadError):
     """The TransformerBridge of this version would compute something else, or cannot be built."""
 
@@ -336,6 +354,16 @@ class PlanOutdated(Conflict):
     """What a plan was made for has changed since; nothing of it was done."""
 
     code = "plan-outdated"
+
+
+class TransferConflict(Conflict):
+    """Versions of another registry cannot be received without losing lineage or giving a name a second meaning."""
+
+    code = "transfer-conflict"
+
+    def __init__(self, message: str, *, conflicts: Sequence[str] = (), hint: str | None = None) -> None:
+        super().__init__(message, hint=hint, conflicts=list(conflicts))
+        self.conflicts = tuple(conflicts)
 
 
 class ProcessingConflict(Conflict):
@@ -410,8 +438,26 @@ class DatabaseUnavailable(DatabaseError):
     code = "database-unavailable"
 
 
+class ConnectionLost(DatabaseUnavailable):
+    """The database answered, and then the connection was lost; nothing was written."""
+
+    code = "connection-lost"
+
+
+class OutcomeUnknown(DatabaseError):
+    """The answer to COMMIT was lost, and whether it took effect could not be found out."""
+
+    code = "outcome-unknown"
+
+
 class DatabaseReadOnly(DatabaseError):
     code = "database-read-only"
+
+
+class NotPermitted(DatabaseReadOnly):
+    """The database's role may not do this."""
+
+    code = "not-permitted"
 
 
 class RegistryBusy(DatabaseError):

@@ -10,13 +10,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from sqlalchemy import Connection, false
+
 from registry.checkpoint import check_fingerprint
 from registry.database import Database
 from registry.environment import describe_environment
 from registry.errors import ArtifactMissing, DatabaseReadOnly, InvalidInput, MalformedArtifact, StorageError
 from registry.families import find_family_by_name
 from registry.families.family import check_config
-from registry.ownership import write_with_blobs
+from registry.ownership import change_with_blobs
 from registry.progress import Counter, Progress, no_progress
 from registry.query import read_version
 from registry.record import record_fetched
@@ -26,6 +28,7 @@ from registry.sources.hub_snapshot import fetch_file
 from registry.sources.json_file import read_json_object
 from registry.stage import Weights, digest_staged_weights, stage_file
 from registry.store import LocalStore, StagedFile
+from registry.tables import versions
 from registry.versions import StoredFile, Version
 
 if TYPE_CHECKING:
@@ -56,13 +59,10 @@ def fetch_version(
         weights, measured = _verify(version, folder, staged, parity, progress)
         store.publish(staged, progress, replace=True)  # they are not there, or not whole
         store.link_folder((file.name, file.digest) for file in version.files)
-        with write_with_blobs(database, store, staged) as connection:
-            version_id = resolve_ref(connection, version.ref).id
-            parity_rows = describe_parity(measured) if measured else []
-            digest = weights.digest or ""
-            sketch = measured.sketch if measured else None
-            record_fetched(connection, version_id, digest, parity_rows, weights.tensors, weights.digests, sketch)
-            return read_version(connection, version_id)
+        published = {file.digest: file.size_bytes for file in staged}
+        return change_with_blobs(
+            database, store, published, lambda connection: _record(connection, version, weights, measured)
+        )
 
 
 def describe_parity(parity: Parity) -> list[dict[str, Any]]:
@@ -86,11 +86,21 @@ def describe_parity(parity: Parity) -> list[dict[str, Any]]:
     ]
 
 
+def _record(connection: Connection, version: Version, weights: Weights, measured: Parity | None) -> Version:
+    version_id = resolve_ref(connection, version.ref).id
+    parity_rows = describe_parity(measured) if measured else []
+    digest = weights.digest or ""
+    sketch = measured.sketch if measured else None
+    record_fetched(connection, version_id, digest, parity_rows, weights.tensors, weights.digests, sketch)
+    return read_version(connection, version_id)
+
+
 def _check_writable(database: Database, version: Version) -> None:
     """Find out before gigabytes are fetched whether the result can be recorded."""
     try:
-        with database.write():
-            pass
+        with database.write() as connection:
+            # changes nothing, but a role must be allowed to
+            connection.execute(versions.update().where(false()).values(weights_digest=None))
     except DatabaseReadOnly as error:
         raise DatabaseReadOnly(
             f"{version.ref} was registered without its bytes, and {error.message}",

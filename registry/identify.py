@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -178,8 +179,8 @@ def sketch_missing(database: Database, store: LocalStore, progress: Progress = n
                 sketch = sketch_version(store, version, progress)
             except StorageError:  # its bytes are lost; it stays among those that were not compared
                 continue
-            with database.write() as connection:
-                record_sketch(connection, version.fingerprint, version.weights_digest, sketch)
+            fingerprint, digest = version.fingerprint, version.weights_digest
+            database.change(partial(record_sketch, fingerprint=fingerprint, weights_digest=digest, sketch=sketch))
 
 
 def _read_parent(

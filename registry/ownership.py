@@ -9,36 +9,44 @@ from __future__ import annotations
 
 import contextlib
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 from sqlalchemy import Connection, select
 
 from registry.audit import read_head
 from registry.database import Database
 from registry.errors import StorageError, StoreNotOwned
-from registry.store import LocalStore, StagedFile
+from registry.store import LocalStore
 from registry.store.contents import Claim
 from registry.tables import events
 
+T = TypeVar("T")
 
-@contextlib.contextmanager
-def write_with_blobs(database: Database, store: LocalStore, files: Iterable[StagedFile]) -> Iterator[Connection]:
-    """Give a write transaction for rows that name these blobs, which were published before.
+
+def change_with_blobs(
+    database: Database, store: LocalStore, blobs: Mapping[str, int], work: Callable[[Connection], T]
+) -> T:
+    """Do `work` in a write transaction: it writes rows that name these blobs, digest and size, which are in the store.
 
     Whoever deletes blobs does it in a write transaction, too. So they are looked at here once more: what is there now
     stays until the rows are, and from then on they are needed. Raises ArtifactMissing.
     """
-    with database.write() as connection:
-        for file in files:
-            store.verify(file.digest, file.size_bytes)
-        yield connection
+
+    def check_and_work(connection: Connection) -> T:
+        for digest, size_bytes in blobs.items():
+            store.verify(digest, size_bytes)
+        done = work(connection)
         claim = make_claim(connection, database)
         # before the rows are there, or another registry's gc might find blobs that nobody claims
         if claim is not None and not store.has_claim(claim.registry_id):
             store.write_claim(claim)
-    if claim is not None:
-        with contextlib.suppress(StorageError):  # on a full disk, say; the older claim does
-            store.write_claim(claim)
+        return done
+
+    done = database.change(check_and_work)
+    with contextlib.suppress(StorageError):  # on a full disk, say; the older claim does
+        claim_store(database, store)
+    return done
 
 
 def claim_store(database: Database, store: LocalStore) -> None:

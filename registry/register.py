@@ -22,7 +22,7 @@ from registry.database import Database
 from registry.errors import InvalidInput, LineageConflict
 from registry.fetch import ParityChoice, describe_parity, fetch_version
 from registry.files import open_files
-from registry.ownership import claim_store, write_with_blobs
+from registry.ownership import change_with_blobs, claim_store
 from registry.parents import (
     check_relations,
     choose_relations,
@@ -147,12 +147,14 @@ def register_version(
             return registration
         store.publish(files.staged, progress)
         store.link_folder((file.name, file.digest) for file in files.stored)  # so that reading writes nothing
-        with write_with_blobs(database, store, files.staged) as connection:
+        published = {file.digest: file.size_bytes for file in files.staged}
+
+        def record(connection: Connection) -> Registration:
             # another process may have registered the same meanwhile
             unchanged = _find_unchanged(connection, request, checkpoint, weights, files)
-            if unchanged:
-                return unchanged
-            return _describe(draft, parity, read_version(connection, record_version(connection, draft)))
+            return unchanged or _describe(draft, parity, read_version(connection, record_version(connection, draft)))
+
+        return change_with_blobs(database, store, published, record)
 
 
 def _check_request(request: Request) -> None:
@@ -301,8 +303,9 @@ def _record_missing_tensors(database: Database, version: Version, weights: Weigh
     with database.read() as connection:
         missing = not has_tensors(connection, version.weights_digest)
     if missing:
-        with database.write() as connection:
-            record_missing_tensors(connection, version, weights.tensors, weights.digests)
+        database.change(
+            lambda connection: record_missing_tensors(connection, version, weights.tensors, weights.digests)
+        )
 
 
 def _verify(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from registry.methods.adding import Adding
-from registry.methods.asking import Asking
 from registry.methods.auditing import Auditing
-from registry.methods.loading import Loading
+from registry.methods.comparing import Comparing
 from registry.methods.tending import Tending
+from registry.methods.transferring import Transferring
 
 
-class Registry(Adding, Loading, Asking, Tending, Auditing):
+class Registry(Adding, Comparing, Tending, Auditing, Transferring):
     """A registry of models: `Registry()` opens the one that $LENSREG_URL and $LENSREG_STORE, or the defaults, name.
 
     `url` is an SQLAlchemy URL or the path of a SQLite file; `store` a folder. A fresh database is set up on first use;

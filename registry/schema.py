@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Connection, inspect, text
 
 from registry.ballast import set_ballast_aside
-from registry.database import BEGIN_WRITING, Database, take_turn
+from registry.database import BEGIN_WRITING, Database
 from registry.errors import SchemaOutdated, SchemaTooNew, SchemaUnknown
 
 if TYPE_CHECKING:
@@ -118,8 +118,13 @@ def _migrate_sqlite(connection: Connection) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _migrate_postgres(connection: Connection) -> Iterator[None]:
-    take_turn(connection, f"pg_advisory_lock({MIGRATION_LOCK})")
+    connection.exec_driver_sql(f"SELECT pg_advisory_lock({MIGRATION_LOCK})")
     connection.commit()
+    # a migration takes as long as it takes, on a connection that nobody gets after it
+    connection.exec_driver_sql("SET statement_timeout = 0")
+    connection.commit()
+    connection.connection.driver_connection.answer_seconds = None  # type: ignore[union-attr]
+    connection.detach()
     try:
         yield
     finally:

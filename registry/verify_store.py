@@ -23,13 +23,13 @@ from registry.database import Database
 from registry.errors import ArtifactCorrupt, ArtifactMissing, InvalidInput, StorageError
 from registry.progress import Counter, Progress, no_progress
 from registry.resolve import resolve_ref
+from registry.said import CAME_IN, SAYING, take_in
 from registry.store import LocalStore
 from registry.tables import architectures, blobs, events, models, version_files, version_parents, versions
 
 _PAGE = 500
 N_NAMED = 10
 MAX_FAULTS = 1000
-_REGISTERED, _FETCHED, _JOINED = "version.registered", "version.fetched", "parent.joined"
 _UPGRADED = "schema.upgraded"
 _DIGESTS = ("weights_digest", "fingerprint", "vocabulary_digest")
 _RESTORE = "Restore the database from a backup of before; what was altered is not made up."
@@ -161,7 +161,7 @@ def _verify_blobs(
     What is missing or torn is known within moments that way, whatever is read after it.
     """
     n_blobs = to_read = n_read = read_bytes = 0
-    for (digest, size_bytes), fault in find_faults(store, list_needed_blobs(database, ids)):
+    for (digest, size_bytes), fault in _find_faults(store, list_needed_blobs(database, ids)):
         n_blobs += 1
         if fault is not None:
             _add_fault(database, digest, fault, ids, faults)
@@ -180,7 +180,7 @@ def _verify_blobs(
     return n_blobs, n_read, read_bytes
 
 
-def find_faults(
+def _find_faults(
     store: LocalStore, needed: Iterator[tuple[str, int]]
 ) -> Iterator[tuple[tuple[str, int], StorageError | None]]:
     """Check that blobs, given as (digest, size), are there in their size; give each with its fault.
@@ -301,20 +301,15 @@ def _compare_page(connection: Connection, rows: Sequence[Any], faults: _Faults) 
 
 
 def _read_said(connection: Connection, refs: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return what the events say of each version that they name: as it was registered, with what came to it since."""
+    """Return what the events say of each version that they name: as it came in, with what came to it since."""
     said: dict[str, dict[str, Any]] = {}
     query = select(events.c.subject, events.c.action, events.c.details).where(
-        events.c.subject.in_(refs), events.c.action.in_((_REGISTERED, _FETCHED, _JOINED))
+        events.c.subject.in_(refs), events.c.action.in_(SAYING)
     )
     for event in connection.execute(query.order_by(events.c.sequence)):
-        details = event.details
-        if event.action == _REGISTERED:
-            said[event.subject] = dict(details)
-        elif event.subject in said and event.action == _FETCHED:
-            said[event.subject]["weights_digest"] = details.get("weights_digest")
-        elif event.subject in said:
-            parents = said[event.subject].get("parents", {})
-            said[event.subject]["parents"] = {**parents, details.get("parent"): details.get("relation")}
+        now = take_in(said.get(event.subject), event.action, event.details)
+        if now is not None:
+            said[event.subject] = now
     renamed = _read_renamed(connection)
     for one in said.values():
         one["fingerprint"] = renamed.get(one.get("fingerprint"), one.get("fingerprint"))
@@ -353,8 +348,8 @@ def _read_parents(connection: Connection, ids: Sequence[int]) -> dict[int, dict[
 
 
 def _find_lost(connection: Connection, faults: _Faults) -> None:
-    """Find versions that an event registered and that are no longer there: nothing ever deletes one."""
-    query = select(events.c.subject).where(events.c.action == _REGISTERED).order_by(events.c.sequence)
+    """Find versions that came in by an event and that are no longer there: nothing ever deletes one."""
+    query = select(events.c.subject).where(events.c.action.in_(CAME_IN)).order_by(events.c.sequence)
     for page in connection.execute(query.execution_options(yield_per=_PAGE)).scalars().partitions():
         named = [tuple(subject.rpartition("@v")[::2]) for subject in page]
         rows = connection.execute(

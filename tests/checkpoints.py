@@ -5,11 +5,14 @@ from __future__ import annotations
 import copy
 import json
 import math
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen2Tokenizer
 
@@ -243,3 +246,12 @@ def edit_config(folder: Path, **changes: Any) -> Path:
             config[name] = value
     path.write_text(json.dumps(config))
     return folder
+
+
+def edit_weights(folder: Path, target: Path, edit: Callable[[dict[str, torch.Tensor]], None]) -> Path:
+    """Copy a checkpoint of one file to `target`, with its tensors as `edit` leaves them."""
+    shutil.copytree(folder, target)
+    tensors = load_file(folder / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    return target

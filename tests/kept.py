@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from registry import Registry
-from registry.ownership import write_with_blobs
+from registry.ownership import change_with_blobs
 from registry.record import record_version
 from registry.store import LocalStore, StagedFile
 from registry.versions import StoredFile
@@ -39,6 +39,9 @@ def keep(registry: Registry, model: str, *contents: bytes, link: bool = False) -
             staged.append(one)
         registry.store.publish(staged)
         registry.store.link_folder((file.name, file.digest) for file in stored)
-        with write_with_blobs(registry.database, registry.store, staged) as connection:
-            record_version(connection, replace(make_draft(model), files=tuple(stored)))
+        blobs = {one.digest: one.size_bytes for one in staged}
+        draft = replace(make_draft(model), files=tuple(stored))
+        change_with_blobs(
+            registry.database, registry.store, blobs, lambda connection: record_version(connection, draft)
+        )
     return staged

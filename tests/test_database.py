@@ -251,7 +251,7 @@ def test_a_connection_that_the_server_closed_is_replaced(fresh_postgres: str, tm
     with admin.connect() as connection:
         connection.execute(
             text(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = current_database()"
                 " AND pid <> pg_backend_pid()"
             )
         )

@@ -84,8 +84,7 @@ class Auditing(OpenedRegistry):
         if folder is not None:
             attestation.save(Path(folder))
         if sign is not None:
-            with self.database.write() as connection:
-                record_attestation(connection, attestation)
+            self.database.change(lambda connection: record_attestation(connection, attestation))
         return attestation
 
     def verify_attestation(self, ref: str, public_key: str | Path, *, folder: str | Path | None = None) -> Attestation:
@@ -155,13 +154,18 @@ class Auditing(OpenedRegistry):
         return self._with_room(lambda: plan_collection(self.database, self.store, grace, adopt=adopt))
 
     def gc(self, plan: CollectionPlan, *, progress: Progress = no_progress) -> Collection:
-        """Delete what a plan of `plan_gc` names, unless somebody needs it by now. Raises what `plan_gc` raises."""
+        """Delete what a plan of `plan_gc` names, unless somebody needs it by now.
+
+        Raises what `plan_gc` raises, and StoreUnavailable for what cannot be deleted; what was, is recorded then too.
+        """
         from registry.ballast import set_ballast_aside
         from registry.collect import collect, record_collection
 
         done = self._with_room(lambda: collect(self.database, self.store, plan, progress))
         self._with_room(lambda: record_collection(self.database, self.store, plan, done))
         set_ballast_aside(self.database)
+        if done.fault is not None:
+            raise done.fault
         return done
 
     def backup(self, target: str | Path, *, with_store: bool = False, progress: Progress = no_progress) -> Backup:

@@ -57,8 +57,8 @@ class Contents(Protocol):
     def find_blob(self, digest: str) -> StoredBlob | None:
         """Return the blob as it is now, or None."""
 
-    def delete_blob(self, digest: str) -> bool:
-        """Delete a blob; False if it is gone already, or is another user's."""
+    def delete_blob(self, digest: str) -> None:
+        """Delete a blob; no error if it is gone."""
 
     def list_leftovers(self) -> Iterator[Leftover]:
         """Give every leftover that nobody is at work on."""

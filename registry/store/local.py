@@ -206,7 +206,7 @@ class LocalStore(LocalContents):
             for name, target in links.items():
                 if Path(name).name != name or name in ("", "..") or "\x00" in name:
                     raise StorageError(f"{name!r} is no file name.", hint="The record was altered; restore a backup.")
-                (fresh / name).symlink_to(target)
+                _symlink(fresh / name, target)
             folder.parent.mkdir(parents=True, exist_ok=True)
             try:
                 fresh.rename(folder)
@@ -295,6 +295,13 @@ def _refuse_altered(folder: Path, name: str, digest: str) -> ArtifactCorrupt:
         digest=digest,
         hint=f"Move what you need out of {folder}, then delete it; it is made again from the blobs.",
     )
+
+
+def _symlink(path: Path, target: str) -> None:
+    try:
+        path.symlink_to(target)
+    except OSError as error:  # which names the target first, as if that were what cannot be used
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _link(source: Path, target: Path) -> bool:

@@ -59,14 +59,10 @@ class LocalContents:
             status = _look_at(self.blob_path(digest))
             return StoredBlob(digest, status.st_size, _newest(status)) if status else None
 
-    def delete_blob(self, digest: str) -> bool:
-        """Delete a blob; False if it is gone already, or is another user's."""
+    def delete_blob(self, digest: str) -> None:
+        """Delete a blob; no error if it is gone."""
         with self._typed_errors():
-            try:
-                self.blob_path(digest).unlink()
-            except (FileNotFoundError, PermissionError):
-                return False
-            return True
+            self.blob_path(digest).unlink(missing_ok=True)
 
     def renew(self, digests: Iterable[str]) -> None:
         """Have blobs count as new, for those who rely on them without writing them.

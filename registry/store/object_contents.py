@@ -58,12 +58,10 @@ class ObjectContents(LocalContents):
         found = self.bucket.find(self._key(digest))
         return StoredBlob(digest, found.size_bytes, found.modified_at) if found else None
 
-    def delete_blob(self, digest: str) -> bool:
-        """Delete a blob from the bucket, and its copy here; False if it is gone already."""
-        found = self.find_blob(digest)
+    def delete_blob(self, digest: str) -> None:
+        """Delete a blob from the bucket, and its copy here; no error if it is gone."""
         self.bucket.delete(self._key(digest))
         super().delete_blob(digest)
-        return found is not None
 
     def renew(self, digests: Iterable[str]) -> None:
         """Have blobs count as new, for those who rely on them without writing them: the service copies them.

@@ -1,0 +1,182 @@
+"""Print what `lensreg diff --weights --prompt` found: tables by layer, and the heads and tensors that changed most."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from registry.compare.results import BehaviourComparison
+    from registry.compare.weights import WeightComparison
+
+N_SHOWN = 10
+
+
+def print_weights(found: WeightComparison) -> None:
+    """Print the changes by layer and component, and the tensors that changed most."""
+    from cli.output import Column, clean, print_rows
+
+    after = f", after {', '.join(found.processing)}" if found.processing else ""
+    total = len(found.tensors)
+    click.secho(f"\nweights: {found.n_changed:,} of {total:,} tensors changed{after}", bold=True)
+    if found.n_changed:
+        click.echo(f"together by {format_share(found.relative_distance)} of the norm of {found.a}\n")
+        rows, components = _by_layer(found)
+        print_rows(
+            rows, [Column("layer", "layer"), *(Column(one, one, True) for one in components)], "table", "", "layer"
+        )
+        click.echo()
+        print_rows(
+            [_describe(one) for one in _most(found.tensors, "relative_distance") if one.largest_change > 0],
+            [
+                Column("changed most", "name"),
+                Column("shape", "shape"),
+                Column("by", "distance", True),
+                Column("cosine", "cosine", True),
+                Column("rank", "rank", True),
+                Column("effective", "effective_rank", True),
+            ],
+            "table",
+            "",
+            "name",
+        )
+    for one in found.permuted:
+        order = ", ".join(map(str, one.order))
+        click.echo(f"layer {one.layer}: the {one.kind} heads are those of {found.a} in another order: {order}")
+    for names, whose in ((found.only_a, found.a), (found.only_b, found.b)):
+        if names:
+            click.echo(clean(f"only in {whose}: {_list(names)}"))
+    if found.misshapen:
+        listed = [f"{name} {_shape(a)} → {_shape(b)}" for name, (a, b) in found.misshapen.items()]
+        click.echo(clean(f"of other shapes, and not compared: {_list(listed)}"))
+
+
+def print_behaviour(found: BehaviourComparison) -> None:
+    """Print how far the predictions are apart, by layer, and the heads and components that moved most."""
+    from cli.output import Column, clean, print_rows
+
+    after = f", after {', '.join(found.processing)}" if found.processing else ""
+    click.secho(f"\nbehaviour on {found.n_prompts:,} prompts, {found.n_tokens:,} tokens{after}", bold=True)
+    click.echo(f"KL of the next token {found.kl:.4g} nats, the same top-1 token in {found.top1_agreement:.1%}")
+    if found.loss_a is not None and found.loss_b is not None:
+        click.echo(f"loss {found.loss_a:.4f} → {found.loss_b:.4f} nats per token")
+    click.echo()
+    rows = [
+        {
+            "block": one.layer - 1 if one.layer else "embed",
+            "cosine": "" if one.cosine is None else f"{one.cosine:.4f}",
+            "norm": f"{one.norm_a:.4g} → {one.norm_b:.4g}",
+            "kl": f"{one.logit_lens_kl:.4g}",
+        }
+        for one in found.layers
+    ]
+    columns = [Column("residual stream after block", "block"), Column("cosine", "cosine", True)]
+    columns += [Column("norm", "norm", True), Column("logit-lens KL", "kl", True)]
+    print_rows(rows, columns, "table", "", "block")
+    heads = [
+        {"head": f"{one.layer}.{one.head}", "jsd": f"{one.pattern_jsd:.4g}"}
+        for one in _most(found.heads, "pattern_jsd")
+        if one.pattern_jsd > 0
+    ]
+    if heads:
+        click.echo()
+        print_rows(
+            heads, [Column("head", "head"), Column("attention pattern, JSD in nats", "jsd", True)], "table", "", "head"
+        )
+    parts = [
+        {
+            "part": one.component if one.layer is None else f"{one.component} {one.layer}",
+            "a": f"{one.a:+.4f}",
+            "b": f"{one.b:+.4f}",
+            "difference": f"{one.difference:+.4f}",
+        }
+        for one in sorted(found.attributions, key=lambda one: -abs(one.difference))[:N_SHOWN]
+    ]
+    if parts:
+        click.echo()
+        columns = [Column("to the logit of the next token", "part"), Column(found.a, "a", True)]
+        print_rows(
+            parts, [*columns, Column(found.b, "b", True), Column("more", "difference", True)], "table", "", "part"
+        )
+    for note in found.notes:
+        click.echo(clean(note))
+
+
+def weights_as_dict(found: WeightComparison) -> dict[str, Any]:
+    """Give the comparison of weights as plain data."""
+    return {
+        "n_changed": found.n_changed,
+        "relative_distance": found.relative_distance,
+        "processing": list(found.processing),
+        "tensors": [asdict(one) for one in found.tensors],
+        "parts": [asdict(one) for one in found.parts],
+        "heads": [asdict(one) for one in found.heads],
+        "permuted": [asdict(one) for one in found.permuted],
+        "only_a": list(found.only_a),
+        "only_b": list(found.only_b),
+        "misshapen": {name: {"a": a, "b": b} for name, (a, b) in found.misshapen.items()},
+    }
+
+
+def behaviour_as_dict(found: BehaviourComparison) -> dict[str, Any]:
+    """Give the comparison of behaviour as plain data."""
+    return {
+        **vars(found),
+        **{name: [asdict(one) for one in getattr(found, name)] for name in ("positions", "layers", "heads")},
+        "attributions": [{**asdict(one), "difference": one.difference} for one in found.attributions],
+    }
+
+
+def format_share(share: float) -> str:
+    """Write a relative distance as people read it."""
+    return "0" if share == 0 else f"{share:.2%}" if share >= 0.001 else f"{share * 100:.1e} %"
+
+
+def _by_layer(found: WeightComparison) -> tuple[list[dict[str, str]], list[str]]:
+    """Make a row for each layer, with the relative distance of each component, and list the components."""
+    components: list[str] = list(dict.fromkeys(part.component for part in found.parts))
+    rows: dict[str, dict[str, str]] = {}
+    for part in found.parts:
+        layer = "outside" if part.layer is None else str(part.layer)
+        row = rows.setdefault(layer, {"layer": layer, **dict.fromkeys(components, "")})
+        row[part.component] = format_share(part.relative_distance)
+    return list(rows.values()), components
+
+
+def _describe(one: Any) -> dict[str, str]:
+    return {
+        "name": one.name,
+        "shape": _shape(one.shape),
+        "distance": format_share(one.relative_distance),
+        "cosine": "" if one.cosine is None else f"{one.cosine:.6f}",
+        "rank": "" if one.rank is None else f"{one.rank:,}",
+        "effective_rank": "" if one.effective_rank is None else f"{one.effective_rank:.1f}",
+    }
+
+
+def _most(rows: Sequence[Any], name: str) -> list[Any]:
+    return sorted(rows, key=lambda one: -getattr(one, name))[:N_SHOWN]
+
+
+def _list(names: Sequence[str]) -> str:
+    more = f" and {len(names) - N_SHOWN:,} more" if len(names) > N_SHOWN else ""
+    return ", ".join(names[:N_SHOWN]) + more
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "×".join(map(str, shape)) or "scalar"
+
+
+def read_prompts(texts: Sequence[str], file: Any) -> list[str]:
+    """Return the prompts that were given, and those of a file, one a line; raises click.UsageError if it has none."""
+    prompts = list(texts)
+    if file is not None:
+        lines = [line.rstrip("\n") for line in file]
+        more = [line for line in lines if line.strip()]
+        if not more:
+            raise click.UsageError(f"{file.name} holds no prompt: it has {len(lines):,} lines, all empty.")
+        prompts += more
+    return prompts

@@ -1,0 +1,1 @@
+"""What changed between two networks: in their weights, and in what they do."""
