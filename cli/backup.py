@@ -20,7 +20,7 @@ def backup(session: Session, target: str, with_store: bool) -> None:
     can be repeated, and goes on where it was interrupted. Nothing is overwritten. Restore it by using the file with
     --registry (and --store), or by copying it to where the registry was, while nobody uses that.
     """
-    from cli.output import format_size, print_json
+    from cli.output import format_size, print_exactly, print_json, say
     from cli.progress import show_progress
 
     with show_progress() as progress:
@@ -29,8 +29,8 @@ def backup(session: Session, target: str, with_store: bool) -> None:
         facts = {"path": str(done.path), "store": done.store and str(done.store)}
         print_json({**vars(done), **facts})
         return
-    click.echo(done.path)
+    print_exactly(str(done.path))
     said = f"{format_size(done.size_bytes)}, {done.n_events:,} events up to sha256:{done.head}"
     if done.store is not None:
         said += f"; {done.n_blobs:,} blobs copied to {done.store} ({format_size(done.blob_bytes)})"
-    click.echo(said, err=True)
+    say(said, err=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from cli.options import Session, output_option, parity_option, ref_argument, registry_options
+from cli.output import say
 
 if TYPE_CHECKING:
     from registry.check import Check
@@ -66,7 +67,7 @@ def fetch(session: Session, ref: str, parity: ParityChoice | None) -> None:
     if session.output == "json":
         print_json(version_dict(version))
     elif session.output == "ids":
-        click.echo(version.ref)
+        say(version.ref)
     else:
         print_card(f"{version.ref} is here", describe_version(version))
 

@@ -35,7 +35,7 @@ def collect(session: Session, grace: str, adopt: bool, yes: bool, dry_run: bool)
     healed since. Others may register meanwhile. It refuses when anything is inconsistent, and when the store may be
     another registry's. It works on a full disk. In a pipe it needs --yes.
     """
-    from cli.output import format_size, print_json
+    from cli.output import format_size, print_json, say
     from cli.progress import show_progress
     from registry.settings import parse_duration
 
@@ -59,7 +59,7 @@ def collect(session: Session, grace: str, adopt: bool, yes: bool, dry_run: bool)
         said = f"{done.n_blobs:,} blobs and {done.n_leftovers:,} leftovers deleted: {format_size(done.size_bytes)}"
         if done.n_skipped:
             said += f"; {done.n_skipped:,} left alone: in use by now, or another user's"
-        click.echo(said, err=True)
+        say(said, err=True)
 
 
 def _list_rows(plan: CollectionPlan) -> list[dict[str, Any]]:
@@ -86,7 +86,7 @@ def _list_rows(plan: CollectionPlan) -> list[dict[str, Any]]:
 
 
 def _print_plan(plan: CollectionPlan, rows: list[dict[str, Any]], grace: str) -> None:
-    from cli.output import Column, format_size, print_rows
+    from cli.output import Column, format_size, print_rows, say
 
     shown = [
         row
@@ -102,6 +102,6 @@ def _print_plan(plan: CollectionPlan, rows: list[dict[str, Any]], grace: str) ->
     ]
     print_rows(shown, columns, "table", "There is nothing to delete.", "name")
     if plan.n_young:
-        click.echo(f"{plan.n_young:,} more are younger than {grace}, and stay", err=True)
+        say(f"{plan.n_young:,} more are younger than {grace}, and stay", err=True)
     if plan.n_needed:
-        click.echo(f"{plan.n_needed:,} quarantined files stay: versions need them. See: lensreg verify", err=True)
+        say(f"{plan.n_needed:,} quarantined files stay: versions need them. See: lensreg verify", err=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from cli.options import Session, output_option, registry_options
+from cli.output import say
 
 
 @click.group()
@@ -18,7 +19,7 @@ def db() -> None:
 def upgrade(session: Session) -> None:
     """Bring the schema to this lens-registry's version. Back the database up first."""
     before, after = session.open().upgrade()
-    click.echo(f"schema {after}" + (", as before" if before == after else f", from {before or 'nothing'}"))
+    say(f"schema {after}" + (", as before" if before == after else f", from {before or 'nothing'}"))
 
 
 @db.command()

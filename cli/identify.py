@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from cli.options import Session, output_option, registry_options
+from cli.output import say
 
 if TYPE_CHECKING:
     from registry.identify import Identification
@@ -59,7 +60,7 @@ def _print(found: Identification, output: str) -> None:
 
     if output == "table":
         print_card(found.source, {"likely": found.verdict, "not compared": _tell_unsketched(found)})
-        click.echo()
+        say("")
     rows = _make_rows(found)
     if output == "ids":
         rows = [row for row in rows if row["kind"] != "unrelated"]

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.options import Session, output_option, ref_argument, registry_options
+from cli.output import say
+from registry.plain_text import clean_line
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -38,11 +40,11 @@ def lineage(session: Session, ref: str, direction: str | None, depth: int | None
         for tree in _make_trees(found, direction):
             stdout().print(tree)
     elif session.output == "mermaid":
-        click.echo(found.to_mermaid(), nl=False)
+        say(found.to_mermaid(), nl=False)
     elif session.output == "dot":
-        click.echo(found.to_dot(), nl=False)
+        say(found.to_dot(), nl=False)
     elif session.output == "html":
-        click.echo(found.to_html(), nl=False)
+        say(found.to_html(), nl=False)
     else:
         _print_rows(found, session.output)
 
@@ -67,7 +69,7 @@ def join(session: Session, ref: str, parent: str, declared: str | None, allow: t
     record shows that PARENT is another one.
     """
     child = session.open().join_parent(ref, parent, declared=declared, allow=allow)
-    click.echo(f"joined {child.ref}: {', '.join(one.ref for one in child.parents)}")
+    say(f"joined {child.ref}: {', '.join(one.ref for one in child.parents)}")
 
 
 def _print_rows(found: Lineage, output: str) -> None:
@@ -146,9 +148,9 @@ def _label(found: Lineage, ref: str, relation: str | None, *, again: bool = Fals
     from rich.text import Text
 
     version = found.versions.get(ref)
-    label = Text(ref, style="bold cyan" if ref == found.ref else "")
+    label = Text(clean_line(ref), style="bold cyan" if ref == found.ref else "")
     if relation:
-        label.append(f"  {relation}", style="dim")
+        label.append(f"  {clean_line(relation)}", style="dim")
     if version is None:
         label.append("  absent", style="yellow")
     else:
@@ -159,15 +161,13 @@ def _label(found: Lineage, ref: str, relation: str | None, *, again: bool = Fals
 
 
 def _describe(label: Text, version: VersionSummary) -> None:
-    from cli.output import clean
-
     if version.step is not None:
         label.append(f"  step {version.step}", style="dim")
     if version.aliases:
-        label.append(f"  @{', @'.join(version.aliases)}", style="green")
+        label.append(clean_line(f"  @{', @'.join(version.aliases)}"), style="green")
     if not version.verified:
         label.append("  not verified", style="yellow")
     if version.retired_at:
         label.append("  retired", style="red")
     if version.note:
-        label.append(f"  {clean(version.note)}", style="italic dim")
+        label.append(f"  {clean_line(version.note)}", style="italic dim")

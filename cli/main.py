@@ -45,6 +45,7 @@ COMMANDS = {
     "verify": "cli.verify:verify",
     "audit": "cli.audit:audit",
     "attest": "cli.attest:attest",
+    "doctor": "cli.doctor:doctor",
     "cache": "cli.cache:cache",
     "gc": "cli.collect:collect",
     "backup": "cli.backup:backup",

@@ -116,7 +116,7 @@ def export(session: Session, refs: tuple[str, ...], target: str, alone: bool) ->
     TARGET is a folder, or one tar if it ends in .tar, or - for a tar on standard output. A folder that was not finished
     is gone on with. The digest that is printed stands for everything in it: lensreg import --expect compares it.
     """
-    from cli.output import print_json
+    from cli.output import print_json, say
     from cli.progress import show_progress
 
     with show_progress() as progress:
@@ -134,8 +134,8 @@ def export(session: Session, refs: tuple[str, ...], target: str, alone: bool) ->
             }
         )
         return
-    click.echo(f"{len(manifest.entries):,} versions, {len(manifest.blobs):,} blobs", err=True)
-    click.echo(f"sha256:{manifest.digest}", err=to_stdout)
+    say(f"{len(manifest.entries):,} versions, {len(manifest.blobs):,} blobs", err=True)
+    say(f"sha256:{manifest.digest}", err=to_stdout)
 
 
 @click.command("import")
@@ -168,7 +168,7 @@ def _open_other(url: str, store: str | None, direction: str) -> Registry:
 
 
 def _print(done: Transfer, output: str) -> None:
-    from cli.output import Column, format_size, print_json, print_rows
+    from cli.output import Column, format_size, print_json, print_rows, say
 
     rows = [asdict(one) for one in done.moves]
     if output == "json":
@@ -179,7 +179,7 @@ def _print(done: Transfer, output: str) -> None:
     print_rows(rows, columns, output, "", "ref")
     would = "would be " if done.dry_run else ""
     n_renamed = sum(one.sent_as != one.ref for one in done.moves)
-    click.echo(
+    say(
         f"{len(done.received):,} of {len(done.moves):,} versions {would}received, {done.n_sent:,} of {done.n_blobs:,} "
         f"blobs {would}sent ({format_size(done.sent_bytes)})"
         + (f"; {n_renamed:,} have another name where they arrive" if n_renamed else "")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.options import Session, output_option, registry_options
+from cli.output import say
 
 if TYPE_CHECKING:
     from registry.verify_store import Verification
@@ -54,7 +55,7 @@ def verify(ctx: click.Context, refs: tuple[str, ...], read_data: str | None, key
         done = session.open().verify(*refs, read_data=_read_part(read_data), key=key, progress=progress)
     _print(done, session.output)
     for one in session.open().quarantine(done) if quarantine else ():
-        click.echo(f"moved aside: {one.place}", err=True)
+        say(f"moved aside: {one.place}", err=True)
     if not done.ok:
         ctx.exit(3)
 
@@ -67,7 +68,7 @@ def _read_part(read_data: str | None) -> bool | tuple[int, int]:
 
 
 def _print(done: Verification, output: str) -> None:
-    from cli.output import Column, clean, format_size, print_json, print_rows
+    from cli.output import Column, format_size, print_json, print_rows
 
     rows: list[dict[str, Any]] = [asdict(fault) for fault in done.faults]
     if output == "json":
@@ -84,8 +85,8 @@ def _print(done: Verification, output: str) -> None:
     read = f", {done.n_read:,} of them read ({format_size(done.read_bytes)})" if done.n_read or done.part else ""
     what = f"{done.n_versions:,} versions, {done.n_blobs:,} blobs{read}, {done.n_events:,} events"
     if done.ok:
-        click.echo(f"{what}: nothing is wrong", err=output != "table")
+        say(f"{what}: nothing is wrong", err=output != "table")
         return
-    click.echo(f"{what}: {done.n_faults:,} faults", err=True)
+    say(f"{what}: {done.n_faults:,} faults", err=True)
     for line in dict.fromkeys(f"{fault.message} {fault.hint}" for fault in done.faults[:10]):
-        click.echo(clean(line), err=True)
+        say(line, err=True)

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.options import Session, limit_option, output_option, ref_argument, registry_options
-from cli.output import Column, format_instant, format_parameters, format_size, print_card, print_json, print_rows
+from cli.output import (
+    Column,
+    format_instant,
+    format_parameters,
+    format_size,
+    print_card,
+    print_exactly,
+    print_json,
+    print_rows,
+    say,
+)
 from cli.pages import choose_limit, read_pages, tell_rest
 
 if TYPE_CHECKING:
@@ -137,7 +147,7 @@ def path(session: Session, ref: str) -> None:
     if session.output == "json":
         print_json({"path": folder})
     else:
-        click.echo(folder)
+        print_exactly(folder)
 
 
 @click.command()
@@ -148,7 +158,7 @@ def path(session: Session, ref: str) -> None:
 @click.pass_obj
 def retire(session: Session, ref: str, force: bool, reason: str | None) -> None:
     """Take a version out of use: bare names pass it by and loading it is refused. Nothing is deleted."""
-    click.echo(f"retired {session.open().retire(ref, force=force, reason=reason).ref}")
+    say(f"retired {session.open().retire(ref, force=force, reason=reason).ref}")
 
 
 @click.command()
@@ -157,7 +167,7 @@ def retire(session: Session, ref: str, force: bool, reason: str | None) -> None:
 @click.pass_obj
 def restore(session: Session, ref: str) -> None:
     """Put a retired version back to use."""
-    click.echo(f"restored {session.open().restore(ref).ref}")
+    say(f"restored {session.open().restore(ref).ref}")
 
 
 def _event_lines(event: Mapping[str, Any], indent: str = "") -> Iterator[str]:

@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from sqlalchemy import Connection, select
 
 from registry.audit import append_event
-from registry.errors import InvalidInput, InvalidRef, UnknownRef
-from registry.refs import check_model_name, find_similar, parse_ref
+from registry.errors import InvalidRef, UnknownRef
+from registry.refs import check_instant, check_model_name, find_similar, parse_ref
 from registry.resolve import refuse_retired, resolve_ref
 from registry.tables import aliases, models, versions
 from registry.versions import AliasSpan
@@ -28,7 +28,7 @@ def set_alias(connection: Connection, alias_ref: str, version_ref: str) -> Alias
     current = list_aliases(connection, alias_ref)
     if current and current[0].version == version.ref:
         return current[0]
-    now = datetime.now(UTC)
+    now = _tell_time(connection, model_id, alias)
     _close(connection, model_id, alias, now)
     connection.execute(aliases.insert().values(model_id=model_id, name=alias, version_id=version.id, set_at=now))
     before = current[0].version if current else None
@@ -49,7 +49,7 @@ def remove_alias(connection: Connection, alias_ref: str) -> AliasSpan:
             hint=f"Did you mean {similar[0]}?" if similar else "See: lensreg alias list",
         )
     model_id = connection.execute(select(models.c.id).where(models.c.name == model)).scalar_one()
-    now = datetime.now(UTC)
+    now = _tell_time(connection, model_id, alias)
     _close(connection, model_id, alias, now)
     append_event(connection, "alias.removed", current[0].version, {"alias": f"{model}@{alias}"})
     return AliasSpan(model, alias, current[0].version, current[0].set_at, now)
@@ -77,8 +77,7 @@ def list_aliases(
     elif name is not None:
         query = query.where(models.c.name == check_model_name(name))
     if at is not None:
-        if at.tzinfo is None:
-            raise InvalidInput(f"{at.isoformat()} says no time zone.", hint="Say which one, as in 2026-01-31T12:00Z.")
+        at = check_instant(at)
         query = query.where(aliases.c.set_at <= at, (aliases.c.removed_at.is_(None)) | (aliases.c.removed_at > at))
     elif not history:
         query = query.where(aliases.c.removed_at.is_(None))
@@ -86,6 +85,18 @@ def list_aliases(
         AliasSpan(model, alias, f"{model}@v{number}", set_at, removed_at)
         for model, alias, number, set_at, removed_at in connection.execute(query)
     ]
+
+
+def _tell_time(connection: Connection, model_id: int, alias: str) -> datetime:
+    """Return the time, which for one alias never goes back, whatever clocks do: no span ends before it began."""
+    newest = connection.execute(
+        select(aliases.c.set_at, aliases.c.removed_at)
+        .where(aliases.c.model_id == model_id, aliases.c.name == alias)
+        .order_by(aliases.c.id.desc())
+        .limit(1)
+    ).first()
+    instants: list[datetime | None] = [datetime.now(UTC), *(newest or ())]
+    return max(one for one in instants if one is not None)
 
 
 def _close(connection: Connection, model_id: int, alias: str, now: datetime) -> None:

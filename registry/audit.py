@@ -18,7 +18,8 @@ from sqlalchemy import JSON, ColumnElement, Connection, Row, Text, cast, func, s
 from registry.database import note_event
 from registry.environment import describe_actor, describe_environment
 from registry.errors import InvalidInput, InvalidRef
-from registry.refs import check_limit, parse_ref
+from registry.refs import check_count, check_instant, check_limit, check_text, parse_ref
+from registry.rows import check_row
 from registry.tables import events
 
 GENESIS = "0" * 64
@@ -92,7 +93,7 @@ def append_events(connection: Connection, changes: Iterable[tuple[str, str, Mapp
             "details": dict(details),
             "environment": environment,
         }
-        previous = digest_event(row)
+        previous = digest_event(check_row(events, row))
         rows.append({**row, "digest": previous})
     if rows:
         connection.execute(events.insert(), rows)
@@ -118,7 +119,7 @@ def read_events(
     """
     query = select(events.c.sequence).order_by(events.c.sequence.desc()).limit(check_limit(limit))
     if before is not None:
-        query = query.where(events.c.sequence < before)
+        query = query.where(events.c.sequence < check_count(before, "sequence"))
     if subject is not None:
         if parse_ref(subject).kind not in ("newest", "number"):
             raise InvalidRef(f"Events are not kept under {subject}.", hint="Write NAME or NAME@vN.", ref=subject)
@@ -135,18 +136,14 @@ def read_events(
 
 def _make_conditions(filters: EventFilters) -> Iterator[ColumnElement[bool]]:
     if filters.action is not None:
-        yield events.c.action == filters.action
+        yield events.c.action == check_text(filters.action, "action")
     if filters.actor is not None:
-        start = f"{filters.actor}@"
+        start = f"{check_text(filters.actor, 'actor')}@"
         yield (events.c.actor == filters.actor) | (func.substr(events.c.actor, 1, len(start)) == start)
     for instant, is_start in ((filters.since, True), (filters.until, False)):
         if instant is None:
             continue
-        if instant.tzinfo is None:
-            raise InvalidInput(
-                f"{instant.isoformat()} says no time zone.", hint="Say which one, as in 2026-01-31T12:00Z."
-            )
-        text = instant.astimezone(UTC).isoformat(timespec="microseconds")  # as events are written, so that text sorts
+        text = check_instant(instant).isoformat(timespec="microseconds")  # as events are written, so that text sorts
         yield events.c.at >= text if is_start else events.c.at < text
 
 

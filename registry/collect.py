@@ -32,7 +32,7 @@ from registry.progress import Counter, Progress, no_progress
 from registry.store import LocalStore
 from registry.store.contents import Leftover, StoredBlob
 from registry.tables import version_files
-from registry.verify_store import list_needed_blobs
+from registry.verify_store import find_faults, list_needed_blobs
 
 GRACE = timedelta(days=1)
 SUBJECT = "the store"  # in the audit trail; no model can have a name with a space in it
@@ -154,14 +154,13 @@ def _refuse_inconsistent(database: Database, store: LocalStore, *, adopt: bool) 
     aside = {digest for one in store.list_leftovers() if one.kind == "quarantined" for digest in one.digests}
     needed = list(list_needed_blobs(database))  # before the listing, so that whatever comes meanwhile is in that
     there = {one.digest: one.size_bytes for one in store.list_blobs()}
-    faults = []
-    for digest, size_bytes in needed:
-        if there.get(digest) == size_bytes or digest in aside:
-            continue
-        try:
-            store.verify(digest, size_bytes)
-        except (ArtifactMissing, ArtifactCorrupt) as error:
-            faults.append(error)
+    suspects = [(digest, size) for digest, size in needed if there.get(digest) != size and digest not in aside]
+    faults: list[ArtifactMissing | ArtifactCorrupt] = []
+    for _, found in find_faults(store, suspects):
+        if isinstance(found, ArtifactMissing | ArtifactCorrupt):
+            faults.append(found)
+        elif found is not None:
+            raise found
     if faults:
         raise StoreInconsistent(
             f"{len(faults):,} blobs that versions need are not in {store} as they should be, so it may be the wrong "

@@ -31,13 +31,18 @@ from registry.errors import (
     DatabaseError,
     DatabaseReadOnly,
     DatabaseUnavailable,
+    InvalidInput,
     NotPermitted,
     OutcomeUnknown,
     QueryTimeout,
     RegistryBusy,
     RegistryError,
     StorageFull,
+    UnsafeFileSystem,
 )
+from registry.file_systems import find_mount
+from registry.forks import keep_from_forking
+from registry.permissions import make_file, make_folder
 from registry.tables import events
 from registry.writers_queue import wait_for_turn
 
@@ -56,8 +61,9 @@ _ONE_MOMENT = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True
 class Database:
     """One database: `read()`, `ask()` and `write()` give a connection for that; `change(work)` writes and repeats."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, on_network: bool = False) -> None:
         self.url = parse_url(url)
+        self.on_network = on_network
         self._frozen = find_frozen(self.url)
         self._engine = make_engine(self.url, self._frozen)
         self._reader = self._asker = self._engine
@@ -90,7 +96,7 @@ class Database:
     @contextlib.contextmanager
     def _look(self, connect: Callable[[], AbstractContextManager[Connection]]) -> Iterator[Connection]:
         before = sign_frozen(self._frozen)
-        with self.typed_errors(), connect() as connection:
+        with self.typed_errors(), self._keep_from_forking(), connect() as connection:
             yield connection
         if before and sign_frozen(self._frozen) != before:
             raise RegistryBusy(f"{self} was written to while it was being read.", hint="Try again.")
@@ -98,15 +104,16 @@ class Database:
     @contextlib.contextmanager
     def read_alone(self) -> Iterator[Any]:
         """Give a connection of the driver's own, to read with and to throw away: nobody gets it after this."""
-        with self.typed_errors():
-            if self.is_sqlite:
-                connection: Any = engines.connect_to_read(Path(str(self.url.database)))
-            else:
-                pooled = self._engine.raw_connection()
-                connection = pooled.driver_connection
-                pooled.detach()
-        with contextlib.closing(connection):
-            yield connection
+        with self._keep_from_forking():
+            with self.typed_errors():
+                if self.is_sqlite:
+                    connection: Any = engines.connect_to_read(Path(str(self.url.database)))
+                else:
+                    pooled = self._engine.raw_connection()
+                    connection = pooled.driver_connection
+                    pooled.detach()
+            with contextlib.closing(connection):
+                yield connection
 
     def change(self, work: Callable[[Connection], _T]) -> _T:
         """Do `work` in a transaction that alone may write, and again if the connection was lost before it took effect.
@@ -217,7 +224,11 @@ class Database:
                     f"{self} cannot be written to: {error.strerror or error}.",
                     hint="Check the permissions of its folder, or point --registry at another database.",
                 ) from error
-            yield
+            with keep_from_forking():
+                yield
+
+    def _keep_from_forking(self) -> AbstractContextManager[None]:
+        return keep_from_forking() if self.is_sqlite else contextlib.nullcontext()
 
     @property
     def engine(self) -> Engine:
@@ -228,18 +239,36 @@ class Database:
         """Give all connections back."""
         self._engine.dispose()
 
-    def make_folder(self) -> None:
-        """Make the folder that a SQLite file goes into."""
+    def make_file(self) -> None:
+        """Make the SQLite file and its folder if they are missing; SQLite would let everybody read the file.
+
+        Raises UnsafeFileSystem where SQLite loses rows.
+        """
         if not self.is_sqlite:
             return
-        folder = Path(str(self.url.database)).parent
+        path = Path(str(self.url.database))
+        if not self.on_network:
+            self._refuse_network(path)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
+            make_file(path)
         except OSError as error:
             raise DatabaseUnavailable(
-                f"The folder of {self} cannot be made: {error.strerror}.",
+                f"{self} cannot be made: {error.strerror}.",
                 hint="Point --registry or $LENSREG_HOME at a folder you may write to.",
             ) from error
+
+    def _refuse_network(self, path: Path) -> None:
+        mount = find_mount(path)
+        if mount is None or not mount.is_network or sign_frozen(self._frozen):  # what nobody writes to can be read
+            return
+        raise UnsafeFileSystem(
+            f"{self} is on {mount.point}, a file system of the kind {mount.kind}: its locks and its shared memory "
+            "cannot be relied on, and SQLite loses rows without them.",
+            kind=mount.kind,
+            hint="Put the database on a disk of this machine (--registry), or use Postgres; the store may stay where "
+            "it is. If only this machine ever opens it: LENSREG_SQLITE_ON_NETWORK=1.",
+        )
 
     def leave_to_parent(self) -> None:
         """Forget, in a forked child, what is the parent's: two processes on one connection read each other's rows."""
@@ -250,8 +279,12 @@ class Database:
         """Turn the driver's errors, and those of damaged rows, into ours."""
         try:
             yield
+        except sqlalchemy.exc.DataError as error:
+            raise _refuse_value(error.orig) from error
         except sqlalchemy.exc.DBAPIError as error:
             raise _type_error(self, error) from error
+        except (UnicodeEncodeError, OverflowError) as error:
+            raise _refuse_value(error) from error
         except sqlalchemy.exc.TimeoutError as error:
             raise RegistryBusy(f"Too many threads use {self} at once.", hint="Try again.") from error
         except json.JSONDecodeError as error:
@@ -264,6 +297,14 @@ class Database:
 def note_event(connection: Connection, digest: str) -> None:
     """Remember the newest event of a write transaction, which tells whether it took effect if nobody says so."""
     connection.info[_NEWEST_EVENT] = digest
+
+
+def _refuse_value(error: BaseException | None) -> InvalidInput:
+    """Say of what got past our own checks that the driver, or the database, cannot hold it."""
+    return InvalidInput(
+        f"A value cannot be stored or looked for: {' '.join(str(error).split())[:300]}.",
+        hint="Give text without NUL or lone surrogates, and whole numbers of at most 64 bits.",
+    )
 
 
 def _type_error(database: Database, error: sqlalchemy.exc.DBAPIError) -> RegistryError:

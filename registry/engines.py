@@ -72,6 +72,7 @@ def make_engine(url: URL, frozen: Path | None) -> Engine:
         options = {"creator": partial(_connect_frozen, frozen), "poolclass": NullPool} if frozen else {}
         engine = sqlalchemy.create_engine(url, connect_args={"timeout": BUSY_SECONDS}, **options)
         event.listen(engine, "connect", _set_up_sqlite)
+        event.listen(engine, "invalidate", _undo)
     return engine
 
 
@@ -88,6 +89,16 @@ def _set_up_sqlite(connection: sqlite3.Connection, record: Any) -> None:
         # a read-only file keeps the journal it has; if it is no database, the first statement will say so
         with contextlib.suppress(sqlite3.DatabaseError):
             connection.execute(f"PRAGMA {pragma}")
+
+
+def _undo(connection: sqlite3.Connection, record: Any, error: BaseException | None) -> None:
+    """End the transaction of a connection that is thrown away, as after a KeyboardInterrupt inside a statement.
+
+    SQLite closes it only when the last cursor is gone, which the exception's traceback may keep for as long as a
+    notebook runs; and so long the transaction would lock everybody out.
+    """
+    with contextlib.suppress(sqlite3.Error):
+        connection.rollback()
 
 
 def find_frozen(url: URL) -> Path | None:

@@ -56,6 +56,7 @@ RegistryError
     ├── OutcomeUnknown          outcome-unknown
     ├── DatabaseReadOnly        database-read-only
     │   └── NotPermitted        not-permitted
+    ├── UnsafeFileSystem        unsafe-file-system      .kind
     ├── RegistryBusy            registry-busy
     ├── QueryTimeout            query-timeout           .seconds
     ├── SchemaOutdated          schema-outdated
@@ -458,6 +459,16 @@ class NotPermitted(DatabaseReadOnly):
     """The database's role may not do this."""
 
     code = "not-permitted"
+
+
+class UnsafeFileSystem(DatabaseError):
+    """The SQLite file is on a file system on which rows get lost when two processes write."""
+
+    code = "unsafe-file-system"
+
+    def __init__(self, message: str, *, kind: str = "", hint: str | None = None) -> None:
+        super().__init__(message, hint=hint, kind=kind)
+        self.kind = kind
 
 
 class RegistryBusy(DatabaseError):

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Mapping
-from html import escape
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from registry.draw_lineage import Node, list_nodes
 from registry.graph_layout import Layout, place_in_layers
+from registry.plain_text import escape
 from registry.versions import VersionSummary
 
 if TYPE_CHECKING:

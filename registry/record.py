@@ -13,6 +13,7 @@ from registry.absent import declare_parents, join_parents
 from registry.architecture import Architecture, Difference
 from registry.audit import append_event
 from registry.query import read_version
+from registry.rows import check_row
 from registry.sketch import Sketch
 from registry.sketches import record_sketch
 from registry.sources.source import Finding
@@ -250,29 +251,28 @@ def _insert_model(connection: Connection, name: str, now: datetime) -> int:
 
 
 def _insert_version(connection: Connection, draft: Draft, model_id: int, number: int, now: datetime) -> int:
-    inserted = connection.execute(
-        versions.insert().values(
-            model_id=model_id,
-            number=number,
-            step=draft.step,
-            family=draft.family,
-            fingerprint=draft.architecture.fingerprint,
-            weights_digest=draft.weights_digest,
-            vocabulary_digest=draft.vocabulary_digest,
-            layout=draft.layout,
-            processing=None if draft.processing is None else list(draft.processing),
-            dtype=draft.dtype,
-            n_parameters=draft.n_parameters,
-            size_bytes=sum(file.size_bytes for file in draft.files),
-            source_kind=draft.source_kind,
-            source_location=draft.source_location,
-            provenance=dict(draft.provenance),
-            note=draft.note,
-            findings=[finding.as_dict() for finding in draft.findings],
-            operation_id=draft.operation_id,
-            created_at=now,
-        )
-    ).inserted_primary_key
+    row = {
+        "model_id": model_id,
+        "number": number,
+        "step": draft.step,
+        "family": draft.family,
+        "fingerprint": draft.architecture.fingerprint,
+        "weights_digest": draft.weights_digest,
+        "vocabulary_digest": draft.vocabulary_digest,
+        "layout": draft.layout,
+        "processing": None if draft.processing is None else list(draft.processing),
+        "dtype": draft.dtype,
+        "n_parameters": draft.n_parameters,
+        "size_bytes": sum(file.size_bytes for file in draft.files),
+        "source_kind": draft.source_kind,
+        "source_location": draft.source_location,
+        "provenance": dict(draft.provenance),
+        "note": draft.note,
+        "findings": [finding.as_dict() for finding in draft.findings],
+        "operation_id": draft.operation_id,
+        "created_at": now,
+    }
+    inserted = connection.execute(versions.insert().values(check_row(versions, row))).inserted_primary_key
     return int(inserted[0]) if inserted else 0
 
 
@@ -285,7 +285,7 @@ def _insert_missing(connection: Connection, table: Table, key: str, rows: Sequen
 
 def _insert_all(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
     if rows:
-        connection.execute(table.insert(), list(rows))
+        connection.execute(table.insert(), [check_row(table, row) for row in rows])
 
 
 def _describe(draft: Draft) -> dict[str, Any]:

@@ -34,21 +34,25 @@ def prepare_schema(database: Database) -> None:
 
     Raises SchemaOutdated, SchemaTooNew or SchemaUnknown.
     """
+    if check_schema(database):
+        upgrade_schema(database)
+
+
+def check_schema(database: Database) -> bool:
+    """Say whether the database is fresh, with no schema at all; any other schema than this code's is refused."""
     revision, is_fresh = read_revision(database)
-    if revision == SCHEMA_REVISION:
-        return
-    if not is_fresh:
+    if revision != SCHEMA_REVISION and not is_fresh:
         _refuse_foreign(database, revision)
         raise SchemaOutdated(
             f"{database} has schema {revision}, and this lens-registry needs {SCHEMA_REVISION}.",
             hint="Back it up, then run: lensreg db upgrade",
         )
-    upgrade_schema(database)
+    return is_fresh
 
 
 def read_revision(database: Database) -> tuple[str | None, bool]:
     """Return the schema's revision, and whether the database holds no tables at all."""
-    database.make_folder()
+    database.make_file()
     with database.read() as connection:
         tables = set(inspect(connection).get_table_names())
         said = "alembic_version" in tables
@@ -89,7 +93,7 @@ def make_alembic_config() -> Config:
 @contextlib.contextmanager
 def migration_connection(database: Database) -> Iterator[Connection]:
     """Give a connection that alone may migrate; on SQLite all of the block is one transaction."""
-    database.make_folder()
+    database.make_file()
     migrate = _migrate_sqlite if database.is_sqlite else _migrate_postgres
     with (
         database.typed_errors(),

@@ -23,7 +23,8 @@ class Settings:
 
     `stamps` is the folder in which this machine remembers what it has hashed; `derived_bytes` bounds the derived files,
     None leaves it to us. What is used of a bucket is kept below `store_cache`, up to `store_cache_bytes`; `store_http`
-    says that the environment names an endpoint without TLS.
+    says that the environment names an endpoint without TLS. `on_network` lets SQLite work on a network file system, at
+    the user's own risk.
     """
 
     url: str
@@ -33,6 +34,7 @@ class Settings:
     store_cache: Path = Path()
     store_cache_bytes: int | None = None
     store_http: bool = False
+    on_network: bool = False
 
 
 def read_settings(url: str | None = None, store: str | Path | None = None) -> Settings:
@@ -41,6 +43,7 @@ def read_settings(url: str | None = None, store: str | Path | None = None) -> Se
     Derived files take $LENSREG_CACHE_BYTES at most, and $LENSREG_STAMPS, or a folder in the user's cache, is where this
     machine remembers what it has hashed. A `url` without `://` is the path of a SQLite file; a `store` with it is a
     bucket, whose blobs are cached below $LENSREG_STORE_CACHE, or in the user's cache, up to $LENSREG_STORE_CACHE_BYTES.
+    $LENSREG_SQLITE_ON_NETWORK=1 lets SQLite work on a network file system.
     """
     home = Path(os.environ.get("LENSREG_HOME") or platformdirs.user_data_path("lensreg"))
     url = url or os.environ.get("LENSREG_URL") or str(home / "registry.db")
@@ -59,6 +62,7 @@ def read_settings(url: str | None = None, store: str | Path | None = None) -> Se
         store_cache=Path(cache).expanduser().absolute(),
         store_cache_bytes=parse_bytes(cache_bound) if cache_bound else None,
         store_http=any(os.environ.get(name, "").startswith("http://") for name in _ENDPOINTS),
+        on_network=os.environ.get("LENSREG_SQLITE_ON_NETWORK") == "1",
     )
 
 

@@ -135,6 +135,8 @@ def stage_file(
     lie in a cache that replaces its files and never writes into them. Somebody who does is found out at the next load.
     """
     unpacked_here = file.path.is_relative_to(unpacked_in)
+    if unpacked_here:  # else the blob that it becomes could be written to
+        file.path.chmod(file.path.stat().st_mode & ~0o222)
     fetched = file.stated_digest is not None and file.role == "weights"
     one = store.copy_in(
         file.path,

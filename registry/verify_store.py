@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -161,7 +161,7 @@ def _verify_blobs(
     What is missing or torn is known within moments that way, whatever is read after it.
     """
     n_blobs = to_read = n_read = read_bytes = 0
-    for (digest, size_bytes), fault in _find_faults(store, list_needed_blobs(database, ids)):
+    for (digest, size_bytes), fault in find_faults(store, list_needed_blobs(database, ids)):
         n_blobs += 1
         if fault is not None:
             _add_fault(database, digest, fault, ids, faults)
@@ -180,8 +180,8 @@ def _verify_blobs(
     return n_blobs, n_read, read_bytes
 
 
-def _find_faults(
-    store: LocalStore, needed: Iterator[tuple[str, int]]
+def find_faults(
+    store: LocalStore, needed: Iterable[tuple[str, int]]
 ) -> Iterator[tuple[tuple[str, int], StorageError | None]]:
     """Check that blobs, given as (digest, size), are there in their size; give each with its fault.
 
@@ -190,8 +190,9 @@ def _find_faults(
     if store.n_at_once == 1:
         yield from ((blob, _find_fault(store, *blob)) for blob in needed)
         return
+    waiting = iter(needed)
     with ThreadPoolExecutor(store.n_at_once) as pool:
-        while some := list(islice(needed, store.n_at_once)):
+        while some := list(islice(waiting, store.n_at_once)):
             yield from zip(some, pool.map(lambda blob: _find_fault(store, *blob), some), strict=True)
 
 

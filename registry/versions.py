@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from registry.plain_text import escape
+
 
 @dataclass(frozen=True)
 class Parent:
@@ -123,8 +125,6 @@ class Version:
         return tuple(file for file in self.files if file.role == role)
 
     def _repr_html_(self) -> str:
-        from html import escape
-
         parents = [f"{parent.ref} ({parent.relation})" for parent in self.parents]
         absent = [f"{one.ref} ({one.relation}, absent)" for one in self.absent_parents if one.joined is None]
         rows = {

@@ -1,17 +1,23 @@
 """The queue of SQLite's writers, by a lock on a file beside it: whoever came first has the first turn.
 
 SQLite's own lock is asked for again and again, by each after a pause of its own, and so are locks of the usual library:
-whoever has just written often gets the next turn too. The kernel's `flock` is a queue, but knows no timeout, so a thread
-waits in it.
+whoever has just written often gets the next turn too. The kernel's `flock` is a queue, but knows no timeout, so a
+thread waits in it. The lock hangs on a file object and on nothing else: wherever an interrupt strikes, it goes with it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import os
 import threading
+import weakref
 from collections.abc import Iterator
+from io import FileIO
+from pathlib import Path
+
+from registry.permissions import make_file
 
 
 @contextlib.contextmanager
@@ -20,63 +26,69 @@ def wait_for_turn(path: str, seconds: float) -> Iterator[None]:
 
     A process that ends, however it ends, gives its turn back.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-    _lock(descriptor, seconds)
-    try:
-        yield
-    finally:
-        # closing alone would leave it to a child that was forked meanwhile
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
-        os.close(descriptor)
+    make_file(Path(path))
+    _take_back(path)
+    with FileIO(path, "r+") as file:
+        _open_files[file] = threading.get_ident()
+        _lock(file, seconds)
+        try:
+            yield
+        finally:
+            if not file.closed:  # in a child that was forked within the block
+                fcntl.flock(file, fcntl.LOCK_UN)
 
 
-def _lock(descriptor: int, seconds: float) -> None:
+def _take_back(path: str) -> None:
+    """End a turn that this thread still has: whoever asks anew was cut off, by an interrupt between two of our steps.
+
+    What the interrupt left is kept alive by its traceback, or waits for the garbage collector, with the connection.
+    """
+    me = threading.get_ident()
+    for file, thread in list(_open_files.items()):
+        if thread == me and file.name == path and not file.closed:
+            gc.collect()
+            file.close()
+
+
+def _lock(file: FileIO, seconds: float) -> None:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        waiting = _Waiting(descriptor)
-    except OSError:
-        os.close(descriptor)
-        raise
-    try:
-        threading.Thread(target=waiting.wait, daemon=True).start()
-        is_over = waiting.over.wait(seconds)
-    except BaseException:  # an interrupt
-        waiting.leave()
-        raise
-    if not is_over:
-        waiting.leave()
-        raise TimeoutError
-    if waiting.error is not None:
-        os.close(descriptor)
-        raise waiting.error
+        waiting = _Waiting(file)
+        if not waiting.over.wait(seconds):
+            raise TimeoutError from None
+        if waiting.error is not None:
+            raise waiting.error from None
 
 
 class _Waiting:
-    """One place in the queue, which can be left."""
+    """One place in the queue.
 
-    def __init__(self, descriptor: int) -> None:
+    It waits on a descriptor of its own for the same lock: whoever gives up closes the file, and the turn that comes
+    after that ends with this descriptor.
+    """
+
+    def __init__(self, file: FileIO) -> None:
         self.over = threading.Event()
         self.error: OSError | None = None
-        self._descriptor = descriptor
-        self._has_left = False
-        self._moment = threading.Lock()
+        own = FileIO(os.dup(file.fileno()), "r+")
+        _open_files[own] = threading.get_ident()
+        threading.Thread(target=self._wait, args=(own,), daemon=True).start()
 
-    def leave(self) -> None:
-        """Give the place up, and the turn if it has just come."""
-        with self._moment:
-            self._has_left = True
-            if self.over.is_set():
-                os.close(self._descriptor)
-
-    def wait(self) -> None:
-        """Block until the turn comes, and pass it on if nobody wants it any more."""
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
-        except OSError as error:
-            self.error = error
-        with self._moment:
-            if self._has_left:
-                os.close(self._descriptor)
+    def _wait(self, own: FileIO) -> None:
+        with own:
+            try:
+                fcntl.flock(own, fcntl.LOCK_EX)
+            except OSError as error:
+                self.error = error
             self.over.set()
+
+
+def _close_in_child() -> None:
+    """Let go, in a forked child, of what is the parent's, or its turn would last until the child ends."""
+    for file in list(_open_files):
+        file.close()
+
+
+_open_files: weakref.WeakKeyDictionary[FileIO, int] = weakref.WeakKeyDictionary()
+os.register_at_fork(after_in_child=_close_in_child)

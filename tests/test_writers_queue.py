@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -18,10 +17,10 @@ HOLD_SECONDS = 0.02
 
 @pytest.fixture
 def lock(tmp_path: Path) -> Iterator[str]:
-    before = threading.active_count(), len(os.listdir("/proc/self/fd"))
+    before = threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))
     yield str(tmp_path / "lock")
     time.sleep(0.05)
-    assert (threading.active_count(), len(os.listdir("/proc/self/fd"))) == before
+    assert (threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))) == before
 
 
 def _take_turns(index: int, lock: str, n: int) -> list[float]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from registry.audit import ChainFault, Event, Head
     from registry.backup import Backup
     from registry.collect import Collection, CollectionPlan
+    from registry.doctor import Finding
     from registry.quarantine import Quarantined
     from registry.results import Results
     from registry.verify_store import Verification
@@ -22,6 +23,15 @@ if TYPE_CHECKING:
 
 class Auditing(OpenedRegistry):
     """Methods that show and check the record."""
+
+    def doctor(self) -> list[Finding]:
+        """Check whether packages, database and store are fit for a registry; it works when it cannot be opened, too.
+
+        Nothing is changed, and what is wrong is a finding, not an error.
+        """
+        from registry.doctor.examine import examine_registry
+
+        return examine_registry(self._unprepared, self.store.root)
 
     def events(
         self,

@@ -27,7 +27,7 @@ class OpenedRegistry:
         settings = read_settings(url, store)
         self.store = open_store(settings)
         self.derived = DerivedFiles(self.store, settings.derived_bytes)
-        self._unprepared = Database(settings.url)
+        self._unprepared = Database(settings.url, on_network=settings.on_network)
         self._threw_off_ballast = False
 
     def __repr__(self) -> str:

@@ -1,6 +1,6 @@
 """Blobs in a local folder, named by their SHA-256: written beside, synced, renamed in, and never changed.
 
-STORE/blobs/ab/abcd…   the bytes, read-only
+STORE/blobs/ab/abcd…   the bytes, read-only; for whom, registry/permissions.py says
 STORE/folders/…        a version's files under their own names, as links to the blobs
 STORE/derived/…        what loading made of them; see registry/store/derived.py
 STORE/tmp/…            what is being written; a crash leaves its leftovers here only
@@ -19,8 +19,8 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from io import BufferedWriter
 from pathlib import Path
+from typing import BinaryIO
 
 from registry.digests import Digests, Range, digest_stream
 from registry.errors import (
@@ -32,6 +32,7 @@ from registry.errors import (
     StorageFull,
     StoreUnavailable,
 )
+from registry.permissions import create_file, file_mode, folder_mode, make_folder, set_mode
 from registry.progress import Progress, no_progress
 from registry.store.local_contents import LocalContents, hold
 from registry.store.stamps import Stamps, Verify
@@ -79,7 +80,7 @@ class LocalStore(LocalContents):
     def stage(self) -> Iterator[Path]:
         """Give an empty folder on the store's own file system; whatever is left in it at the end is deleted."""
         with self._typed_errors():
-            (self.root / "tmp").mkdir(parents=True, exist_ok=True)
+            make_folder(self.root / "tmp")
             folder = Path(tempfile.mkdtemp(dir=self.root / "tmp"))
         held = hold(folder)
         try:
@@ -108,7 +109,7 @@ class LocalStore(LocalContents):
             if link and (_try_link(source, target) if or_copy else _link(source, target)):
                 digests = _digest(target, ranges, advance)
             else:
-                digests = _copy(source, target, ranges, advance)
+                digests = _copy(source, target, file_mode(self.root, frozen=True), ranges, advance)
             return StagedFile(target, digests.whole, target.stat().st_size, digests.ranges)
 
     def publish(self, files: Iterable[StagedFile], progress: Progress = no_progress, *, replace: bool = False) -> None:
@@ -123,7 +124,7 @@ class LocalStore(LocalContents):
         with self._typed_errors():
             for file in files:
                 blob = self.blob_path(file.digest)
-                blob.parent.mkdir(parents=True, exist_ok=True)
+                make_folder(blob.parent)
                 # one that is there may have been renamed in by somebody who has not synced the folder yet
                 folders |= {blob.parent, blob.parent.parent, self.root}
                 if file.path.stat().st_nlink == 1:
@@ -133,7 +134,7 @@ class LocalStore(LocalContents):
                     fresh.append((file.path, blob))
                 elif not self._renew(file.digest):
                     copy = file.path.with_name(f"{file.path.name}.copy")
-                    _copy(file.path, copy, (), None)
+                    _copy(file.path, copy, file_mode(self.root, frozen=True), (), None)
                     fresh.append((copy, blob))
             for path, _ in fresh:
                 _sync(path)
@@ -207,7 +208,8 @@ class LocalStore(LocalContents):
                 if Path(name).name != name or name in ("", "..") or "\x00" in name:
                     raise StorageError(f"{name!r} is no file name.", hint="The record was altered; restore a backup.")
                 _symlink(fresh / name, target)
-            folder.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(folder.parent)
+            set_mode(fresh, folder_mode(folder.parent))
             try:
                 fresh.rename(folder)
             except OSError:
@@ -236,16 +238,15 @@ class LocalStore(LocalContents):
             raise _type_error(self, error) from error
 
 
-def _copy(source: Path, target: Path, ranges: Iterable[Range], advance: Advance | None) -> Digests:
+def _copy(source: Path, target: Path, mode: int, ranges: Iterable[Range], advance: Advance | None) -> Digests:
     """Copy by sharing blocks where the file system can, else byte by byte, and digest what is then in the copy."""
-    with source.open("rb", buffering=0) as reader, target.open("xb") as writer:
+    with source.open("rb", buffering=0) as reader, create_file(target, mode) as writer:
         if _clone(reader.fileno(), writer.fileno()):
             digests = _digest(target, ranges, advance)
         else:
             with _write_back(writer) as write:
                 digests = digest_stream(reader, ranges, write, advance)
         writer.flush()
-        os.fchmod(writer.fileno(), 0o444)
     return digests
 
 
@@ -255,7 +256,7 @@ def _digest(path: Path, ranges: Iterable[Range], advance: Advance | None) -> Dig
 
 
 @contextlib.contextmanager
-def _write_back(writer: BufferedWriter) -> Iterator[Callable[[memoryview], None]]:
+def _write_back(writer: BinaryIO) -> Iterator[Callable[[memoryview], None]]:
     """Give a function that writes, and has the disk begin with what was written while the rest is still to come.
 
     `publish` syncs what is left; nothing relies on what was written back before.

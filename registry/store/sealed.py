@@ -8,11 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from registry.permissions import create_file, file_mode
+
 
 def write_sealed(path: Path, content: Mapping[str, Any], staging: Path) -> None:
     """Write `content` to `path` by way of the folder `staging`, which is on the same file system."""
     fresh = staging / f"{path.name}.sealed"
-    fresh.write_text(seal(content))
+    with create_file(fresh, file_mode(path.parent)) as file:
+        file.write(seal(content).encode())
     fresh.replace(path)
 
 

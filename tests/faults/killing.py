@@ -43,13 +43,14 @@ def strike_four(chance: Chance) -> Outcome:
 
 def strike_rows_first(chance: Chance) -> Outcome:
     """The control: rows before blobs, so that a kill between them leaves a version without its blobs."""
-    return _strike(chance, at_once=2, leave_out=put_rows_first, until_broken=True)
+    return _strike(chance, at_once=2, least=200, per_home=6, leave_out=put_rows_first, until_broken=True)
 
 
 def _strike(
     chance: Chance,
     at_once: int,
-    least: int = 0,
+    least: int,
+    per_home: int = _KILLS_PER_HOME,
     leave_out: Callable[[], None] = lambda: None,
     until_broken: bool = False,
 ) -> Outcome:
@@ -59,7 +60,7 @@ def _strike(
     while (not chance.is_over() or n_struck < least) and not (until_broken and broken):
         home = make_home(chance.folder / f"home{n_struck}")
         duration = _measure(home, at_once)
-        for _ in range(_KILLS_PER_HOME // at_once):
+        for _ in range(per_home // at_once):
             seeds = [rng.randrange(2**32) for _ in range(at_once)]
             n_struck += _kill(home, seeds, rng.uniform(0, 1.15 * duration), leave_out)
             if chance.is_over() and n_struck >= least:
