@@ -136,7 +136,10 @@ def _find_wanted(store: LocalStore, plan: Plan) -> dict[str, int]:
 
 def _is_here(store: LocalStore, digest: str, size: int, *, read: bool) -> bool:
     try:
-        store.check(digest, size, read=read, verify="changed")
+        if store.is_remote:  # what is cached here says nothing of what is kept there
+            store.verify(digest, size, read=read)
+        else:
+            store.check(digest, size, read=read, verify="changed")
     except StorageError:
         return False
     return True
@@ -151,10 +154,10 @@ def _take_in(store: LocalStore, shipment: Shipment, wanted: Mapping[str, int], p
             for parcel in shipment.send_blobs(wanted):
                 staged.append(_stage(store, shipment, parcel, folder, counter.advance))
                 if len(staged) >= PUBLISHED_AT_ONCE or sum(one.size_bytes for one in staged) >= PUBLISHED_BYTES:
-                    store.publish(staged)
+                    store.publish(staged, replace=True)
                     staged = []
         finally:
-            store.publish(staged)
+            store.publish(staged, replace=True)
 
 
 def _stage(store: LocalStore, shipment: Shipment, parcel: Parcel, folder: Path, advance: Advance) -> StagedFile:
