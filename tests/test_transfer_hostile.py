@@ -17,7 +17,7 @@ import pytest
 
 from registry import Registry, RegistryError
 from registry.audit import digest_event
-from registry.errors import InvalidInput, MalformedExport, SourceNotFound, TransferConflict
+from registry.errors import InvalidInput, MalformedExport, SourceNotFound, StorageError, TransferConflict
 from registry.transfer.folder import MANIFEST
 from registry.transfer.form import encode
 from tests.faults.invariant import find_breaches
@@ -96,6 +96,23 @@ def test_an_export_goes_on_and_overwrites_nothing(exported: Path, folder: Path, 
     (folder / "mine.txt").write_text("mine")
     with pytest.raises(TransferConflict, match=r"other files, such as mine\.txt"):
         laptop.export_versions("merge", target=folder)
+    laptop.close()
+
+
+def test_places_that_cannot_be_written_or_read(exported: Path, team: Registry, tmp_path: Path) -> None:
+    laptop = open_registry(exported / "laptop")
+    (tmp_path / "file").write_text("x")
+    for target in (
+        tmp_path / "file" / "export",
+        tmp_path / "file" / "x.tar",
+        tmp_path / "no" / "x.tar",
+        "/dev/full/x.tar",
+    ):
+        with pytest.raises(StorageError, match="cannot be used"):
+            laptop.export_versions("merge", target=target)
+    with pytest.raises(SourceNotFound):
+        team.import_versions(tmp_path / "nothing.tar")
+    _refuse(team, tmp_path / "file")
     laptop.close()
 
 
