@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import re
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +19,8 @@ from registry.query import find_same_weights, read_newest
 from registry.record import find_existing, record_fetched
 from registry.resolve import resolve_ref
 from registry.tables import absent_parents, versions
+from registry.transfer.receive import Terms, receive
+from registry.transfer.shipment import RegistryShipment
 from registry.versions import StoredFile
 from tests.conftest import make_database
 from tests.records import record
@@ -102,6 +106,15 @@ def _fetch_rows(registry: Registry) -> None:
 FILES = [StoredFile("model.safetensors", "weights", digest_of((f"{M}@v7", "file")), 4000)]
 FINGERPRINT = "0" * 64
 
+
+def _send(registry: Registry) -> None:
+    """Read what is sent, and plan how it would be received, in this very registry."""
+    with tempfile.TemporaryDirectory() as scratch:
+        refs = [f"{M}@v7", f"{M}@v9"]
+        shipment = RegistryShipment(registry.database, registry.store, refs, alone=False, scratch=Path(scratch))
+        receive(registry.database, registry.store, shipment, Terms(dry_run=True, aliases=True))
+
+
 CALLS: dict[str, Callable[[Registry], object]] = {
     "resolve(NAME)": lambda one: one.resolve(M),
     "resolve(NAME@vN)": lambda one: one.resolve(f"{M}@v7"),
@@ -121,6 +134,7 @@ CALLS: dict[str, Callable[[Registry], object]] = {
     "count_versions()": lambda one: one.count_versions(M),
     "history()": lambda one: one.history(M),
     "history(unknown)": lambda one: one.history("nothing"),
+    "push(dry_run)": _send,
     "path()": lambda one: one.path(M),
     "load()": lambda one: one._find(M),
     "lineage()": lambda one: one.lineage(f"{M}@v5"),

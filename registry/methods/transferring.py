@@ -85,14 +85,16 @@ class Transferring(OpenedRegistry):
         that was not finished is gone on with, and nothing is overwritten: raises TransferConflict.
         """
         from registry.transfer.folder import export_folder
+        from registry.transfer.shipment import typed_errors
 
-        if str(target) == STREAM:
-            return self._write_tape(refs, sys.stdout.buffer, alone, progress)
         path = Path(target)
-        if path.suffix != TAPE:
+        with typed_errors(path):
+            if str(target) == STREAM:
+                return self._write_tape(refs, sys.stdout.buffer, alone, progress)
+            if path.suffix == TAPE:
+                return self._write_tape_file(refs, path, alone, progress)
             manifest, _ = export_folder(self.database, self.store, refs, path, alone=alone, progress=progress)
             return manifest
-        return self._write_tape_file(refs, path, alone, progress)
 
     def import_versions(
         self,
@@ -113,12 +115,14 @@ class Transferring(OpenedRegistry):
         """
         from registry.transfer.folder import FolderShipment
         from registry.transfer.receive import Terms, receive
+        from registry.transfer.shipment import typed_errors
         from registry.transfer.tape import TapeShipment, open_tape
 
         terms = Terms(name, aliases, verify, parity, expect, dry_run)
         if str(source) != STREAM and Path(source).is_dir():
-            return receive(self.database, self.store, FolderShipment(Path(source)), terms, progress)
-        with open_tape(source) as stream, self.store.stage() as scratch:
+            with typed_errors(source):
+                return receive(self.database, self.store, FolderShipment(Path(source)), terms, progress)
+        with typed_errors(source), open_tape(source) as stream, self.store.stage() as scratch:
             return receive(self.database, self.store, TapeShipment(stream, scratch), terms, progress)
 
     def _write_tape_file(self, refs: tuple[str, ...], path: Path, alone: bool, progress: Progress) -> Manifest:
@@ -163,12 +167,13 @@ def _move(
     import tempfile
 
     from registry.transfer.receive import receive
-    from registry.transfer.shipment import RegistryShipment
+    from registry.transfer.shipment import RegistryShipment, typed_errors
 
     if sender.database.url == receiver.database.url:
         raise InvalidInput(
             "The two registries are one and the same.", hint="Name another: --to URL, or --from URL, with its store."
         )
-    with tempfile.TemporaryDirectory(prefix="lensreg-") as scratch:
+    scratch_folder = tempfile.TemporaryDirectory(prefix="lensreg-")
+    with typed_errors(tempfile.gettempdir()), scratch_folder as scratch:
         shipment = RegistryShipment(sender.database, sender.store, refs, alone=alone, scratch=Path(scratch))
         return receive(receiver.database, receiver.store, shipment, terms, progress)

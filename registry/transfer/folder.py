@@ -71,11 +71,12 @@ class FolderShipment:
                 f"{name} of the export cannot be read: {error.strerror}. Nothing was changed.",
                 hint="Copy the export again, or make it again.",
             ) from error
+        found = os.fstat(descriptor)
+        right = size is None or found.st_size == size
+        if not stat.S_ISREG(found.st_mode) or not right or (most is not None and found.st_size > most):
+            os.close(descriptor)
+            raise refuse_altered(name)
         with os.fdopen(descriptor, "rb", buffering=0) as stream:
-            found = os.fstat(descriptor)
-            right = size is None or found.st_size == size
-            if not stat.S_ISREG(found.st_mode) or not right or (most is not None and found.st_size > most):
-                raise refuse_altered(name)
             yield Bounded(stream, found.st_size, name)
 
 

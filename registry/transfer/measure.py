@@ -38,6 +38,8 @@ def measure_version(
     else:
         family = find_family_by_name(record.family)
         values = check_config(family, read_json_object(folder / find_config(record.layout)))
+        if family.convert is not None:
+            import registry.hooked_transformer  # noqa: F401 (raises HookedTransformerMissing)
         check_tensors(family, values, digest_staged_weights(family, values, files, progress).tensors)
         measured = verify_weights(
             family, values, architecture, files, choice=parity, location=record.ref, progress=progress

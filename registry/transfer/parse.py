@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import re
 import zlib
 from collections.abc import Callable, Mapping
@@ -162,6 +163,10 @@ def _check_agreement(record: VersionRecord, head: Head) -> None:
         or not _is_commit(record.provenance.get("commit"))
     ):
         raise _malformed(f"the weights of {what} are not sent, and it does not say where on the Hub they are")
+    if record.sketch is not None and any(
+        math.prod(shape) > record.n_parameters for shape in record.sketch.shapes.values()
+    ):
+        raise _malformed(f"the sketch of {what} is of a greater network")
     for parents in ([one.operation_id for one in record.parents], [one.ref for one in record.parents]):
         if len(set(parents)) != len(parents) or {record.operation_id, what}.intersection(parents):
             raise _malformed(f"{what} has a parent twice, or is its own")

@@ -34,7 +34,7 @@ from registry.weights import Advance
 
 PUBLISHED_AT_ONCE = 32
 PUBLISHED_BYTES = 256 * 2**20
-WRITTEN_AT_ONCE = 500
+WRITTEN_AT_ONCE = 100  # with others waiting, and every blob looked for once more meanwhile
 _PAGE = 50
 
 

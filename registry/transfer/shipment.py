@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -14,7 +16,14 @@ from typing import Any, Protocol
 
 from registry.audit import read_head, read_registry_id
 from registry.database import Database
-from registry.errors import ArtifactCorrupt, InvalidInput, MalformedExport, RegistryError
+from registry.errors import (
+    ArtifactCorrupt,
+    InvalidInput,
+    MalformedExport,
+    RegistryError,
+    StorageFull,
+    StoreUnavailable,
+)
 from registry.store import LocalStore
 from registry.transfer.form import Entry, Manifest, encode_record
 from registry.transfer.gather import choose_versions, read_records
@@ -117,6 +126,24 @@ def record_name(digest: str) -> str:
 def blob_name(digest: str) -> str:
     """Name a blob's file: the same place as in a store."""
     return f"blobs/{digest[:2]}/{digest}"
+
+
+@contextlib.contextmanager
+def typed_errors(place: str | Path) -> Iterator[None]:
+    """Turn what the system says of a full or unusable disk into ours; a pipe that nobody reads is not our affair."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        where = error.filename or place
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageFull(
+                f"There is no space left at {where}.", hint="Make room, then run the same command again."
+            ) from error
+        raise StoreUnavailable(
+            f"{where} cannot be used: {error.strerror or error}.", hint="Check the path and its permissions."
+        ) from error
 
 
 class Bounded(RawIOBase):
