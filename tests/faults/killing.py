@@ -66,7 +66,7 @@ def _strike(
             if chance.is_over() and n_struck >= least:
                 break
         found = inspect(home, home.folder / "told") + find_untyped(home.folder / "said") + _find_lost_aliases(home)
-        found += [] if found else _register_again(home)
+        found += [] if found else collect(home) + _register_again(home)
         broken += [f"{home.folder}: {one}" for one in found]
         n_told += len(read_acknowledged(home.folder / "told"))
         if not found:
