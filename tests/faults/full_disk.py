@@ -28,7 +28,7 @@ def strike_full(chance: Chance) -> Outcome:
     ends: Counter[str] = Counter()
     broken: list[str] = []
     n_struck = 0
-    while not chance.is_over() or n_struck < _LEAST:
+    while not chance.must_end(n_struck, _LEAST):
         n_struck += 1
         place = mount_memory(chance.folder / f"disk{n_struck}", size + rng.randrange(_ROOM))
         try:
