@@ -80,6 +80,8 @@ class LocalStore(LocalContents):
     def stage(self) -> Iterator[Path]:
         """Give an empty folder on the store's own file system; whatever is left in it at the end is deleted."""
         with self._typed_errors():
+            if not (self.root / "blobs").is_dir():
+                self._make_blob_folders()
             make_folder(self.root / "tmp")
             folder = Path(tempfile.mkdtemp(dir=self.root / "tmp"))
         held = hold(folder)
@@ -90,6 +92,16 @@ class LocalStore(LocalContents):
             shutil.rmtree(folder, ignore_errors=True)
             if held is not None:
                 os.close(held)
+
+    def _make_blob_folders(self) -> None:
+        """Make all folders for blobs before anything else is in the store.
+
+        A folder made later can get the number of one that was deleted: on a file system without a journal, after a
+        power cut, the name of the deleted one is still there, and fsck may decide that it is the right one.
+        """
+        for number in range(256):
+            make_folder(self.root / "blobs" / f"{number:02x}")
+        _sync(self.root / "blobs")
 
     def copy_in(
         self,

@@ -28,6 +28,7 @@ import sys  # noqa: E402
 from tests.faults.running import find_failures, find_scenarios, run_all  # noqa: E402
 from tests.faults.table import print_table, write_table  # noqa: E402
 
+_SHOWN = 30
 PAGE = Path(__file__).parent.parent.parent / "docs" / "reliability.md"
 
 
@@ -47,7 +48,7 @@ def main() -> int:
     rows = run_all(scenarios, _FOLDER, seed, asked.seconds)
     print_table(rows)
     failures = find_failures(rows)
-    for failure in failures:
+    for failure in failures[:_SHOWN]:
         print(failure)
     if asked.write:
         write_table(rows, PAGE, asked.seconds)

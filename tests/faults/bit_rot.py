@@ -79,7 +79,7 @@ def strike(chance: Chance) -> Outcome:
         versions = [registry.version(ref) for ref in sources]
         sizes = {file.digest: file.size_bytes for version in versions for file in version.files}
         n_struck = n_rounds = 0
-        while (not chance.is_over() or n_struck < _LEAST) and not broken:
+        while not chance.must_end(n_struck, _LEAST) and not broken:
             chosen = rng.sample(sorted(sizes), rng.randint(1, len(sizes)))
             kept = {digest: registry.store.blob_path(digest).read_bytes() for digest in chosen}
             for digest in chosen:

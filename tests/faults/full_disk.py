@@ -16,6 +16,7 @@ from tests.faults.workload import Home, inspect, make_home, make_source, prepare
 
 _LEAST = 50
 _ROOM = 80 * 2**10  # two or three registrations take more
+_MUCH = 16 * 2**20
 _PAGE = 4096
 _TYPED = {"storage-full"}
 
@@ -28,7 +29,7 @@ def strike_full(chance: Chance) -> Outcome:
     ends: Counter[str] = Counter()
     broken: list[str] = []
     n_struck = 0
-    while not chance.is_over() or n_struck < _LEAST:
+    while not chance.must_end(n_struck, _LEAST):
         n_struck += 1
         place = mount_memory(chance.folder / f"disk{n_struck}", size + rng.randrange(_ROOM))
         try:
@@ -56,6 +57,7 @@ def _fill_and_free(home: Home, sources: Path, rng: random.Random, ends: Counter[
     if Path(f"{home.database}.ballast").exists():  # without it SQLite cannot even read here
         broken += [f"on a full disk: {one}" for one in _read_all(home)]
     fill.unlink()
+    run("mount", "-o", f"remount,size={_MUCH}", str(home.folder.parent))
     try:
         with home.open() as registry:
             register(registry, "base", prepare().sources[0], told)

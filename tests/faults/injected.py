@@ -84,7 +84,7 @@ def _strike(
             found = []
         if not found:
             shutil.rmtree(home.folder)
-        if (chance.is_over() and n_struck >= _LEAST) or (until_broken and broken):
+        if chance.must_end(n_struck, _LEAST) or (until_broken and broken):
             break
     told = ", ".join(f"{n} {end}" for end, n in ends.most_common())
     return Outcome(n_struck, tuple(broken), f"of {len(points)} calls; {told}")

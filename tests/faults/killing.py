@@ -17,6 +17,7 @@ from tests.faults.scenario import Chance, Outcome, Scenario
 from tests.faults.workload import (
     Home,
     acknowledge,
+    collect,
     find_untyped,
     fork,
     inspect,
@@ -57,16 +58,16 @@ def _strike(
     rng = random.Random(chance.seed)
     n_struck = n_told = 0
     broken: list[str] = []
-    while (not chance.is_over() or n_struck < least) and not (until_broken and broken):
+    while not chance.must_end(n_struck, least) and not (until_broken and broken):
         home = make_home(chance.folder / f"home{n_struck}")
         duration = _measure(home, at_once)
         for _ in range(per_home // at_once):
             seeds = [rng.randrange(2**32) for _ in range(at_once)]
             n_struck += _kill(home, seeds, rng.uniform(0, 1.15 * duration), leave_out)
-            if chance.is_over() and n_struck >= least:
+            if chance.must_end(n_struck, least):
                 break
         found = inspect(home, home.folder / "told") + find_untyped(home.folder / "said") + _find_lost_aliases(home)
-        found += [] if found else _register_again(home)
+        found += [] if found else collect(home) + _register_again(home)
         broken += [f"{home.folder}: {one}" for one in found]
         n_told += len(read_acknowledged(home.folder / "told"))
         if not found:

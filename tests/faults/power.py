@@ -84,7 +84,7 @@ def _strike(chance: Chance, has_journal: bool, leave_out: Callable[[], None] | N
     rng = random.Random(chance.seed)
     broken: list[str] = []
     n_cut = n_told = 0
-    while (not chance.is_over() or n_cut < _LEAST) and not (leave_out and broken):
+    while not chance.must_end(n_cut, _LEAST) and not (leave_out and broken):
         folder = chance.folder / f"disk{n_cut}"
         folder.mkdir()
         disk = _Disk(folder / "image", folder / "mount", has_journal)
@@ -96,7 +96,7 @@ def _strike(chance: Chance, has_journal: bool, leave_out: Callable[[], None] | N
                 found = _cut_once(disk, folder, rng, leave_out or _leave_nothing_out)
                 n_cut += 1
                 broken += [f"{folder}: {one}" for one in found]
-                if broken or (chance.is_over() and n_cut >= _LEAST):
+                if broken or chance.must_end(n_cut, _LEAST):
                     break
         finally:
             unmount(disk.mount)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import multiprocessing.connection
@@ -137,7 +138,8 @@ def _strike(scenario: Scenario, chance: Chance, sender: Connection) -> None:
         said = {"skipped": str(error)}
     except BaseException:  # noqa: BLE001 whatever it is, the table has to say so
         said = {"error": f"the scenario itself failed: {traceback.format_exc()}"}
-    sender.send_bytes(json.dumps(said).encode())
+    with contextlib.suppress(BrokenPipeError):  # whoever started it was killed
+        sender.send_bytes(json.dumps(said).encode())
     os._exit(0)
 
 

@@ -21,6 +21,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -163,14 +164,20 @@ def inspect(home: Home, acknowledged: Path | None = None) -> list[str]:
 
 
 def find_unexplained(home: Home) -> list[str]:
-    """Return what lies in the store and is neither a blob under its own name, nor a version's folder, nor in tmp/."""
-    known = {"blobs", "folders", "derived", "tmp"}
-    foreign = [path for path in home.store.glob("*") if path.is_dir() and path.name not in known]
+    """Return blobs that are not what their names say, whether a version names them or not."""
     blobs = [path for path in (home.store / "blobs").rglob("*") if not path.is_dir()]
     lying = [path for path in blobs if sha256(path.read_bytes()).hexdigest() != path.name]
-    return [f"{path} is nothing that a store has" for path in foreign] + [
-        f"the blob {path.name[:16]} has {path.stat().st_size} bytes that are not its own" for path in lying
-    ]
+    return [f"the blob {path.name[:16]} has {path.stat().st_size} bytes that are not its own" for path in lying]
+
+
+def collect(home: Home) -> list[str]:
+    """Collect garbage with nobody at work, and return what it leaves, or takes away."""
+    with home.open() as registry:
+        registry.gc(registry.plan_gc(grace=timedelta(0)))
+        plan = registry.plan_gc(grace=timedelta(0))
+        left = [*(one.digest for one in plan.blobs), *(one.place for one in plan.leftovers)]
+        faults = registry.verify(read_data=True).faults
+    return [f"gc leaves {one}" for one in left] + [f"after gc: {fault.message}" for fault in faults]
 
 
 def find_untyped(said: Path) -> list[str]:
