@@ -14,6 +14,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,6 +32,7 @@ from registry.errors import (
     StorageFull,
     StoreUnavailable,
 )
+from registry.regular_files import open_regular
 from registry.store.stamps import Stamps, Verify
 from registry.weights import Advance
 
@@ -206,10 +208,11 @@ class LocalStore:
 
 def _copy(source: Path, target: Path, ranges: Iterable[Range], advance: Advance | None) -> Digests:
     """Copy by sharing blocks where the file system can, else byte by byte, and digest what is then in the copy."""
-    with source.open("rb", buffering=0) as reader, target.open("xb") as writer:
+    with open_regular(source, follow=False) as reader, target.open("xb") as writer:
         if _clone(reader.fileno(), writer.fileno()):
             digests = _digest(target, ranges, advance)
         else:
+            _refuse_full(reader.fileno(), writer)
             with _write_back(writer) as write:
                 digests = digest_stream(reader, ranges, write, advance)
         writer.flush()
@@ -220,6 +223,14 @@ def _copy(source: Path, target: Path, ranges: Iterable[Range], advance: Advance 
 def _digest(path: Path, ranges: Iterable[Range], advance: Advance | None) -> Digests:
     with path.open("rb", buffering=0) as reader:
         return digest_stream(reader, ranges, advance=advance)
+
+
+def _refuse_full(source: int, writer: BufferedWriter) -> None:
+    """Raise ENOSPC before a disk is filled to the brim with a file that cannot fit: one of holes, say."""
+    if hasattr(os, "fstatvfs"):
+        disk = os.fstatvfs(writer.fileno())
+        if os.fstat(source).st_size > disk.f_bavail * disk.f_frsize:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), writer.name)
 
 
 @contextlib.contextmanager
@@ -266,7 +277,9 @@ def _refuse_altered(folder: Path, name: str, digest: str) -> ArtifactCorrupt:
 
 
 def _link(source: Path, target: Path) -> bool:
-    os.link(source.resolve(), target)
+    os.link(source, target, follow_symlinks=False)
+    if not stat.S_ISREG(target.lstat().st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file", str(source))
     return True
 
 
