@@ -29,7 +29,13 @@ from registry.resolve import refuse_retired, resolve_ref
 from registry.sketch import Sketch, sample_size
 from registry.sketches import list_unsketched, read_sketches, record_sketch
 from registry.sources import ParentVersion, SourceOptions
-from registry.stage import Weights, digest_staged_hooked_weights, digest_staged_weights, stage_files
+from registry.stage import (
+    Weights,
+    digest_staged_hooked_weights,
+    digest_staged_weights,
+    refuse_misfits,
+    stage_files,
+)
 from registry.store import LocalStore
 
 N_MIXED = 6
@@ -131,6 +137,7 @@ def identify_source(
         unpacked = Path(name) / "unpacked"
         unpacked.mkdir()
         checkpoint = read_checkpoint(source, unpacked, known, options)
+        refuse_misfits(checkpoint)
         files = stage_files(
             store,
             checkpoint.source,

@@ -44,10 +44,12 @@ from registry.stage import (
     digest_staged_hooked_weights,
     digest_staged_weights,
     open_working_folder,
+    refuse_misfits,
     stage_files,
 )
 from registry.store import LocalStore
 from registry.tensor_digests import has_tensors
+from registry.tokenizer_files import check_tokenizer_files
 from registry.versions import AbsentParent, Version
 from registry.weigh_parents import Weighed, weigh_parents
 
@@ -119,6 +121,7 @@ def register_version(
         with database.read() as connection:
             declare_absent(connection, store, request.source, checkpoint, absent, parents)
         lazy = request.source_options.lazy
+        refuse_misfits(checkpoint)
         files = stage_files(
             store,
             checkpoint.source,
@@ -319,6 +322,7 @@ def _verify(
     _check_tensors(checkpoint, weights)
     vocabulary_digest = None
     if files.paths("tokenizer"):
+        check_tokenizer_files(files.paths("tokenizer"), checkpoint.architecture["d_vocab"])
         vocabulary_digest = check_tokenizer(load_tokenizer(files.folder), checkpoint.architecture["d_vocab"])
     if weights.digest is None:
         return vocabulary_digest, None

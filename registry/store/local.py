@@ -15,6 +15,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -34,6 +35,7 @@ from registry.errors import (
 )
 from registry.permissions import create_file, file_mode, folder_mode, make_folder, set_mode
 from registry.progress import Progress, no_progress
+from registry.regular_files import open_regular
 from registry.store.local_contents import LocalContents, hold
 from registry.store.stamps import Stamps, Verify
 from registry.weights import Advance
@@ -252,10 +254,11 @@ class LocalStore(LocalContents):
 
 def _copy(source: Path, target: Path, mode: int, ranges: Iterable[Range], advance: Advance | None) -> Digests:
     """Copy by sharing blocks where the file system can, else byte by byte, and digest what is then in the copy."""
-    with source.open("rb", buffering=0) as reader, create_file(target, mode) as writer:
+    with open_regular(source, follow=False) as reader, create_file(target, mode) as writer:
         if _clone(reader.fileno(), writer.fileno()):
             digests = _digest(target, ranges, advance)
         else:
+            _refuse_full(reader.fileno(), writer)
             with _write_back(writer) as write:
                 digests = digest_stream(reader, ranges, write, advance)
         writer.flush()
@@ -265,6 +268,14 @@ def _copy(source: Path, target: Path, mode: int, ranges: Iterable[Range], advanc
 def _digest(path: Path, ranges: Iterable[Range], advance: Advance | None) -> Digests:
     with path.open("rb", buffering=0) as reader:
         return digest_stream(reader, ranges, advance=advance)
+
+
+def _refuse_full(source: int, writer: BinaryIO) -> None:
+    """Raise ENOSPC before a disk is filled to the brim with a file that cannot fit: one of holes, say."""
+    if hasattr(os, "fstatvfs"):
+        disk = os.fstatvfs(writer.fileno())
+        if os.fstat(source).st_size > disk.f_bavail * disk.f_frsize:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), writer.name)
 
 
 @contextlib.contextmanager
@@ -318,7 +329,9 @@ def _symlink(path: Path, target: str) -> None:
 
 
 def _link(source: Path, target: Path) -> bool:
-    os.link(source.resolve(), target)
+    os.link(source, target, follow_symlinks=False)
+    if not stat.S_ISREG(target.lstat().st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file", str(source))
     return True
 
 
