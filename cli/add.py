@@ -19,7 +19,7 @@ from cli.options import (
 
 if TYPE_CHECKING:
     from registry.fetch import ParityChoice
-    from registry.register import Registration
+    from registry.registration import Registration
 
 
 @click.command()

@@ -77,14 +77,17 @@ def compare_sketches(parent: Sketch, child: Sketch) -> Evidence:
     return Evidence(verdict, len(names), n_unchanged, float(np.median(correlations)), float(np.median(distances)), z)
 
 
-def refuse_unrelated(evidence: Evidence, parent: str, child: str, relation: str, allowed: frozenset[str]) -> None:
+def refuse_unrelated(
+    evidence: Evidence, parent: str, child: str, relation: str, allowed: frozenset[str], hint: str | None = None
+) -> None:
     """Raise UnrelatedParent if the weights say that the child does not come from the parent; a student need not."""
     if evidence.verdict != "unrelated" or relation == "distilled" or UNRELATED_PARENT in allowed:
         return
     raise UnrelatedParent(
         f"The weights of {child} do not come from those of its parent {parent}: {evidence} (related from "
         f"z {RELATED_Z:g} on). Nothing was stored.",
-        hint="Name the parent that it was made from (lensreg identify SOURCE finds it), or none. If it was trained so "
+        hint=hint
+        or "Name the parent that it was made from (lensreg identify SOURCE finds it), or none. If it was trained so "
         f"far from it that nothing is left, or its neurons were put in another order: --allow {UNRELATED_PARENT}",
         parent=parent,
         source=child,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,6 +28,7 @@ _PAGE = 500
 N_NAMED = 10
 MAX_FAULTS = 1000
 _REGISTERED, _FETCHED, _JOINED = "version.registered", "version.fetched", "parent.joined"
+_WEIGHED = "parents.weighed"
 _UPGRADED = "schema.upgraded"
 _DIGESTS = ("weights_digest", "fingerprint", "vocabulary_digest")
 _RESTORE = "Restore the database from a backup of before; what was altered is not made up."
@@ -268,7 +269,12 @@ def _compare_page(connection: Connection, rows: Sequence[Any], faults: _Faults) 
     for row in rows:
         ref = refs[row.id]
         found = {name: getattr(row, name) for name in ("step", *_DIGESTS)}
-        found |= {"files": files[row.id], "parents": parents[row.id]}
+        edges = parents[row.id]
+        found |= {
+            "files": files[row.id],
+            "parents": {parent: relation for parent, (relation, _) in edges.items()},
+            "evidence": {parent: verdict for parent, (_, verdict) in edges.items() if verdict is not None},
+        }
         if ref not in said:
             message = f"{ref} is in the database, and no event says that it was registered."
             faults.add(Fault("record-altered", ref, message, _RESTORE, (ref,), 1))
@@ -283,21 +289,30 @@ def _read_said(connection: Connection, refs: Sequence[str]) -> dict[str, dict[st
     """Return what the events say of each version that they name: as it was registered, with what came to it since."""
     said: dict[str, dict[str, Any]] = {}
     query = select(events.c.subject, events.c.action, events.c.details).where(
-        events.c.subject.in_(refs), events.c.action.in_((_REGISTERED, _FETCHED, _JOINED))
+        events.c.subject.in_(refs), events.c.action.in_((_REGISTERED, _FETCHED, _JOINED, _WEIGHED))
     )
     for event in connection.execute(query.order_by(events.c.sequence)):
         details = event.details
         if event.action == _REGISTERED:
-            said[event.subject] = dict(details)
-        elif event.subject in said and event.action == _FETCHED:
-            said[event.subject]["weights_digest"] = details.get("weights_digest")
+            said[event.subject] = {"evidence": {}, **details}
         elif event.subject in said:
-            parents = said[event.subject].get("parents", {})
-            said[event.subject]["parents"] = {**parents, details.get("parent"): details.get("relation")}
+            _add_later(said[event.subject], event.action, details)
     renamed = _read_renamed(connection)
     for one in said.values():
         one["fingerprint"] = renamed.get(one.get("fingerprint"), one.get("fingerprint"))
     return said
+
+
+def _add_later(said: dict[str, Any], action: str, details: Mapping[str, Any]) -> None:
+    """Add what an event says that came after the version was registered."""
+    if action == _FETCHED:
+        said["weights_digest"] = details.get("weights_digest")
+    evidence = details.get("evidence") or {}
+    if action == _JOINED:
+        parent = details.get("parent")
+        said["parents"] = {**said.get("parents", {}), parent: details.get("relation")}
+        evidence = {parent: evidence} if evidence else {}
+    said["evidence"] = {**said["evidence"], **evidence}
 
 
 def _read_renamed(connection: Connection) -> dict[Any, Any]:
@@ -318,16 +333,19 @@ def _read_files(connection: Connection, ids: Sequence[int]) -> dict[int, dict[st
     return found
 
 
-def _read_parents(connection: Connection, ids: Sequence[int]) -> dict[int, dict[str, str]]:
+def _read_parents(connection: Connection, ids: Sequence[int]) -> dict[int, dict[str, tuple[str, str | None]]]:
+    """Return the relation and the verdict of the weights (None: not weighed) of every version's parents."""
+    edge = (version_parents.c.version_id, version_parents.c.relation, version_parents.c.evidence)
     query = (
-        select(version_parents.c.version_id, version_parents.c.relation, models.c.name, versions.c.number)
+        select(*edge, models.c.name, versions.c.number)
         .join_from(version_parents, versions, versions.c.id == version_parents.c.parent_id)
         .join(models, models.c.id == versions.c.model_id)
         .where(version_parents.c.version_id.in_(ids))
     )
-    found: dict[int, dict[str, str]] = defaultdict(dict)
+    found: dict[int, dict[str, tuple[str, str | None]]] = defaultdict(dict)
     for row in connection.execute(query):
-        found[row.version_id][f"{row.name}@v{row.number}"] = row.relation
+        verdict = None if row.evidence is None else str(row.evidence.get("verdict"))
+        found[row.version_id][f"{row.name}@v{row.number}"] = (row.relation, verdict)
     return found
 
 
