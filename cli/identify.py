@@ -59,7 +59,7 @@ def _print(found: Identification, output: str) -> None:
     from cli.output import Column, print_card, print_rows
 
     if output == "table":
-        print_card(found.source, {"likely": found.verdict, "not compared": _tell_unsketched(found)})
+        print_card(found.source, {"verdict": found.verdict, "not compared": _tell_unsketched(found)})
         click.echo()
     rows = _make_rows(found)
     if output == "ids":

@@ -188,7 +188,9 @@ def _compare_with_parents(
 
 
 def _guess_relation(request: Request, n_parents: int) -> str:
-    return "merged" if n_parents + len(request.absent_parents) > 1 else "finetuned"
+    """Several parents are merged, but a teacher is none of what was merged."""
+    n_teachers = list(request.relations.values()).count("distilled")
+    return "merged" if n_parents + len(request.absent_parents) - n_teachers > 1 else "finetuned"
 
 
 def _weigh(

@@ -107,7 +107,7 @@ REFUSED = [
     ("note = 'a\x00b'", 8, "No field can hold", None),
     ("note = '\ud800'", 8, "No field can hold", None),
     ("metric.a.b.c = 1", 1, "too many parts", 'metric."a.b.c"'),
-    ("step >> 3", 7, "`>` stands here, and not a value", None),
+    ("step >> 3", 7, "`>` stands here, where a value should be", None),
     ("step = ", 7, "it ends here, and not a value", None),
     ("family = 'llama", 10, "does not end", "Close it with '"),
     ("(step = 1", 10, "it ends here", None),
