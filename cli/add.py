@@ -20,7 +20,7 @@ from cli.output import say
 
 if TYPE_CHECKING:
     from registry.fetch import ParityChoice
-    from registry.register import Registration
+    from registry.registration import Registration
 
 
 @click.command()

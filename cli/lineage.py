@@ -138,19 +138,20 @@ def _grow(found: Lineage, root: str, edges: dict[str, list[Edge]], *, upwards: b
         for edge in edges.get(ref, []):
             other = edge.parent if upwards else edge.child
             again = other in shown
-            twig = branch.add(_label(found, other, edge.relation, again=again))
+            twig = branch.add(_label(found, other, edge, again=again))
             if not again:
                 waiting.append((other, twig))
     return top
 
 
-def _label(found: Lineage, ref: str, relation: str | None, *, again: bool = False) -> Any:
+def _label(found: Lineage, ref: str, edge: Edge | None, *, again: bool = False) -> Any:
     from rich.text import Text
 
     version = found.versions.get(ref)
     label = Text(clean_line(ref), style="bold cyan" if ref == found.ref else "")
-    if relation:
-        label.append(f"  {clean_line(relation)}", style="dim")
+    if edge:
+        label.append(f"  {clean_line(edge.relation)}", style="dim")
+        _tell_weights(label, edge)
     if version is None:
         label.append("  absent", style="yellow")
     else:
@@ -158,6 +159,19 @@ def _label(found: Lineage, ref: str, relation: str | None, *, again: bool = Fals
     if again:
         label.append("  (see above)", style="dim")
     return label
+
+
+def _tell_weights(label: Text, edge: Edge) -> None:
+    """Say of an edge what stands out: weights that are unrelated, and how many matrices changed if not all did."""
+    if edge.evidence is None:
+        return
+    from registry.compare_sketches import Evidence
+
+    evidence = Evidence.from_dict(edge.evidence)
+    if evidence.verdict == "unrelated":
+        label.append("  weights unrelated", style="dim" if edge.relation == "distilled" else "red")
+    elif evidence.n_unchanged:
+        label.append(f"  {evidence.change}", style="dim")
 
 
 def _describe(label: Text, version: VersionSummary) -> None:

@@ -29,6 +29,7 @@ COMMANDS = {
     "path": "cli.versions:path",
     "lineage": "cli.lineage:lineage",
     "join": "cli.lineage:join",
+    "weigh": "cli.weigh:weigh",
     "diff": "cli.diff:diff",
     "search": "cli.search:search",
     "sql": "cli.search:sql",

@@ -83,10 +83,16 @@ def _print(done: Verification, output: str) -> None:
             row["subject"] = row["subject"][:16]
         print_rows(rows, columns, output, "", "subject")
     read = f", {done.n_read:,} of them read ({format_size(done.read_bytes)})" if done.n_read or done.part else ""
-    what = f"{done.n_versions:,} versions, {done.n_blobs:,} blobs{read}, {done.n_events:,} events"
+    what = (
+        f"{_count(done.n_versions, 'version')}, {_count(done.n_blobs, 'blob')}{read}, {_count(done.n_events, 'event')}"
+    )
     if done.ok:
         say(f"{what}: nothing is wrong", err=output != "table")
         return
-    say(f"{what}: {done.n_faults:,} faults", err=True)
+    say(f"{what}: {_count(done.n_faults, 'fault')}", err=True)
     for line in dict.fromkeys(f"{fault.message} {fault.hint}" for fault in done.faults[:10]):
         say(line, err=True)
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n:,} {noun}" + ("" if n == 1 else "s")

@@ -253,17 +253,23 @@ def describe_version(version: Version) -> dict[str, str | None]:
         "aliases": ", ".join(version.aliases) or None,
         "tags": ", ".join(f"{key}={value}" for key, value in version.tags.items()) or None,
         "note": version.note,
-        "findings": "\n".join(finding["message"] for finding in version.findings) or None,
+        "findings": "\n".join(_list_findings(version)) or None,
     }
+
+
+def _list_findings(version: Version) -> list[str]:
+    """Return what was found when it was registered, but not that parents were not weighed which have been since."""
+    weighed = all(parent.evidence is not None for parent in version.parents)
+    return [one["message"] for one in version.findings if not (weighed and one["code"] == "lineage-not-measured")]
 
 
 def show_evidence(evidence: Mapping[str, Any] | None) -> str:
     """Write in one line what the weights say of an edge."""
     if evidence is None:
-        return "not compared"
+        return "not compared (lensreg weigh does it, once both are here)"
     from registry.compare_sketches import Evidence
 
-    return str(Evidence(**evidence))
+    return str(Evidence.from_dict(evidence))
 
 
 # of an architecture, what tells people which it is; Mamba has no heads

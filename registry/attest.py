@@ -73,7 +73,15 @@ def describe_statement(version: Version) -> dict[str, Any]:
             "vocabularyDigest": version.vocabulary_digest,
             "layout": version.layout,
             "processing": None if version.processing is None else list(version.processing),
-            "parents": [{"ref": parent.ref, "relation": parent.relation} for parent in version.parents],
+            "parents": [
+                {"ref": parent.ref, "relation": parent.relation}
+                for parent in version.parents
+                if parent.declared is None  # one that was joined later is said as it was declared
+            ],
+            "absentParents": [
+                {"repo": one.repo, "revision": one.revision, "digest": one.digest, "relation": one.relation}
+                for one in version.absent_parents
+            ],
             "source": {"kind": version.source_kind, "location": version.source_location, **version.provenance},
             "registeredAt": version.created_at.isoformat(),
         },

@@ -193,6 +193,10 @@ def _describe(edge: Edge) -> str:
     said = [edge.relation]
     said += [f"{one['field']} {one['parent']} → {one['checkpoint']}" for one in edge.admitted_differences]
     said += [f"declared as {edge.declared}"] if edge.declared else []
+    if edge.evidence is not None:
+        from registry.compare_sketches import Evidence  # numpy
+
+        said.append(f"weights {Evidence.from_dict(edge.evidence)}")
     return ", ".join(said)
 
 

@@ -134,11 +134,11 @@ def _read_newest_values(connection: Connection, model: str, metric: str) -> dict
     suite, dot, name = metric.partition(".")
     if dot:
         named.append((validations.c.suite == suite) & (validations.c.metric == name))
+    of_model = select(versions.c.id).join(models).where(models.c.name == model)
     newest = (
         select(func.max(validations.c.id).label("id"))
-        .select_from(models.join(versions, versions.c.model_id == models.c.id).join(validations))
-        .where(models.c.name == model, named[0] if len(named) == 1 else named[0] | named[1])
-        .group_by(versions.c.id)
+        .where(validations.c.version_id.in_(of_model), named[0] if len(named) == 1 else named[0] | named[1])
+        .group_by(validations.c.version_id)
         .subquery()
     )
     rows = connection.execute(

@@ -290,7 +290,12 @@ def _compare_page(connection: Connection, rows: Sequence[Any], faults: _Faults) 
     for row in rows:
         ref = refs[row.id]
         found = {name: getattr(row, name) for name in ("step", *_DIGESTS)}
-        found |= {"files": files[row.id], "parents": parents[row.id]}
+        edges = parents[row.id]
+        found |= {
+            "files": files[row.id],
+            "parents": {parent: relation for parent, (relation, _) in edges.items()},
+            "evidence": {parent: verdict for parent, (_, verdict) in edges.items() if verdict is not None},
+        }
         if ref not in said:
             message = f"{ref} is in the database, and no event says that it was registered."
             faults.add(Fault("record-altered", ref, message, _RESTORE, (ref,), 1))
@@ -335,16 +340,19 @@ def _read_files(connection: Connection, ids: Sequence[int]) -> dict[int, dict[st
     return found
 
 
-def _read_parents(connection: Connection, ids: Sequence[int]) -> dict[int, dict[str, str]]:
+def _read_parents(connection: Connection, ids: Sequence[int]) -> dict[int, dict[str, tuple[str, str | None]]]:
+    """Return the relation and the verdict of the weights (None: not weighed) of every version's parents."""
+    edge = (version_parents.c.version_id, version_parents.c.relation, version_parents.c.evidence)
     query = (
-        select(version_parents.c.version_id, version_parents.c.relation, models.c.name, versions.c.number)
+        select(*edge, models.c.name, versions.c.number)
         .join_from(version_parents, versions, versions.c.id == version_parents.c.parent_id)
         .join(models, models.c.id == versions.c.model_id)
         .where(version_parents.c.version_id.in_(ids))
     )
-    found: dict[int, dict[str, str]] = defaultdict(dict)
+    found: dict[int, dict[str, tuple[str, str | None]]] = defaultdict(dict)
     for row in connection.execute(query):
-        found[row.version_id][f"{row.name}@v{row.number}"] = row.relation
+        verdict = None if row.evidence is None else str(row.evidence.get("verdict"))
+        found[row.version_id][f"{row.name}@v{row.number}"] = (row.relation, verdict)
     return found
 
 

@@ -24,12 +24,21 @@ if TYPE_CHECKING:
 class Loading(OpenedRegistry):
     """Methods that give versions back."""
 
-    def fetch(self, ref: str, *, parity: ParityChoice | None = None, progress: Progress = no_progress) -> Version:
+    def fetch(
+        self,
+        ref: str,
+        *,
+        parity: ParityChoice | None = None,
+        allow: Sequence[str] = (),
+        progress: Progress = no_progress,
+    ) -> Version:
         """Return the version that `ref` means, fetching, verifying and recording the bytes that `lazy` left elsewhere.
 
-        Loading does it by itself. `parity` is the precision in which it is verified, as in `register`.
+        Loading does it by itself. `parity` is the precision in which it is verified, as in `register`; `allow` may be
+        `["unrelated-parent"]` for weights that do not come from the parent that was declared.
 
         Raises:
+            UnrelatedParent: the weights do not come from a parent that was declared; it stays as it was.
             SourceUnreachable, AccessDenied: they cannot be had.
             MalformedArtifact: they are not the bytes whose digests were recorded.
             DatabaseReadOnly: the result cannot be recorded.
@@ -39,7 +48,7 @@ class Loading(OpenedRegistry):
             return version
         from registry.fetch import fetch_version
 
-        return fetch_version(self.database, self.store, version, parity, progress)
+        return fetch_version(self.database, self.store, version, parity, progress, allow)
 
     def load(
         self,

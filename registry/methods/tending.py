@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from registry.methods.opened import OpenedRegistry
+from registry.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from registry.resolve import ResolvedRef
     from registry.retain import RetentionPlan
     from registry.versions import AliasSpan, Version
+    from registry.weigh_later import WeighedEdge
 
 
 class Tending(OpenedRegistry):
@@ -99,3 +101,12 @@ class Tending(OpenedRegistry):
             return read_version(connection, child.id)
 
         return self.database.change(join)
+
+    def weigh(self, *refs: str, progress: Progress = no_progress) -> list[WeighedEdge]:
+        """Compare the versions that `refs` mean, or all in use, with those of their parents that they were not yet.
+
+        What the weights say is kept with the edge; parents never change, so that nothing is refused.
+        """
+        from registry.weigh_later import weigh_later
+
+        return weigh_later(self.database, self.store, refs, progress)

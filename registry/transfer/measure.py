@@ -32,7 +32,7 @@ def measure_version(
     files = [folder / one.name for one in record.files if one.role == "weights"]
     architecture = Architecture(record.architecture)
     if record.layout == "hooked":
-        measured = verify_hooked_weights(
+        measured, ours = verify_hooked_weights(
             architecture, record.processing or (), files, choice=parity, location=record.ref, progress=progress
         )
     else:
@@ -41,18 +41,16 @@ def measure_version(
         if family.convert is not None:
             import registry.hooked_transformer  # noqa: F401 (raises HookedTransformerMissing)
         check_tensors(family, values, digest_staged_weights(family, values, files, progress).tensors)
-        measured = verify_weights(
+        measured, ours = verify_weights(
             family, values, architecture, files, choice=parity, location=record.ref, progress=progress
         )
-    if measured is None:
-        return []
-    ours, theirs = measured.sketch, record.sketch
+    theirs = record.sketch
     if ours is not None and theirs is not None and (ours.shapes, _bytes(ours)) != (theirs.shapes, _bytes(theirs)):
         raise MalformedExport(
             f"{record.ref} cannot be received: the sketch that came with it is not that of its weights.",
             hint="It was altered, or taken by another release; ask whoever sent it to take it again.",
         )
-    return describe_parity(measured)
+    return describe_parity(measured) if measured is not None else []
 
 
 def _bytes(sketch: Any) -> dict[str, bytes]:

@@ -243,11 +243,13 @@ def _parse_difference(value: Any) -> dict[str, Any]:
 
 
 def _parse_evidence(value: Any) -> dict[str, Any]:
-    found = _object(value, tuple(Evidence.__dataclass_fields__), "the evidence")
+    known = dict.fromkeys(Evidence.__dataclass_fields__)
+    # what an older release weighed lacks what it did not know
+    found = _object({**known, **_plain_object(value, "the evidence")}, tuple(known), "the evidence")
     _one_of(found["verdict"], _VERDICTS, "the verdict")
     for name in ("n_matrices", "n_unchanged"):
         _number(found[name], name)
-    for name in ("correlation", "distance", "z"):
+    for name in ("correlation", "distance", "z", "changed_correlation", "changed_distance"):
         _maybe(found[name], lambda one: _float(one, "the evidence"))
     return found
 
