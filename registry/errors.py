@@ -32,8 +32,8 @@ RegistryError
 ├── SignatureInvalid            signature-invalid
 ├── LoadError                   what is registered cannot be had in the form that was asked for
 │   ├── HookedTransformerMissing  hooked-transformer-missing
-│   ├── UnsupportedBridge       unsupported-bridge
 │   ├── VocabularyMismatch      vocabulary-mismatch
+│   ├── UnsupportedBridge       unsupported-bridge
 │   └── UnsupportedLayout       unsupported-layout
 ├── PackageMissing              package-missing         .package
 ├── Conflict
