@@ -46,7 +46,9 @@ def _put(store: LocalStore, path: Path, content: bytes, *, link: bool = False) -
 
 
 def _list(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+    found = (path.relative_to(folder) for path in folder.rglob("*"))
+    # the folders for blobs are there from the beginning
+    return sorted(str(path) for path in found if path.parts[0] != "blobs" or len(path.parts) > 2)
 
 
 # --- in and out ------------------------------------------------------------------------------------------------
