@@ -24,7 +24,7 @@ from registry.store import StagedFile, bucket, object_contents, uploads
 from registry.store.contents import Claim
 from registry.store.object_url import parse_object_url
 from registry.store.objects import ObjectStore
-from tests.object_server import ObjectServer
+from tests.object_server import CREDENTIALS, ObjectServer
 from tests.processes import run_at_once
 
 _PART = bucket.PART_BYTES
@@ -356,6 +356,7 @@ def test_without_credentials_it_says_what_to_set(
 
 
 def _publish_same(index: int, url: str, folder: str, content: bytes) -> str:
+    os.environ.update(CREDENTIALS)  # the server that processes are forked from may be older than the test
     store = ObjectStore(bucket.Bucket(parse_object_url(url)), Path(folder) / str(index % 4))
     return _put(store, content).digest
 
@@ -370,6 +371,7 @@ def test_sixteen_processes_that_publish_the_same_make_one_object(objects: Object
 
 
 def _check_same(index: int, url: str, folder: str, digest: str, size: int) -> bytes:
+    os.environ.update(CREDENTIALS)  # the server that processes are forked from may be older than the test
     return ObjectStore(bucket.Bucket(parse_object_url(url)), Path(folder)).check(digest, size).read_bytes()[-8:]
 
 
