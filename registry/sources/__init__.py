@@ -54,9 +54,9 @@ def open_source(
         )
     try:
         if is_folder:
-            return _open_folder(path, hub_id, str(location), scratch, parents, options)
+            return _pin_files(_open_folder(path, hub_id, str(location), scratch, parents, options), path, scratch)
         if is_file:
-            return _open_file(path, str(location), scratch, parents, options)
+            return _pin_files(_open_file(path, str(location), scratch, parents, options), path, scratch)
     except OSError as error:
         raise _type_error(error, scratch) from error
     if hub_id is not None:
@@ -78,17 +78,14 @@ def _open_folder(
 ) -> Source:
     refuse_foreign_links(folder)
     if is_adapter(folder):
-        source = read_adapter(folder, location, scratch, parents, options)
-    elif (hooked := find_hooked_weights(folder)) is not None:
+        return read_adapter(folder, location, scratch, parents, options)
+    hooked = find_hooked_weights(folder)
+    if hooked is not None:
         from registry.sources.hooked import read_hooked
 
-        source = read_hooked(folder, hooked, location, scratch, parents, options)
-    else:
-        source = read_folder(folder, location, scratch, options)
-        source = replace(source, findings=(*source.findings, *find_shadowed(hub_id, folder)))
-    # as they are now: what is put in their place afterwards is not followed
-    files = (replace(file, path=_find_real(file.path, folder, scratch)) for file in source.files)
-    return replace(source, files=tuple(files))
+        return read_hooked(folder, hooked, location, scratch, parents, options)
+    source = read_folder(folder, location, scratch, options)
+    return replace(source, findings=(*source.findings, *find_shadowed(hub_id, folder)))
 
 
 def _open_file(
@@ -108,9 +105,15 @@ def _open_file(
     )
 
 
-def _find_real(path: Path, folder: Path, scratch: Path) -> Path:
-    if path.is_relative_to(folder):
-        return find_real_file(path, folder)
+def _pin_files(source: Source, place: Path, scratch: Path) -> Source:
+    """Give every file by where it really is now: a link that is put in its place afterwards is not followed."""
+    files = (replace(file, path=_find_real(file.path, place, scratch)) for file in source.files)
+    return replace(source, files=tuple(files))
+
+
+def _find_real(path: Path, place: Path, scratch: Path) -> Path:
+    if path.is_relative_to(place):
+        return find_real_file(path, place)
     return path if path.is_relative_to(scratch) else path.resolve()  # a parent's is a link to its blob
 
 
