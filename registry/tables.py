@@ -235,6 +235,15 @@ validations = Table(
     Column("details", JSON, nullable=False),
     Column("environment", JSON, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
+    # of runs of a suite; NULL in what registering measured
+    Column("run_id", String(32), index=True),
+    Column("suite_version", String(32)),
+    Column("direction", String(8)),  # which way is better: lower or higher
+    Column("seed", BigInteger),
+    Column("device", String(64)),
+    Column("seconds", Float),
+    Column("parameters", JSON(none_as_null=True)),
+    Column("weights_digest", String(SHA256_HEX)),  # of the weights that were measured
     sqlite_autoincrement=True,
 )
 

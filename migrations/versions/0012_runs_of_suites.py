@@ -1,0 +1,36 @@
+"""Runs of suites: what they were asked for, and what they measured it on.
+
+Revision: 0012, after 0011.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0012"
+down_revision = "0011"
+branch_labels = None
+depends_on = None
+
+COLUMNS = ("run_id", "suite_version", "direction", "seed", "device", "seconds", "parameters", "weights_digest")
+
+
+def upgrade() -> None:
+    """Add the columns; they stay NULL in what is there."""
+    op.add_column("validations", sa.Column("run_id", sa.String(length=32)))
+    op.add_column("validations", sa.Column("suite_version", sa.String(length=32)))
+    op.add_column("validations", sa.Column("direction", sa.String(length=8)))
+    op.add_column("validations", sa.Column("seed", sa.BigInteger()))
+    op.add_column("validations", sa.Column("device", sa.String(length=64)))
+    op.add_column("validations", sa.Column("seconds", sa.Float()))
+    op.add_column("validations", sa.Column("parameters", sa.JSON(none_as_null=True)))
+    op.add_column("validations", sa.Column("weights_digest", sa.String(length=64)))
+    op.create_index(op.f("ix_validations_run_id"), "validations", ["run_id"])
+
+
+def downgrade() -> None:
+    """Take them away again: what runs of suites were asked for is lost, what they measured stays."""
+    op.drop_index(op.f("ix_validations_run_id"), "validations")
+    for name in reversed(COLUMNS):
+        op.drop_column("validations", name)
