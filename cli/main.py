@@ -30,6 +30,7 @@ COMMANDS = {
     "lineage": "cli.lineage:lineage",
     "join": "cli.lineage:join",
     "diff": "cli.diff:diff",
+    "validate": "cli.validate:validate",
     "search": "cli.search:search",
     "sql": "cli.search:sql",
     "alias": "cli.alias:alias",

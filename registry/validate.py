@@ -63,7 +63,7 @@ def validate_version(
         measured = Measured([_fail("exception", error, trace)])
     seconds = time.monotonic() - started
     name = measured.suite or suite.name
-    metrics = tuple(judge(name, one, thresholds) for one in measured.metrics)
+    metrics = judge(name, measured.metrics, thresholds)
     run = ValidationRun(subject.version.ref, name, metrics, seconds, measured.dataset_digest, error)
     rows = [_make_row(one, run, suite, subject, measured) for one in metrics]
     with database.write() as connection:
@@ -71,7 +71,9 @@ def validate_version(
     return run
 
 
-def find_done(database: Database, subject: Subject, suite: Suite) -> ValidationRun | None:
+def find_done(
+    database: Database, subject: Subject, suite: Suite, thresholds: Sequence[Threshold] = ()
+) -> ValidationRun | None:
     """Return the newest run of this very suite on this version if it is not stale; None if there is none."""
     with database.read() as connection:
         version_id = resolve_ref(connection, subject.version.ref).id
@@ -85,9 +87,9 @@ def find_done(database: Database, subject: Subject, suite: Suite) -> ValidationR
     for row in rows:
         if row.parameters == key and row.metric != FAILED and tell_stale(row, subject.version.weights_digest) is None:
             same = [one for one in reversed(rows) if one.run_id == row.run_id]
-            metrics = tuple(_read_metric(one) for one in same)
+            metrics = judge(row.suite, [_read_metric(one) for one in same], thresholds)
             return ValidationRun(
-                subject.version.ref, suite.name, metrics, row.seconds or 0.0, row.dataset_digest, is_new=False
+                subject.version.ref, row.suite, metrics, row.seconds or 0.0, row.dataset_digest, is_new=False
             )
     return None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -57,10 +57,6 @@ class Threshold:
     def __str__(self) -> str:
         return f"{self.metric} {self.comparison} {self.bound:g}"
 
-    def concerns(self, suite: str, metric: str) -> bool:
-        """Whether it is about this metric of this suite; `parity` alone is about all that parity measures."""
-        return self.metric in (metric, f"{suite}.{metric}", suite)
-
     def holds(self, value: float | None) -> bool:
         """Whether a value meets it; what was not measured, and NaN, do not."""
         return value is not None and not math.isnan(value) and bool(_COMPARE[self.comparison](value, self.bound))
@@ -78,10 +74,24 @@ def parse_threshold(text: str) -> Threshold:
         ) from None
 
 
-def judge(suite: str, metric: Metric, thresholds: Sequence[Threshold]) -> Metric:
-    """Say whether a metric passes the thresholds that concern it; the last bound is kept, as a suite's own is."""
-    mine = [one for one in thresholds if one.concerns(suite, metric.name)]
-    if not mine:
+def judge(suite: str, metrics: Sequence[Metric], thresholds: Sequence[Threshold]) -> tuple[Metric, ...]:
+    """Say which metrics pass the thresholds that concern them; the last bound is kept."""
+    names = {one.name for one in metrics}
+    return tuple(
+        _judge(one, [each for each in thresholds if _concerns(each, suite, one.name, names)]) for one in metrics
+    )
+
+
+def _concerns(threshold: Threshold, suite: str, metric: str, names: Set[str]) -> bool:
+    """Whether a threshold is about this metric; a suite's name is all of its metrics, if none of them has that name."""
+    if threshold.metric == suite and suite not in names:
+        return True
+    return threshold.metric in (metric, f"{suite}.{metric}")
+
+
+def _judge(metric: Metric, thresholds: Sequence[Threshold]) -> Metric:
+    if not thresholds:
         return metric
-    passed = metric.passed is not False and all(one.holds(metric.value) for one in mine)
-    return replace(metric, bound=mine[-1].bound, passed=passed, details={**metric.details, "threshold": str(mine[-1])})
+    passed = metric.passed is not False and all(one.holds(metric.value) for one in thresholds)
+    details = {**metric.details, "threshold": " and ".join(map(str, thresholds))}
+    return replace(metric, bound=thresholds[-1].bound, passed=passed, details=details)

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from registry.methods.comparing import Comparing
     from registry.pair import Pair
-    from registry.registry import Registry
 
 
 DTYPE = "float32"
@@ -23,7 +23,7 @@ DTYPE = "float32"
 class Subject:
     """One version that is validated; networks come in `dtype` (None: the suite's own choice) on `device`."""
 
-    registry: Registry
+    registry: Comparing
     version: Version
     dtype: str | None = None
     device: str | None = None
