@@ -31,6 +31,8 @@ COMMANDS = {
     "join": "cli.lineage:join",
     "diff": "cli.diff:diff",
     "validate": "cli.validate:validate",
+    "gate": "cli.gate:gate",
+    "leaderboard": "cli.gate:leaderboard",
     "search": "cli.search:search",
     "sql": "cli.search:sql",
     "alias": "cli.alias:alias",

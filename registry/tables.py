@@ -247,6 +247,19 @@ validations = Table(
     sqlite_autoincrement=True,
 )
 
+gates = Table(
+    "gates",
+    metadata,
+    Column("id", _id, primary_key=True),
+    Column("model_id", _id, ForeignKey("models.id"), nullable=False),
+    Column("alias", _text(96), nullable=False),
+    Column("requirement", Text, nullable=False),
+    Column("set_at", UtcDateTime, nullable=False),
+    Column("removed_at", UtcDateTime),
+    Index(None, "model_id", "alias"),
+    sqlite_autoincrement=True,
+)
+
 events = Table(
     "events",
     metadata,

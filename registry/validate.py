@@ -20,12 +20,10 @@ from registry.environment import describe_environment
 from registry.errors import RegistryError
 from registry.resolve import resolve_ref
 from registry.tables import validations
-from registry.validation.metric import Measured, Metric, Threshold, judge
+from registry.thresholds import FAILED, Threshold
+from registry.validation.metric import Measured, Metric, judge
 from registry.validation.subject import DTYPE, Subject
 from registry.validation.suites import Suite
-
-FAILED = "failed"
-"""The metric of a run that raised: it has no value, did not pass, and says why."""
 
 
 @dataclass(frozen=True)

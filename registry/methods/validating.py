@@ -11,6 +11,8 @@ from registry.methods.comparing import Comparing
 from registry.progress import Progress, no_progress
 
 if TYPE_CHECKING:
+    from registry.leaderboard import Leaderboard
+    from registry.requirements import Requirement
     from registry.validate import ValidationRun
 
 
@@ -83,8 +85,8 @@ class Validating(Comparing):
         progress: Progress = no_progress,
     ) -> Iterator[ValidationRun]:
         """Do what `validate` does, one result at a time; everything is checked before the first."""
+        from registry.thresholds import parse_threshold
         from registry.validate import find_done, validate_version
-        from registry.validation.metric import parse_threshold
         from registry.validation.subject import Subject
         from registry.validation.suites import make_suite
 
@@ -100,3 +102,46 @@ class Validating(Comparing):
             subject = Subject(self, version, dtype, device, progress)
             there = None if again else find_done(self.database, subject, made, thresholds)
             yield there or validate_version(self.database, subject, made, thresholds)
+
+    def check_requirements(self, ref: str, require: Sequence[str] = ()) -> list[Requirement]:
+        """Say whether a version meets thresholds by its newest measurements: those given, or those of an alias's gate.
+
+        What was not measured does not meet them; nothing is measured here.
+        """
+        from registry.refs import parse_ref
+        from registry.requirements import check_requirements, read_gate
+        from registry.resolve import resolve_ref
+
+        with self.database.read() as connection:
+            asked = parse_ref(ref)
+            texts = list(require)
+            if not texts and asked.kind == "alias" and asked.model and asked.alias:
+                texts = list(read_gate(connection, asked.model, asked.alias))
+            return check_requirements(connection, resolve_ref(connection, ref).id, texts)
+
+    def set_gate(self, alias: str, require: Sequence[str]) -> tuple[str, ...]:
+        """Make `NAME@ALIAS` refuse versions that do not meet the thresholds; none take the gate away."""
+        from registry.aliases import split_alias
+        from registry.requirements import set_gate
+
+        with self.database.write() as connection:
+            return set_gate(connection, *split_alias(alias), require)
+
+    def gate(self, alias: str) -> tuple[str, ...]:
+        """Return the thresholds that `NAME@ALIAS` requires."""
+        from registry.aliases import split_alias
+        from registry.requirements import read_gate
+
+        with self.database.read() as connection:
+            return read_gate(connection, *split_alias(alias))
+
+    def leaderboard(self, what: str, by: str, *, limit: int | None = None) -> Leaderboard:
+        """Rank the versions of the model `what`, or those that the search `what` finds, by the metric `by`; best first.
+
+        Only values that were measured on the same data are ranked with each other: those on the data that most of the
+        versions were measured on. The others are listed apart.
+        """
+        from registry.leaderboard import rank_versions
+
+        with self.database.read() as connection:
+            return rank_versions(connection, what, by, limit)
