@@ -159,7 +159,7 @@ def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     lines = [line.split()[:4] for line in out.splitlines()[1:]]
     assert lines == [
         ["loss", "<", "3", "yes"],
-        ["parity", "<", "1", "no"],
+        ["drift", "<", "1", "no"],
     ]
     assert run("gate", "m", "--require", "loss < 3")[2] == 0
     assert run("gate", "m@best", "--require", "loss < 2", "--set")[0] == "m@best requires loss < 2\n"
