@@ -10,7 +10,7 @@ REFERENCE_TL4 := $(VENV_TL4)/reference
 # `make bench` stops a way to load at so much private memory; the usual ones may want more for 1.5 billion parameters
 MEMORY_GB ?= 14
 
-.PHONY: demo test tl4 check docs families bench lineage-rates format clean
+.PHONY: demo test tl4 faults faults-long check docs families bench lineage-rates format clean
 .DEFAULT_GOAL := check
 
 $(READY): pyproject.toml constraints.txt
@@ -41,7 +41,13 @@ tl4: $(READY) $(READY_TL4)  ## what is registered with transformer-lens 3.9 load
 	@HF_HUB_OFFLINE=1 LENSREG_TL4_FOLDER=$(REFERENCE_TL4) $(VENV_TL4)/bin/python -m pytest \
 		--config-file tests/tl4/pytest.ini --rootdir . tests/tl4
 
-check: $(READY) tl4  ## all that CI runs: format, lint, types, import rules, docs, and every test
+faults: $(READY)  ## provoke every fault for three minutes, and look for what they broke
+	@$(BIN)/python -m tests.faults --seconds 180
+
+faults-long: $(READY)  ## ten times that, and write down what came of it in docs/reliability.md
+	@$(BIN)/python -m tests.faults --seconds 1800 --write
+
+check: $(READY) tl4 faults  ## all that CI runs: format, lint, types, import rules, docs, and every test
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy

@@ -16,10 +16,11 @@ from cli.options import (
     registry_options,
     split_relations,
 )
+from cli.output import say
 
 if TYPE_CHECKING:
     from registry.fetch import ParityChoice
-    from registry.register import Registration
+    from registry.registration import Registration
 
 
 @click.command()
@@ -133,7 +134,7 @@ def _print(done: Registration, output: str) -> None:
     if output == "json":
         print_json(_as_dict(done))
     elif output == "ids":
-        click.echo(done.version.ref if done.version else "")
+        say(done.version.ref if done.version else "")
     elif done.version is None:
         print_card(f"{done.name} would be registered; nothing was written", _plan_facts(done))
     elif done.outcome == "unchanged":

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.options import Session, output_option, parity_option, parse_tags, registry_options
+from cli.output import say
 
 if TYPE_CHECKING:
     from registry.fetch import ParityChoice
@@ -85,9 +86,9 @@ def _print_plan(plan: RunPlan) -> None:
     n_there = sum(one.version is not None for one in plan.steps)
     first, last = plan.steps[0].step, plan.steps[-1].step
     start = f", from {plan.parent}" if plan.parent else ", without a parent"
-    click.echo(
+    say(
         f"{plan.name}: {len(plan.steps)} checkpoints, steps {first:,} to {last:,}{start}; {n_there} registered already",
         err=True,
     )
     if plan.ignored:
-        click.echo(f"left alone, for they are not named checkpoint-N: {', '.join(plan.ignored[:10])}", err=True)
+        say(f"left alone, for they are not named checkpoint-N: {', '.join(plan.ignored[:10])}", err=True)

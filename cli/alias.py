@@ -7,6 +7,7 @@ from datetime import datetime
 import click
 
 from cli.options import INSTANT, Session, output_option, ref_argument, registry_options
+from cli.output import say
 
 
 @click.group()
@@ -22,7 +23,7 @@ def alias() -> None:
 def set_(session: Session, alias: str, ref: str) -> None:
     """Make ALIAS (NAME@ALIAS) mean the version that REF means now."""
     span = session.open().set_alias(alias, ref)
-    click.echo(f"{span.ref} is {span.version}")
+    say(f"{span.ref} is {span.version}")
 
 
 @alias.command()
@@ -32,7 +33,7 @@ def set_(session: Session, alias: str, ref: str) -> None:
 def remove(session: Session, alias: str) -> None:
     """Take ALIAS (NAME@ALIAS) away; its history stays."""
     span = session.open().remove_alias(alias)
-    click.echo(f"removed {span.ref}, which was {span.version}")
+    say(f"removed {span.ref}, which was {span.version}")
 
 
 @alias.command("list")

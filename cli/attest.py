@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from cli.options import Session, ref_argument, registry_options
+from cli.output import say
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -31,7 +32,7 @@ def attest(session: Session, ref: str, key: Path | None, ask_password: bool, fol
     password = click.prompt("Password of the key", hide_input=True, err=True) if ask_password else None
     attestation = session.open().attest(ref, sign=key, password=password, folder=folder)
     if key is None and folder is None:
-        click.echo(json.dumps(attestation.statement, indent=2, sort_keys=True))
+        say(json.dumps(attestation.statement, indent=2, sort_keys=True))
     else:
         done = "signed" if key else "described"
-        click.echo(f"{done} {attestation.version.ref}: {len(attestation.version.files)} files", err=True)
+        say(f"{done} {attestation.version.ref}: {len(attestation.version.files)} files", err=True)

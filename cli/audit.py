@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.options import INSTANT, Session, output_option, registry_options
+from cli.output import say
 
 if TYPE_CHECKING:
     from registry.audit import Event
@@ -75,7 +76,7 @@ def head(session: Session) -> None:
     if session.output == "json":
         print_json({"n_events": newest.n_events, "head": newest.digest})
     else:
-        click.echo(f"sha256:{newest.digest}")
+        say(f"sha256:{newest.digest}")
 
 
 @audit.command()
@@ -106,8 +107,8 @@ def verify(ctx: click.Context, since: str | None) -> None:
         )
     elif newest:
         kept = "" if since is None else ", and it holds the event that was the newest then"
-        click.echo(f"{newest.n_events} events, unbroken{kept}; the newest is sha256:{newest.digest}")
+        say(f"{newest.n_events} events, unbroken{kept}; the newest is sha256:{newest.digest}")
     elif fault:
-        click.echo(f"the audit trail does not hold: {fault.message}", err=True)
+        say(f"the audit trail does not hold: {fault.message}", err=True)
     if fault:
         ctx.exit(3)

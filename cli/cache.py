@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.options import Session, output_option, registry_options
+from cli.output import say
 
 if TYPE_CHECKING:
     from registry.store.derived import DerivedFile
@@ -68,9 +69,9 @@ def _remove(session: Session, plan: Sequence[DerivedFile], yes: bool) -> None:
         return
     what = f"{len(plan)} derived file{'s' if len(plan) > 1 else ''}"
     if not yes and not sys.stdin.isatty():
-        click.echo(f"nothing was removed; --yes removes {what}", err=True)
+        say(f"nothing was removed; --yes removes {what}", err=True)
     elif yes or click.confirm(f"Remove {what}?", err=True):
-        click.echo(f"removed {what}: {format_size(session.open().remove_cached(plan))}", err=True)
+        say(f"removed {what}: {format_size(session.open().remove_cached(plan))}", err=True)
 
 
 def _print_files(files: Sequence[DerivedFile], output: str, empty: str) -> None:

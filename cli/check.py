@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from cli.options import Session, output_option, parity_option, ref_argument, registry_options
+from cli.output import say
 
 if TYPE_CHECKING:
     from registry.check import Check
@@ -49,24 +50,28 @@ def check(
 @click.command()
 @ref_argument()
 @parity_option
+@click.option(
+    "--allow", multiple=True, metavar="unrelated-parent", help="Keep a parent that its weights do not come from."
+)
 @output_option("table", "json", "ids")
 @registry_options
 @click.pass_obj
-def fetch(session: Session, ref: str, parity: ParityChoice | None) -> None:
+def fetch(session: Session, ref: str, parity: ParityChoice | None, allow: tuple[str, ...]) -> None:
     """Fetch the weights that `add --lazy` left on the Hub, and verify them; loading REF does it by itself.
 
-    They must be the bytes whose digests were recorded then. A version that is here already is left as it is.
+    They must be the bytes whose digests were recorded then, and come from the parents that were declared. A version
+    that is here already is left as it is.
     """
     from cli.output import print_card, print_json
     from cli.progress import show_progress
     from cli.versions import describe_version, version_dict
 
     with show_progress() as progress:
-        version = session.open().fetch(ref, parity=parity, progress=progress)
+        version = session.open().fetch(ref, parity=parity, allow=allow, progress=progress)
     if session.output == "json":
         print_json(version_dict(version))
     elif session.output == "ids":
-        click.echo(version.ref)
+        say(version.ref)
     else:
         print_card(f"{version.ref} is here", describe_version(version))
 

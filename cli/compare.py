@@ -17,18 +17,18 @@ N_SHOWN = 10
 
 def print_weights(found: WeightComparison) -> None:
     """Print the changes by layer and component, and the tensors that changed most."""
-    from cli.output import Column, clean, print_rows
+    from cli.output import Column, print_rows, say
 
     after = f", after {', '.join(found.processing)}" if found.processing else ""
     total = len(found.tensors)
     click.secho(f"\nweights: {found.n_changed:,} of {total:,} tensors changed{after}", bold=True)
     if found.n_changed:
-        click.echo(f"together by {format_share(found.relative_distance)} of the norm of {found.a}\n")
+        say(f"together by {format_share(found.relative_distance)} of the norm of {found.a}\n")
         rows, components = _by_layer(found)
         print_rows(
             rows, [Column("layer", "layer"), *(Column(one, one, True) for one in components)], "table", "", "layer"
         )
-        click.echo()
+        say("")
         print_rows(
             [_describe(one) for one in _most(found.tensors, "relative_distance") if one.largest_change > 0],
             [
@@ -45,25 +45,25 @@ def print_weights(found: WeightComparison) -> None:
         )
     for one in found.permuted:
         order = ", ".join(map(str, one.order))
-        click.echo(f"layer {one.layer}: the {one.kind} heads are those of {found.a} in another order: {order}")
+        say(f"layer {one.layer}: the {one.kind} heads are those of {found.a} in another order: {order}")
     for names, whose in ((found.only_a, found.a), (found.only_b, found.b)):
         if names:
-            click.echo(clean(f"only in {whose}: {_list(names)}"))
+            say(f"only in {whose}: {_list(names)}")
     if found.misshapen:
         listed = [f"{name} {_shape(a)} → {_shape(b)}" for name, (a, b) in found.misshapen.items()]
-        click.echo(clean(f"of other shapes, and not compared: {_list(listed)}"))
+        say(f"of other shapes, and not compared: {_list(listed)}")
 
 
 def print_behaviour(found: BehaviourComparison) -> None:
     """Print how far the predictions are apart, by layer, and the heads and components that moved most."""
-    from cli.output import Column, clean, print_rows
+    from cli.output import Column, print_rows, say
 
     after = f", after {', '.join(found.processing)}" if found.processing else ""
     click.secho(f"\nbehaviour on {found.n_prompts:,} prompts, {found.n_tokens:,} tokens{after}", bold=True)
-    click.echo(f"KL of the next token {found.kl:.4g} nats, the same top-1 token in {found.top1_agreement:.1%}")
+    say(f"KL of the next token {found.kl:.4g} nats, the same top-1 token in {found.top1_agreement:.1%}")
     if found.loss_a is not None and found.loss_b is not None:
-        click.echo(f"loss {found.loss_a:.4f} → {found.loss_b:.4f} nats per token")
-    click.echo()
+        say(f"loss {found.loss_a:.4f} → {found.loss_b:.4f} nats per token")
+    say("")
     rows = [
         {
             "block": one.layer - 1 if one.layer else "embed",
@@ -82,7 +82,7 @@ def print_behaviour(found: BehaviourComparison) -> None:
         if one.pattern_jsd > 0
     ]
     if heads:
-        click.echo()
+        say("")
         print_rows(
             heads, [Column("head", "head"), Column("attention pattern, JSD in nats", "jsd", True)], "table", "", "head"
         )
@@ -96,13 +96,13 @@ def print_behaviour(found: BehaviourComparison) -> None:
         for one in sorted(found.attributions, key=lambda one: -abs(one.difference))[:N_SHOWN]
     ]
     if parts:
-        click.echo()
+        say("")
         columns = [Column("to the logit of the next token", "part"), Column(found.a, "a", True)]
         print_rows(
             parts, [*columns, Column(found.b, "b", True), Column("more", "difference", True)], "table", "", "part"
         )
     for note in found.notes:
-        click.echo(clean(note))
+        say(note)
 
 
 def weights_as_dict(found: WeightComparison) -> dict[str, Any]:

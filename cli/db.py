@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from cli.options import Session, output_option, registry_options
+from cli.output import say
 
 
 @click.group()
@@ -18,7 +19,7 @@ def db() -> None:
 def upgrade(session: Session) -> None:
     """Bring the schema to this lens-registry's version. Back the database up first."""
     before, after = session.open().upgrade()
-    click.echo(f"schema {after}" + (", as before" if before == after else f", from {before or 'nothing'}"))
+    say(f"schema {after}" + (", as before" if before == after else f", from {before or 'nothing'}"))
 
 
 @db.command()
@@ -34,3 +35,17 @@ def status(session: Session) -> None:
         print_json(facts)
     else:
         print_card("registry", {name.replace("_", " "): str(value) for name, value in facts.items()})
+
+
+@db.command()
+@click.argument("name")
+@click.option("--role", type=click.Choice(["read", "register", "admin"]), required=True, help="What NAME may do.")
+@click.option("--schema", default="public", show_default=True, help="The schema that holds the registry's tables.")
+def grants(name: str, role: str, schema: str) -> None:
+    """Print the SQL that gives the Postgres role NAME its rights; nothing is run.
+
+    Its administrator runs it, and again after `lensreg db upgrade`: lensreg db grants --role read ann | psql …
+    """
+    from registry.grants import write_grants
+
+    click.echo(write_grants(role, name, schema), nl=False)  # type: ignore[arg-type]

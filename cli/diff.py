@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.options import Session, output_option, ref_argument, registry_options
+from cli.output import print_ids, say
 
 if TYPE_CHECKING:
     from registry.diff import ChangedTensors, RecordedDiff
@@ -71,8 +72,7 @@ def diff(
     elif session.output == "ids":
         if found.obstacle is not None:
             raise found.obstacle
-        for row in _list_rows(found.tensors):
-            click.echo(row["tensor"])
+        print_ids(row["tensor"] for row in _list_rows(found.tensors))
     else:
         _print(found)
         if more is not None and more.weights is not None:
@@ -93,11 +93,11 @@ def _print(found: RecordedDiff) -> None:
     print_card(f"{found.a} → {found.b}", facts)
     rows = _list_rows(found.tensors)
     if rows:
-        click.echo()
+        say("")
         columns = [Column("", "change"), Column("tensor", "tensor"), Column("dtype", "dtype"), Column("shape", "shape")]
         print_rows(rows[:N_SHOWN], columns, "table", "", "tensor")
     if len(rows) > N_SHOWN:
-        click.echo(f"and {len(rows) - N_SHOWN:,} more: --output json or ids lists all")
+        say(f"and {len(rows) - N_SHOWN:,} more: --output json or ids lists all")
     if found.obstacle is not None:
         print_error(found.obstacle, "table")
 

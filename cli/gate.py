@@ -23,7 +23,7 @@ def gate(ctx: click.Context, ref: str, require: tuple[str, ...], is_set: bool, o
     With --set, NAME@ALIAS can from now on only be set to versions that meet them. Without thresholds, REF is an alias,
     and those of its gate are meant. Exit code 3: it does not meet them, or was not measured.
     """
-    from cli.output import Column, print_rows
+    from cli.output import Column, print_rows, say
 
     session: Session = ctx.obj
     registry = session.open()
@@ -31,7 +31,7 @@ def gate(ctx: click.Context, ref: str, require: tuple[str, ...], is_set: bool, o
         if bool(require) == off or (is_set and off):
             raise click.UsageError("Give --set with --require, or --off alone.")
         texts = registry.set_gate(ref, require)
-        click.echo(f"{ref} requires {' and '.join(texts)}" if texts else f"{ref} requires nothing")
+        say(f"{ref} requires {' and '.join(texts)}" if texts else f"{ref} requires nothing")
         return
     found = registry.check_requirements(ref, require)
     rows: list[dict[str, Any]] = [vars(one) for one in found]
@@ -53,7 +53,7 @@ def leaderboard(session: Session, what: str, by: str, limit: int | None) -> None
 
     Ranked are those that were measured on the same data, as most were; the others are named.
     """
-    from cli.output import Column, print_json, print_rows
+    from cli.output import Column, print_json, print_rows, say
 
     found = session.open().leaderboard(what, by, limit=limit)
     rows: list[dict[str, Any]] = [vars(one) for one in found.ranks]
@@ -72,8 +72,8 @@ def leaderboard(session: Session, what: str, by: str, limit: int | None) -> None
     print_rows(rows, columns, "table", "", "ref")
     unit = f" {found.unit}," if found.unit else ""
     data = f" on data sha256:{found.dataset_digest[:12]}" if found.dataset_digest else ""
-    click.echo(f"{found.metric},{unit} {found.direction} is better,{data}".rstrip(","), err=True)
+    say(f"{found.metric},{unit} {found.direction} is better,{data}".rstrip(","), err=True)
     if found.elsewhere:
-        click.echo(f"measured on other data: {', '.join(one.ref for one in found.elsewhere[:10])}", err=True)
+        say(f"measured on other data: {', '.join(one.ref for one in found.elsewhere[:10])}", err=True)
     if found.unmeasured:
-        click.echo(f"not measured: {len(found.unmeasured):,} versions", err=True)
+        say(f"not measured: {len(found.unmeasured):,} versions", err=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from cli.options import Session, output_option, registry_options
+from cli.output import say
 
 if TYPE_CHECKING:
     from registry.identify import Identification
@@ -38,7 +39,8 @@ def identify(
     """Say which registered versions SOURCE is likely to come from, by samples of its weights; the nearest first.
 
     SOURCE is what `add` takes; nothing is registered. Only versions whose matrices have the same names and shapes are
-    compared. Which of two came from the other, weights do not tell. ids prints the related versions.
+    compared. Distance (relative) and correlation are medians over the matrices that changed. Which of two came from the
+    other, weights do not tell. ids prints the related versions.
     """
     from cli.progress import show_progress
 
@@ -58,8 +60,8 @@ def _print(found: Identification, output: str) -> None:
     from cli.output import Column, print_card, print_rows
 
     if output == "table":
-        print_card(found.source, {"likely": found.verdict, "not compared": _tell_unsketched(found)})
-        click.echo()
+        print_card(found.source, {"verdict": found.verdict, "not compared": _tell_unsketched(found)})
+        say("")
     rows = _make_rows(found)
     if output == "ids":
         rows = [row for row in rows if row["kind"] != "unrelated"]
@@ -67,27 +69,35 @@ def _print(found: Identification, output: str) -> None:
         Column("version", "ref"),
         Column("is", "kind"),
         Column("rank", "rank", right=True),
-        Column("unchanged", "unchanged", right=True),
-        Column("correlation", "correlation", right=True),
+        Column("changed", "changed", right=True),
         Column("distance", "distance", right=True),
+        Column("correlation", "correlation", right=True),
         Column("z", "z", right=True),
+        Column("architecture", "architecture"),
     ]
     print_rows(rows, columns, output, "", "ref")
 
 
 def _make_rows(found: Identification) -> list[dict[str, Any]]:
-    return [
-        {
-            "ref": one.ref,
-            "kind": one.kind,
-            "rank": one.rank,
-            "unchanged": f"{one.evidence.n_unchanged}/{one.evidence.n_matrices}",
-            "correlation": _round(one.evidence.correlation),
-            "distance": _round(one.evidence.distance),
-            "z": _round(one.evidence.z),
-        }
-        for one in found.matches
-    ]
+    from registry.identify import describe_differences
+
+    rows = []
+    for one in found.matches:
+        evidence = one.evidence
+        n_changed = evidence.n_matrices - evidence.n_unchanged
+        rows.append(
+            {
+                "ref": one.ref,
+                "kind": one.kind,
+                "rank": one.rank,
+                "changed": f"{n_changed}/{evidence.n_matrices}",
+                "distance": _round(evidence.changed_distance if n_changed else evidence.distance),
+                "correlation": _round(evidence.changed_correlation if n_changed else evidence.correlation),
+                "z": _round(evidence.z),
+                "architecture": describe_differences(one.differences) or "the same",
+            }
+        )
+    return rows
 
 
 def _round(number: float | None) -> float | None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.options import Session, output_option, ref_argument, registry_options
+from cli.output import say
+from registry.plain_text import clean_line
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -38,11 +40,11 @@ def lineage(session: Session, ref: str, direction: str | None, depth: int | None
         for tree in _make_trees(found, direction):
             stdout().print(tree)
     elif session.output == "mermaid":
-        click.echo(found.to_mermaid(), nl=False)
+        say(found.to_mermaid(), nl=False)
     elif session.output == "dot":
-        click.echo(found.to_dot(), nl=False)
+        say(found.to_dot(), nl=False)
     elif session.output == "html":
-        click.echo(found.to_html(), nl=False)
+        say(found.to_html(), nl=False)
     else:
         _print_rows(found, session.output)
 
@@ -67,7 +69,7 @@ def join(session: Session, ref: str, parent: str, declared: str | None, allow: t
     record shows that PARENT is another one.
     """
     child = session.open().join_parent(ref, parent, declared=declared, allow=allow)
-    click.echo(f"joined {child.ref}: {', '.join(one.ref for one in child.parents)}")
+    say(f"joined {child.ref}: {', '.join(one.ref for one in child.parents)}")
 
 
 def _print_rows(found: Lineage, output: str) -> None:
@@ -136,19 +138,20 @@ def _grow(found: Lineage, root: str, edges: dict[str, list[Edge]], *, upwards: b
         for edge in edges.get(ref, []):
             other = edge.parent if upwards else edge.child
             again = other in shown
-            twig = branch.add(_label(found, other, edge.relation, again=again))
+            twig = branch.add(_label(found, other, edge, again=again))
             if not again:
                 waiting.append((other, twig))
     return top
 
 
-def _label(found: Lineage, ref: str, relation: str | None, *, again: bool = False) -> Any:
+def _label(found: Lineage, ref: str, edge: Edge | None, *, again: bool = False) -> Any:
     from rich.text import Text
 
     version = found.versions.get(ref)
-    label = Text(ref, style="bold cyan" if ref == found.ref else "")
-    if relation:
-        label.append(f"  {relation}", style="dim")
+    label = Text(clean_line(ref), style="bold cyan" if ref == found.ref else "")
+    if edge:
+        label.append(f"  {clean_line(edge.relation)}", style="dim")
+        _tell_weights(label, edge)
     if version is None:
         label.append("  absent", style="yellow")
     else:
@@ -158,16 +161,27 @@ def _label(found: Lineage, ref: str, relation: str | None, *, again: bool = Fals
     return label
 
 
-def _describe(label: Text, version: VersionSummary) -> None:
-    from cli.output import clean
+def _tell_weights(label: Text, edge: Edge) -> None:
+    """Say of an edge what stands out: weights that are unrelated, and how many matrices changed if not all did."""
+    if edge.evidence is None:
+        return
+    from registry.compare_sketches import Evidence
 
+    evidence = Evidence.from_dict(edge.evidence)
+    if evidence.verdict == "unrelated":
+        label.append("  weights unrelated", style="dim" if edge.relation == "distilled" else "red")
+    elif evidence.n_unchanged:
+        label.append(f"  {evidence.change}", style="dim")
+
+
+def _describe(label: Text, version: VersionSummary) -> None:
     if version.step is not None:
         label.append(f"  step {version.step}", style="dim")
     if version.aliases:
-        label.append(f"  @{', @'.join(version.aliases)}", style="green")
+        label.append(clean_line(f"  @{', @'.join(version.aliases)}"), style="green")
     if not version.verified:
         label.append("  not verified", style="yellow")
     if version.retired_at:
         label.append("  retired", style="red")
     if version.note:
-        label.append(f"  {clean(version.note)}", style="italic dim")
+        label.append(f"  {clean_line(version.note)}", style="italic dim")

@@ -65,7 +65,11 @@ def _keep(name: str) -> Callable[[click.Context, click.Parameter, str | None], s
 def registry_options(function: F) -> F:
     """Add --registry and --store."""
     for option, name, text in (
-        ("--store", "store", "Folder that holds the blobs.  [env: LENSREG_STORE]"),
+        (
+            "--store",
+            "store",
+            "Folder that holds the blobs, or s3://BUCKET/PREFIX (gs://, az://).  [env: LENSREG_STORE]",
+        ),
         ("--registry", "url", "Database: path of a SQLite file, or postgresql://…  [env: LENSREG_URL]"),
     ):
         function = click.option(

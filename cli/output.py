@@ -13,6 +13,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ import click
 
 from cli.table import Column as Column
 from cli.table import lay_out
+from registry.plain_text import clean, clean_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 PIPE_WIDTH = 200
+_FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # spreadsheets in East Asia take the wide ones, too
 
 
 def print_rows(rows: Iterable[Mapping[str, Any]], columns: Sequence[Column], output: str, empty: str, key: str) -> None:
@@ -42,15 +45,21 @@ def print_rows(rows: Iterable[Mapping[str, Any]], columns: Sequence[Column], out
     if output == "json":
         sys.stdout.writelines(_encode_rows(rows))
     elif output == "ids":
-        sys.stdout.writelines(f"{row[key]}\n" for row in rows)
+        print_ids(str(row[key]) for row in rows)
     elif output == "csv":
-        writer = csv.DictWriter(sys.stdout, list(first[0]) if first else [column.key for column in columns])
-        writer.writeheader()
-        writer.writerows({name: _csv_cell(value) for name, value in row.items()} for row in rows)
+        writer = csv.writer(sys.stdout)
+        keys = list(first[0]) if first else [column.key for column in columns]
+        writer.writerow(map(_csv_cell, keys))
+        writer.writerows([_csv_cell(row[key]) for key in keys] for row in rows)
     elif first:
         _print_table(list(rows), columns)
     else:
         click.echo(empty, err=True)
+
+
+def print_ids(ids: Iterable[str]) -> None:
+    """Print what stands for things, one to a line."""
+    sys.stdout.writelines(f"{clean_line(one)}\n" for one in ids)
 
 
 def print_card(title: str, facts: Mapping[str, str | None]) -> None:
@@ -58,7 +67,7 @@ def print_card(title: str, facts: Mapping[str, str | None]) -> None:
     from rich.text import Text
 
     console = stdout()
-    console.print(Text(clean(title), style="bold"), soft_wrap=True)
+    console.print(Text(clean_line(title), style="bold"), soft_wrap=True)
     shown = {name: value for name, value in facts.items() if value is not None}
     width = max(map(len, shown), default=0)
     for name, value in shown.items():
@@ -103,9 +112,14 @@ def print_warning(message: str) -> None:
     click.echo(f"warning: {clean(message)}", err=True)
 
 
-def clean(text: str) -> str:
-    """Replace control characters, which could move the cursor or forge lines."""
-    return "".join(character if character.isprintable() or character == "\n" else "\ufffd" for character in text)
+def say(text: str, *, err: bool = False, nl: bool = True) -> None:
+    """Print a remark, or the one thing that was asked for; what it names from outside stays text."""
+    click.echo(clean(text), err=err, nl=nl)
+
+
+def print_exactly(text: str) -> None:
+    """Print what another program reads back, such as a path that the user chose himself."""
+    click.echo(text)
 
 
 def stdout() -> Console:
@@ -149,6 +163,7 @@ def format_value(value: Any) -> str:
 
 def _print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> None:
     cells = [{column.key: clean(_table_cell(row[column.key])).replace("\n", " ") for column in columns} for row in rows]
+    columns = [replace(column, heading=clean_line(column.heading)) for column in columns]
     room = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     headings, *lines = lay_out(cells, columns, room)
     click.secho(headings, bold=True)
@@ -194,7 +209,7 @@ def _csv_cell(value: Any) -> str:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value)  # -1 is a number
     text = value.isoformat() if isinstance(value, datetime) else _table_cell(value)
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+    return f"'{clean(text)}" if text.lstrip()[:1] in _FORMULA else clean(text)
 
 
 def _make_finite(value: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-import click
+from cli.output import say
 
 PAGE = 1000
 IN_A_TABLE = 1000
@@ -33,4 +33,4 @@ def read_pages(read: Callable[[int, Any], Sequence[T]], place_of: Callable[[T], 
 def tell_rest(limit: int | None, output: str, count: Callable[[], int]) -> None:
     """Say on stderr how many rows a table left out because nobody said --limit."""
     if limit is None and output == "table" and (rest := count() - IN_A_TABLE) > 0:
-        click.echo(f"… and {rest:,} more: say --limit N, or --output json, csv or ids", err=True)
+        say(f"… and {rest:,} more: say --limit N, or --output json, csv or ids", err=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from cli.options import Session, output_option, ref_argument, registry_options
+from cli.output import say
 
 
 @click.command()
@@ -52,7 +53,7 @@ def retain(
         print_json({"model": plan.model, "carried_out": retire, "rows": rows})
     else:
         done = "retired" if retire else "would be retired"
-        click.echo(f"{len(plan.retired)} {done}, {len(plan.kept)} kept", err=True)
+        say(f"{len(plan.retired)} {done}, {len(plan.kept)} kept", err=True)
 
 
 @click.command()
@@ -63,4 +64,4 @@ def retain(
 def protect(session: Session, name: str, off: bool) -> None:
     """Protect the model NAME: none of its versions can be retired, not even with --force."""
     session.open().protect(name, protect=not off)
-    click.echo(f"{name} is {'no longer ' if off else ''}protected")
+    say(f"{name} is {'no longer ' if off else ''}protected")

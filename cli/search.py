@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.options import Session, output_option, registry_options
-from cli.output import Column, print_json, print_rows
+from cli.output import Column, print_ids, print_json, print_rows, say
 from cli.versions import plain_rows, summary_row
 
 if TYPE_CHECKING:
@@ -64,8 +64,7 @@ def search(
     """
     registry = session.open()
     if session.output == "ids":
-        for ref in registry.search_refs(expression, order_by=order_by, limit=limit, after=after):
-            click.echo(ref)
+        print_ids(registry.search_refs(expression, order_by=order_by, limit=limit, after=after))
         return
     found = registry.search(expression, order_by=order_by, limit=limit, after=after, show=show)
     if session.output == "json":
@@ -97,9 +96,9 @@ def _print(session: Session, found: SearchResult) -> None:
         rows = [{key.removeprefix("value "): value for key, value in row.items()} for row in rows]
     print_rows(plain_rows(rows, session), columns, session.output, "Nothing was found.", "ref")
     for note in found.notes:
-        click.echo(note, err=True)
+        say(note, err=True)
     if found.after is not None and session.output == "table":
-        click.echo(f"There is more: --after {found.after}", err=True)
+        say(f"There is more: --after {found.after}", err=True)
 
 
 @click.command()
@@ -125,7 +124,7 @@ def sql(session: Session, statement: str, timeout: float, limit: int) -> None:
     columns = [Column(name, name, right=_is_numeric(rows, name)) for name in result.names]
     print_rows(rows, columns, session.output, "The query gave no rows.", "")
     if result.is_cut:
-        click.echo(f"There were more than {limit:,} rows: --limit", err=True)
+        say(f"There were more than {limit:,} rows: --limit", err=True)
 
 
 def _is_numeric(rows: list[dict[str, Any]], name: str) -> bool:

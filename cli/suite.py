@@ -7,6 +7,7 @@ from dataclasses import asdict
 import click
 
 from cli.options import Session, output_option, registry_options
+from cli.output import say
 
 
 @click.group()
@@ -26,7 +27,7 @@ def audit(ctx: click.Context, name: str) -> None:
     the Hub nothing is fetched but lists of files. Found are: steps that hold the same weights, files that steps share,
     steps that are missing, and a final checkpoint (main, the folder itself, the bare NAME) that is not the last step.
     """
-    from cli.output import Column, clean, print_json, print_rows
+    from cli.output import Column, print_json, print_rows
     from cli.progress import show_progress
 
     session: Session = ctx.obj
@@ -44,8 +45,8 @@ def audit(ctx: click.Context, name: str) -> None:
     else:
         first, last = (f"{done.steps[end].step:,}" for end in (0, -1))
         whole = f"{done.suite}: {len(done.steps)} steps, {first} to {last}"
-        click.echo(whole if done.findings else f"{whole}; every one holds weights of its own")
+        say(whole if done.findings else f"{whole}; every one holds weights of its own")
         for one in done.findings:
-            click.echo(clean(f"  {one.code}: {one.message}"))
+            say(f"  {one.code}: {one.message}")
     if done.findings:
         ctx.exit(3)

@@ -87,7 +87,7 @@ def _split(text: str) -> tuple[str, str]:
 
 
 def _print(runs: list[ValidationRun], output: str) -> None:
-    from cli.output import Column, clean, print_rows
+    from cli.output import Column, print_rows, say
 
     rows = [_describe(run, metric) for run in runs for metric in run.metrics]
     if output != "table":
@@ -105,7 +105,7 @@ def _print(runs: list[ValidationRun], output: str) -> None:
     print_rows(rows, columns, "table", "", "version")
     for run in runs:
         if run.error:
-            click.echo(clean(f"{run.ref}: {run.suite} failed: {run.error}"), err=True)
+            say(f"{run.ref}: {run.suite} failed: {run.error}", err=True)
 
 
 def _describe(run: ValidationRun, metric: Any) -> dict[str, Any]:

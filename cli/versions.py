@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.options import Session, limit_option, output_option, ref_argument, registry_options
-from cli.output import Column, format_instant, format_parameters, format_size, print_card, print_json, print_rows
+from cli.output import (
+    Column,
+    format_instant,
+    format_parameters,
+    format_size,
+    print_card,
+    print_exactly,
+    print_json,
+    print_rows,
+    say,
+)
 from cli.pages import choose_limit, read_pages, tell_rest
 
 if TYPE_CHECKING:
@@ -110,9 +120,8 @@ def show(session: Session, ref: str) -> None:
     facts = describe_version(version)
     facts["measured"] = "\n".join(_measured(one) for one in version.validations if one.suite != "parity") or None
     facts["was called"] = "\n".join(_span(one) for one in spans if one.removed_at) or None
-    facts["events"] = "\n".join(
-        f"#{one.sequence}  {one.at[:16].replace('T', ' ')} UTC  {one.action}  {one.actor}" for one in events
-    )
+    facts["received"] = _origin(version)
+    facts["events"] = "\n".join(line for one in events for line in _event_lines(asdict(one)))
     commit = version.provenance.get("commit")
     facts["source"] = f"{version.source_location} ({version.source_kind})" + (f", commit {commit}" if commit else "")
     facts["files"] = "\n".join(
@@ -129,13 +138,16 @@ def show(session: Session, ref: str) -> None:
 def path(session: Session, ref: str) -> None:
     """Print a folder with the version's files under their own names, for other tools to read.
 
-    The files are links into the store: read them, never write them.
+    The files are links into the store: read them, never write them. Those of a bucket are downloaded first.
     """
-    folder = str(session.open().path(ref))
+    from cli.progress import show_progress
+
+    with show_progress() as progress:
+        folder = str(session.open().path(ref, progress=progress))
     if session.output == "json":
         print_json({"path": folder})
     else:
-        click.echo(folder)
+        print_exactly(folder)
 
 
 @click.command()
@@ -146,7 +158,7 @@ def path(session: Session, ref: str) -> None:
 @click.pass_obj
 def retire(session: Session, ref: str, force: bool, reason: str | None) -> None:
     """Take a version out of use: bare names pass it by and loading it is refused. Nothing is deleted."""
-    click.echo(f"retired {session.open().retire(ref, force=force, reason=reason).ref}")
+    say(f"retired {session.open().retire(ref, force=force, reason=reason).ref}")
 
 
 @click.command()
@@ -155,7 +167,22 @@ def retire(session: Session, ref: str, force: bool, reason: str | None) -> None:
 @click.pass_obj
 def restore(session: Session, ref: str) -> None:
     """Put a retired version back to use."""
-    click.echo(f"restored {session.open().restore(ref).ref}")
+    say(f"restored {session.open().restore(ref).ref}")
+
+
+def _event_lines(event: Mapping[str, Any], indent: str = "") -> Iterator[str]:
+    """Write an event in a line, and below it those that came with a version from another registry, newest first."""
+    yield f"{indent}#{event['sequence']}  {event['at'][:16].replace('T', ' ')} UTC  {event['action']}  {event['actor']}"
+    if event["action"] == "version.received":
+        for one in reversed(event["details"].get("events", [])):
+            yield from _event_lines(one, f"{indent}  there: ")
+
+
+def _origin(version: Version) -> str | None:
+    origin = version.provenance.get("received")
+    if origin is None:
+        return None
+    return f"as {origin['ref']} from {origin['location']} (registry sha256:{origin['registry'][:16]})"
 
 
 def _measured(one: Measurement) -> str:
@@ -226,17 +253,23 @@ def describe_version(version: Version) -> dict[str, str | None]:
         "aliases": ", ".join(version.aliases) or None,
         "tags": ", ".join(f"{key}={value}" for key, value in version.tags.items()) or None,
         "note": version.note,
-        "findings": "\n".join(finding["message"] for finding in version.findings) or None,
+        "findings": "\n".join(_list_findings(version)) or None,
     }
+
+
+def _list_findings(version: Version) -> list[str]:
+    """Return what was found when it was registered, but not that parents were not weighed which have been since."""
+    weighed = all(parent.evidence is not None for parent in version.parents)
+    return [one["message"] for one in version.findings if not (weighed and one["code"] == "lineage-not-measured")]
 
 
 def show_evidence(evidence: Mapping[str, Any] | None) -> str:
     """Write in one line what the weights say of an edge."""
     if evidence is None:
-        return "not compared"
+        return "not compared (lensreg weigh does it, once both are here)"
     from registry.compare_sketches import Evidence
 
-    return str(Evidence(**evidence))
+    return str(Evidence.from_dict(evidence))
 
 
 # of an architecture, what tells people which it is; Mamba has no heads
@@ -266,7 +299,8 @@ def _recorded_parity(version: Version) -> str:
     if not measured:
         return "not verified: parity was not measured"
     one = next(iter(measured.values()))
-    return describe_parity(
+    elsewhere = "; measured elsewhere" if "received" in one.environment else ""
+    figures = describe_parity(
         {
             **{metric: measured[metric].value if metric in measured else None for metric in _METRICS},
             "bound": one.bound,
@@ -275,6 +309,7 @@ def _recorded_parity(version: Version) -> str:
             "n_tokens": one.n_samples,
         }
     )
+    return figures + elsewhere
 
 
 def _show_differences(parity: Mapping[str, Any]) -> str:

@@ -22,7 +22,7 @@ from registry.errors import RegistryError
 from registry.families import BRIDGED_FAMILIES, FAMILIES
 from registry.families.family import Family
 from registry.quiet import quiet
-from registry.register import Registration
+from registry.registration import Registration
 from registry.verify import BOUND, make_probe
 from tests.checkpoints import save_checkpoint
 

@@ -39,5 +39,6 @@ else:
     from registry.schema import migration_connection
     from registry.settings import read_settings
 
-    with migration_connection(Database(read_settings().url)) as connection:
+    settings = read_settings()
+    with migration_connection(Database(settings.url, on_network=settings.on_network)) as connection:
         migrate(connection)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         UnknownRef,
     )
     from registry.lineage import Lineage
-    from registry.register import Registration
+    from registry.registration import Registration
     from registry.registry import Registry
     from registry.save import save_network
     from registry.versions import Version
@@ -31,7 +31,7 @@ _HOMES = {
     "Difference": "registry.architecture",
     "Lineage": "registry.lineage",
     "ParityFailure": "registry.errors",
-    "Registration": "registry.register",
+    "Registration": "registry.registration",
     "Registry": "registry.registry",
     "RegistryError": "registry.errors",
     "SourceError": "registry.errors",

@@ -20,6 +20,7 @@ from registry.errors import ArchitectureMismatch, InvalidInput, LineageConflict,
 from registry.lineage import is_ancestor
 from registry.query import read_version
 from registry.resolve import ResolvedRef, resolve_ref
+from registry.rows import check_row
 from registry.sketches import compare_recorded
 from registry.sources.hub_id import parse_hub_id
 from registry.sources.source import Finding
@@ -61,7 +62,7 @@ def declare_parents(connection: Connection, version_id: int, declared: Sequence[
         for one in declared
     ]
     if rows:
-        connection.execute(absent_parents.insert(), rows)
+        connection.execute(absent_parents.insert(), [check_row(absent_parents, row) for row in rows])
 
 
 def find_declared(connection: Connection, declared: AbsentParent) -> list[int]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, func, select
 
 from registry.audit import append_event
-from registry.errors import InvalidInput, InvalidRef, UnknownRef
-from registry.refs import check_model_name, find_similar, parse_ref
+from registry.errors import InvalidRef, UnknownRef
+from registry.refs import check_instant, check_model_name, find_similar, parse_ref
 from registry.requirements import read_gate, refuse_unmet
 from registry.resolve import refuse_retired, resolve_ref
 from registry.tables import aliases, models, versions
@@ -30,7 +30,7 @@ def set_alias(connection: Connection, alias_ref: str, version_ref: str) -> Alias
     if current and current[0].version == version.ref:
         return current[0]
     refuse_unmet(connection, version.id, version.ref, read_gate(connection, model, alias), what=f"{model}@{alias}")
-    now = datetime.now(UTC)
+    now = _tell_time(connection, model_id, alias)
     _close(connection, model_id, alias, now)
     connection.execute(aliases.insert().values(model_id=model_id, name=alias, version_id=version.id, set_at=now))
     before = current[0].version if current else None
@@ -51,7 +51,7 @@ def remove_alias(connection: Connection, alias_ref: str) -> AliasSpan:
             hint=f"Did you mean {similar[0]}?" if similar else "See: lensreg alias list",
         )
     model_id = connection.execute(select(models.c.id).where(models.c.name == model)).scalar_one()
-    now = datetime.now(UTC)
+    now = _tell_time(connection, model_id, alias)
     _close(connection, model_id, alias, now)
     append_event(connection, "alias.removed", current[0].version, {"alias": f"{model}@{alias}"})
     return AliasSpan(model, alias, current[0].version, current[0].set_at, now)
@@ -79,8 +79,7 @@ def list_aliases(
     elif name is not None:
         query = query.where(models.c.name == check_model_name(name))
     if at is not None:
-        if at.tzinfo is None:
-            raise InvalidInput(f"{at.isoformat()} says no time zone.", hint="Say which one, as in 2026-01-31T12:00Z.")
+        at = check_instant(at)
         query = query.where(aliases.c.set_at <= at, (aliases.c.removed_at.is_(None)) | (aliases.c.removed_at > at))
     elif not history:
         query = query.where(aliases.c.removed_at.is_(None))
@@ -88,6 +87,17 @@ def list_aliases(
         AliasSpan(model, alias, f"{model}@v{number}", set_at, removed_at)
         for model, alias, number, set_at, removed_at in connection.execute(query)
     ]
+
+
+def _tell_time(connection: Connection, model_id: int, alias: str) -> datetime:
+    """Return the time, which for one alias never goes back, whatever clocks do: no span ends before it began."""
+    latest = connection.execute(
+        select(func.max(aliases.c.set_at), func.max(aliases.c.removed_at)).where(
+            aliases.c.model_id == model_id, aliases.c.name == alias
+        )
+    ).one()
+    instants: list[datetime | None] = [datetime.now(UTC), *latest]
+    return max(one for one in instants if one is not None)
 
 
 def _close(connection: Connection, model_id: int, alias: str, now: datetime) -> None:

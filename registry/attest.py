@@ -73,7 +73,15 @@ def describe_statement(version: Version) -> dict[str, Any]:
             "vocabularyDigest": version.vocabulary_digest,
             "layout": version.layout,
             "processing": None if version.processing is None else list(version.processing),
-            "parents": [{"ref": parent.ref, "relation": parent.relation} for parent in version.parents],
+            "parents": [
+                {"ref": parent.ref, "relation": parent.relation}
+                for parent in version.parents
+                if parent.declared is None  # one that was joined later is said as it was declared
+            ],
+            "absentParents": [
+                {"repo": one.repo, "revision": one.revision, "digest": one.digest, "relation": one.relation}
+                for one in version.absent_parents
+            ],
             "source": {"kind": version.source_kind, "location": version.source_location, **version.provenance},
             "registeredAt": version.created_at.isoformat(),
         },
@@ -91,8 +99,7 @@ def attest_version(
     if key is None:
         return Attestation(version, statement)
     signing, _ = _import_model_signing()
-    for file in version.files:
-        store.check(file.digest, file.size_bytes)
+    _check_files(store, version)
     with store.stage() as scratch:
         folder, signature = _lay_out(store, version, statement, scratch), scratch / SIGNATURE_FILE
         with _typed_errors(f"{version.ref} cannot be signed with {key}", InvalidInput):
@@ -153,8 +160,7 @@ def verify_attestation(store: LocalStore, attestation: Attestation, public_key: 
         )
     _, verifying = _import_model_signing()
     refuse_unfetched(version)
-    for file in version.files:
-        store.check(file.digest, file.size_bytes)
+    _check_files(store, version)
     with store.stage() as scratch:
         folder, signature = _lay_out(store, version, attestation.statement, scratch), scratch / SIGNATURE_FILE
         signature.write_text(attestation.signature, encoding="utf-8")
@@ -195,6 +201,12 @@ def _name_differences(said: Mapping[str, Any], expected: Mapping[str, Any]) -> s
 
     ours, theirs = flat(expected), flat(said)
     return ", ".join(sorted(map(str, (name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name)))))
+
+
+def _check_files(store: LocalStore, version: Version) -> None:
+    store.bring([(file.digest, file.size_bytes) for file in version.files])
+    for file in version.files:
+        store.check(file.digest, file.size_bytes)
 
 
 def _lay_out(store: LocalStore, version: Version, statement: Mapping[str, Any], scratch: Path) -> Path:

@@ -15,9 +15,11 @@ from typing import Any
 
 from sqlalchemy import JSON, ColumnElement, Connection, Row, Text, cast, func, select
 
+from registry.database import note_event
 from registry.environment import describe_actor, describe_environment
 from registry.errors import InvalidInput, InvalidRef
-from registry.refs import check_limit, parse_ref
+from registry.refs import check_count, check_instant, check_limit, check_text, parse_ref
+from registry.rows import check_row
 from registry.tables import events
 
 GENESIS = "0" * 64
@@ -69,18 +71,38 @@ class ChainFault:
 
 def append_event(connection: Connection, action: str, subject: str, details: Mapping[str, Any]) -> None:
     """Append one event within the caller's write transaction, which must be the only writer."""
+    append_events(connection, [(action, subject, details)])
+
+
+def append_events(connection: Connection, changes: Iterable[tuple[str, str, Mapping[str, Any]]]) -> None:
+    """Append an event for each (action, subject, details), in order, as `append_event` does for one."""
     head = read_head(connection)
-    row: dict[str, Any] = {
-        "sequence": head.n_events + 1,
-        "previous_digest": head.digest,
-        "at": datetime.now(UTC).isoformat(timespec="microseconds"),
-        "actor": describe_actor(),
-        "action": action,
-        "subject": subject,
-        "details": dict(details),
-        "environment": describe_environment(),
-    }
-    connection.execute(events.insert().values(digest=digest_event(row), **row))
+    sequence, previous = head.n_events, head.digest
+    at, actor = datetime.now(UTC).isoformat(timespec="microseconds"), describe_actor()
+    environment = describe_environment()
+    rows = []
+    for action, subject, details in changes:
+        sequence += 1
+        row: dict[str, Any] = {
+            "sequence": sequence,
+            "previous_digest": previous,
+            "at": at,
+            "actor": actor,
+            "action": action,
+            "subject": subject,
+            "details": dict(details),
+            "environment": environment,
+        }
+        previous = digest_event(check_row(events, row))
+        rows.append({**row, "digest": previous})
+    if rows:
+        connection.execute(events.insert(), rows)
+        note_event(connection, previous)
+
+
+def read_registry_id(connection: Connection) -> str | None:
+    """Return what tells this registry from every other: the digest of its first event; None while there is none."""
+    return connection.execute(select(events.c.digest).where(events.c.sequence == 1)).scalar()
 
 
 def read_events(
@@ -97,7 +119,7 @@ def read_events(
     """
     query = select(events.c.sequence).order_by(events.c.sequence.desc()).limit(check_limit(limit))
     if before is not None:
-        query = query.where(events.c.sequence < before)
+        query = query.where(events.c.sequence < check_count(before, "sequence"))
     if subject is not None:
         if parse_ref(subject).kind not in ("newest", "number"):
             raise InvalidRef(f"Events are not kept under {subject}.", hint="Write NAME or NAME@vN.", ref=subject)
@@ -114,18 +136,14 @@ def read_events(
 
 def _make_conditions(filters: EventFilters) -> Iterator[ColumnElement[bool]]:
     if filters.action is not None:
-        yield events.c.action == filters.action
+        yield events.c.action == check_text(filters.action, "action")
     if filters.actor is not None:
-        start = f"{filters.actor}@"
+        start = f"{check_text(filters.actor, 'actor')}@"
         yield (events.c.actor == filters.actor) | (func.substr(events.c.actor, 1, len(start)) == start)
     for instant, is_start in ((filters.since, True), (filters.until, False)):
         if instant is None:
             continue
-        if instant.tzinfo is None:
-            raise InvalidInput(
-                f"{instant.isoformat()} says no time zone.", hint="Say which one, as in 2026-01-31T12:00Z."
-            )
-        text = instant.astimezone(UTC).isoformat(timespec="microseconds")  # as events are written, so that text sorts
+        text = check_instant(instant).isoformat(timespec="microseconds")  # as events are written, so that text sorts
         yield events.c.at >= text if is_start else events.c.at < text
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -37,8 +37,9 @@ Verdict = Literal["unchanged", "related", "unrelated", "not-comparable"]
 class Evidence:
     """What the weights say of a parent and a child.
 
-    `unchanged` is: in every sample, whatever biases, norms and embeddings do. `correlation` and `distance` (of what
-    changed, relative to the parent) are medians over matrices; None where there were none to compare.
+    `unchanged` is: in every sample, whatever biases, norms and embeddings do. `correlation` and `distance` (relative to
+    the parent) are medians over all matrices, which hide a change of less than half of them; `changed_correlation` and
+    `changed_distance` are medians over those that changed. None where there were none to compare.
     """
 
     verdict: Verdict
@@ -47,17 +48,42 @@ class Evidence:
     correlation: float | None
     distance: float | None
     z: float | None
+    changed_correlation: float | None = None
+    changed_distance: float | None = None
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Evidence:
+        """Read what `as_dict` gave, also of a release that knew less or more."""
+        return cls(**{one.name: record.get(one.name) for one in fields(cls)})  # type: ignore[arg-type]
 
     def as_dict(self) -> dict[str, Any]:
         """Give it as plain data."""
         return asdict(self)
 
+    @property
+    def change(self) -> str:
+        """How many matrices changed, in words: `70 of 210 matrices changed`."""
+        n_changed = self.n_matrices - self.n_unchanged
+        if n_changed in (0, self.n_matrices):
+            return f"{'all' if n_changed else 'none of'} {self.n_matrices:,} matrices changed"
+        return f"{n_changed:,} of {self.n_matrices:,} matrices changed"
+
     def __str__(self) -> str:
-        if self.correlation is None or self.distance is None:
-            return f"{self.verdict.replace('-', ' ')} ({self.n_matrices} matrices in common)"
+        if self.correlation is None or self.distance is None or self.z is None:
+            return f"not comparable: only {self.n_matrices} matrices in common"
+        if self.verdict == "unrelated":
+            return (
+                f"unrelated: correlation {self.correlation:.3g}, relative distance {self.distance:.2g}, "
+                f"z {self.z:.1f} over {self.n_matrices:,} matrices"
+            )
+        if self.verdict == "unchanged":
+            return f"unchanged: {self.change}, z {self.z:.1f}"
+        correlation, distance = self.changed_correlation, self.changed_distance
+        if correlation is None or distance is None:  # constants have none
+            correlation, distance = self.correlation, self.distance
         return (
-            f"{self.verdict}: {self.n_unchanged} of {self.n_matrices} matrices unchanged, "
-            f"correlation {self.correlation:.3g}, relative distance {self.distance:.2g}, z {self.z:.1f}"
+            f"{self.verdict}: {self.change}, by a relative distance of {distance:.2g} "
+            f"(correlation {correlation:.3g}), z {self.z:.1f}"
         )
 
 
@@ -65,7 +91,7 @@ def compare_sketches(parent: Sketch, child: Sketch) -> Evidence:
     """Compare the matrices of the layers that both have in one shape, as far as processing leaves them comparable."""
     names = list_comparable(parent, child)
     figures = [_measure(*stacked) for stacked in _stack(parent, child, names)]
-    correlations, distances, freedoms = np.concatenate([np.zeros((3, 0)), *figures], axis=1)
+    correlations, distances, freedoms, changes = np.concatenate([np.zeros((4, 0)), *figures], axis=1)
     n_unchanged = sum(bool(np.array_equal(parent.samples[name], child.samples[name])) for name in names)
     freedom = float(freedoms.sum())
     if freedom < MIN_FREEDOM:
@@ -74,17 +100,30 @@ def compare_sketches(parent: Sketch, child: Sketch) -> Evidence:
     verdict: Verdict = "related" if z >= RELATED_Z else "unrelated"
     if n_unchanged == len(names):
         verdict = "unchanged"
-    return Evidence(verdict, len(names), n_unchanged, float(np.median(correlations)), float(np.median(distances)), z)
+    changed = changes > 0
+    return Evidence(
+        verdict,
+        len(names),
+        n_unchanged,
+        correlation=float(np.median(correlations)),
+        distance=float(np.median(distances)),
+        z=z,
+        changed_correlation=float(np.median(correlations[changed])) if changed.any() else None,
+        changed_distance=float(np.median(distances[changed])) if changed.any() else None,
+    )
 
 
-def refuse_unrelated(evidence: Evidence, parent: str, child: str, relation: str, allowed: frozenset[str]) -> None:
+def refuse_unrelated(
+    evidence: Evidence, parent: str, child: str, relation: str, allowed: frozenset[str], hint: str | None = None
+) -> None:
     """Raise UnrelatedParent if the weights say that the child does not come from the parent; a student need not."""
     if evidence.verdict != "unrelated" or relation == "distilled" or UNRELATED_PARENT in allowed:
         return
     raise UnrelatedParent(
         f"The weights of {child} do not come from those of its parent {parent}: {evidence} (related from "
         f"z {RELATED_Z:g} on). Nothing was stored.",
-        hint="Name the parent that it was made from (lensreg identify SOURCE finds it), or none. If it was trained so "
+        hint=hint
+        or "Name the parent that it was made from (lensreg identify SOURCE finds it), or none. If it was trained so "
         f"far from it that nothing is left, or its neurons were put in another order: --allow {UNRELATED_PARENT}",
         parent=parent,
         source=child,
@@ -143,9 +182,9 @@ def _stack(parent: Sketch, child: Sketch, names: list[str]) -> list[tuple[NDArra
 
 
 def _measure(one: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return the correlation, the relative distance and the degrees of freedom of each matrix that is no constant.
+    """Return the correlation, the relative distance, the degrees of freedom and whether anything changed, as 1 and 0.
 
-    A constant, such as zeros at the beginning of training, is like any other.
+    They are those of each matrix that is no constant: one of zeros, at the beginning of training, is like any other.
     """
     a, b = centre(one), centre(other)
     norms, others = (np.linalg.norm(part, axis=(1, 2)) for part in (a, b))
@@ -153,4 +192,5 @@ def _measure(one: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np
     products = (a * b).sum((1, 2))[some] / (norms * others)[some]
     distances = np.linalg.norm(a - b, axis=(1, 2))[some] / norms[some]
     freedom = (one.shape[1] - 1) * (one.shape[2] - 1)
-    return np.stack([products, distances, np.full(int(some.sum()), freedom)])
+    changed = (one != other).any(axis=(1, 2))[some]
+    return np.stack([products, distances, np.full(int(some.sum()), freedom), changed])

@@ -2,6 +2,9 @@
 
 Every write transaction is exclusive from its first statement (`BEGIN IMMEDIATE` behind a file lock on SQLite, an
 advisory lock on Postgres), so that "read the newest, then insert" cannot race.
+
+When the answer to a COMMIT is lost, the transaction's newest event tells whether it took effect: its digest is like no
+other's. So every change that appends an event is done once, or not at all, and whoever asked is told which.
 """
 
 from __future__ import annotations
@@ -9,42 +12,62 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, select
 
 from registry import engines
 from registry.engines import find_frozen, make_engine, parse_url, sign_frozen
 from registry.environment import observe_git
 from registry.errors import (
+    ConnectionLost,
     DatabaseError,
     DatabaseReadOnly,
     DatabaseUnavailable,
+    InvalidInput,
+    NotPermitted,
+    OutcomeUnknown,
+    QueryTimeout,
     RegistryBusy,
     RegistryError,
     StorageFull,
+    UnsafeFileSystem,
 )
+from registry.file_systems import find_mount
+from registry.forks import keep_from_forking
+from registry.permissions import make_file, make_folder
+from registry.tables import events
+from registry.writers_queue import wait_for_turn
 
 # any fixed number of our own; all writers of one Postgres database queue behind it
 WRITER_LOCK = 0x1E45_0001
 # a plain BEGIN takes the write lock too late: two that have read cannot both go on to write
 BEGIN_WRITING = "BEGIN IMMEDIATE"
+_WAL_BYTES = 64 * 2**10  # and more, that the -wal and -shm files of a first connection take
+MAX_LOSSES = 3
+_PAUSE_SECONDS = 0.2
+_NEWEST_EVENT = "lensreg.newest_event"
+_T = TypeVar("_T")
 _ONE_MOMENT = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
 
 
 class Database:
-    """One database: `read()`, `ask()` and `write()` give a connection for that."""
+    """One database: `read()`, `ask()` and `write()` give a connection for that; `change(work)` writes and repeats."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, on_network: bool = False) -> None:
         self.url = parse_url(url)
+        self.on_network = on_network
         self._frozen = find_frozen(self.url)
         self._engine = make_engine(self.url, self._frozen)
         self._reader = self._asker = self._engine
+        self._bounds = None if self.is_sqlite else engines.read_bounds(self.url)
         if not self.is_sqlite:
             self._reader = self._engine.execution_options(**_ONE_MOMENT)
             self._asker = self._engine.execution_options(isolation_level="AUTOCOMMIT")
@@ -73,7 +96,7 @@ class Database:
     @contextlib.contextmanager
     def _look(self, connect: Callable[[], AbstractContextManager[Connection]]) -> Iterator[Connection]:
         before = sign_frozen(self._frozen)
-        with self.typed_errors(), connect() as connection:
+        with self.typed_errors(), self._keep_from_forking(), connect() as connection:
             yield connection
         if before and sign_frozen(self._frozen) != before:
             raise RegistryBusy(f"{self} was written to while it was being read.", hint="Try again.")
@@ -81,26 +104,105 @@ class Database:
     @contextlib.contextmanager
     def read_alone(self) -> Iterator[Any]:
         """Give a connection of the driver's own, to read with and to throw away: nobody gets it after this."""
-        with self.typed_errors():
-            if self.is_sqlite:
-                connection: Any = engines.connect_to_read(Path(str(self.url.database)))
-            else:
-                pooled = self._engine.raw_connection()
-                connection = pooled.driver_connection
-                pooled.detach()
-        with contextlib.closing(connection):
-            yield connection
+        with self._keep_from_forking():
+            with self.typed_errors():
+                if self.is_sqlite:
+                    connection: Any = engines.connect_to_read(Path(str(self.url.database)))
+                else:
+                    pooled = self._engine.raw_connection()
+                    connection = pooled.driver_connection
+                    pooled.detach()
+            with contextlib.closing(connection):
+                yield connection
+
+    def change(self, work: Callable[[Connection], _T]) -> _T:
+        """Do `work` in a transaction that alone may write, and again if the connection was lost before it took effect.
+
+        It may be called several times, so it must change nothing but the database.
+        """
+        n_losses, until = 0, 0.0
+        while True:
+            try:
+                with self.write() as connection:
+                    return work(connection)
+            except DatabaseUnavailable as error:
+                if isinstance(error, ConnectionLost):
+                    n_losses += 1
+                    until = until or self._now_and_patience()
+                if not 0 < n_losses <= MAX_LOSSES or time.monotonic() + _PAUSE_SECONDS > until:
+                    raise
+            time.sleep(_PAUSE_SECONDS)  # a server that was killed is back in seconds
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Connection]:
-        """Give a connection that alone may write until the block ends; an exception undoes all of it."""
+        """Give a connection that alone may write until the block ends; an exception undoes all of it.
+
+        Raises ConnectionLost if nothing was written, so that it can be tried again (`change` does), and OutcomeUnknown.
+        """
         observe_git()  # for the event, while nobody waits
-        with self.typed_errors(), self.queue_for_writing(), self._engine.begin() as connection:
+        newest, is_ending = None, False
+        with self.typed_errors(), self.queue_for_writing():
+            try:
+                with self._engine.begin() as connection:
+                    self._begin_alone(connection)
+                    connection.info.pop(_NEWEST_EVENT, None)
+                    yield connection
+                    newest, is_ending = connection.info.pop(_NEWEST_EVENT, None), True
+            except sqlalchemy.exc.DBAPIError as error:
+                if not is_ending or not self._may_have_ended(error):
+                    raise
+                self._settle(newest, error)
+
+    def _begin_alone(self, connection: Connection) -> None:
+        if self._bounds is None:
+            connection.exec_driver_sql(BEGIN_WRITING)
+            return
+        # whoever has the turn and is cut off holds up all others
+        idle = f"set_config('idle_in_transaction_session_timeout', '{self._bounds.idle * 1000:.0f}', true)"
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITER_LOCK}), {idle}")
+
+    def _may_have_ended(self, error: sqlalchemy.exc.DBAPIError) -> bool:
+        """Say whether a COMMIT that gave this error can have taken effect: not if the database itself refused."""
+        return "disk I/O error" in str(error.orig) if self.is_sqlite else error.connection_invalidated
+
+    def _settle(self, newest: str | None, error: sqlalchemy.exc.DBAPIError) -> None:
+        """Return if the transaction took effect although its COMMIT failed; else raise what that means."""
+        until = self._now_and_patience()
+        while newest is not None:
+            try:
+                was_done = self._holds_event(newest, until)
+            except sqlalchemy.exc.DBAPIError:
+                if time.monotonic() + _PAUSE_SECONDS > until:
+                    break
+                time.sleep(_PAUSE_SECONDS)
+                continue
+            if was_done:
+                return
+            raise error
+        raise OutcomeUnknown(
+            f"The answer of {self} to the COMMIT was lost, and it cannot be asked whether it took effect.",
+            hint="It was done wholly or not at all. Once it answers again, see lensreg audit log, or do it again: what "
+            "is there already is not registered twice.",
+        ) from error
+
+    def _holds_event(self, digest: str, until: float) -> bool:
+        """Look for an event once the transaction that wrote it is over: it had the writers' turn until then."""
+        query = select(events.c.sequence).where(events.c.digest == digest)
+        with self._engine.begin() as connection:
             if self.is_sqlite:
                 connection.exec_driver_sql(BEGIN_WRITING)
+                # pages of a COMMIT that failed lie behind the end of the -wal file; written over, they cannot come back
+                version = connection.exec_driver_sql("PRAGMA user_version").scalar()
+                connection.exec_driver_sql(f"PRAGMA user_version = {version}")
             else:
-                take_turn(connection, f"pg_advisory_xact_lock({WRITER_LOCK})")
-            yield connection
+                wait = max(1, int((until - time.monotonic()) * 1000))
+                connection.exec_driver_sql(f"SELECT set_config('lock_timeout', '{wait}', true)")
+                connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITER_LOCK})")
+            return connection.execute(query).scalar() is not None
+
+    def _now_and_patience(self) -> float:
+        """Return until when a connection that was lost is tried to be had again."""
+        return time.monotonic() + (self._bounds.connect if self._bounds else 0)
 
     @contextlib.contextmanager
     def queue_for_writing(self) -> Iterator[None]:
@@ -108,26 +210,25 @@ class Database:
         if not self.is_sqlite:
             yield
             return
-        import filelock  # costs as much as a query, and reading needs none
+        lock = f"{self.url.database}.lock"
+        with contextlib.ExitStack() as turn:
+            try:
+                turn.enter_context(wait_for_turn(lock, engines.BUSY_SECONDS))
+            except TimeoutError:
+                raise RegistryBusy(
+                    f"Another process has been writing to {self} for more than {engines.BUSY_SECONDS} s.",
+                    hint=f"Try again; if no other process is at work, see who holds the file: fuser -v {lock}",
+                ) from None
+            except OSError as error:
+                raise DatabaseReadOnly(
+                    f"{self} cannot be written to: {error.strerror or error}.",
+                    hint="Check the permissions of its folder, or point --registry at another database.",
+                ) from error
+            with keep_from_forking():
+                yield
 
-        lock = filelock.FileLock(f"{self.url.database}.lock", timeout=engines.BUSY_SECONDS)
-        try:
-            lock.acquire()
-        except filelock.Timeout:
-            raise RegistryBusy(
-                f"Another process has been writing to {self} for more than {engines.BUSY_SECONDS} s.",
-                hint="Try again; if no other process is at work, see who holds the file: fuser -v "
-                f"{self.url.database}.lock",
-            ) from None
-        except OSError as error:
-            raise DatabaseReadOnly(
-                f"{self} cannot be written to: {error.strerror or error}.",
-                hint="Check the permissions of its folder, or point --registry at another database.",
-            ) from error
-        try:
-            yield
-        finally:
-            lock.release()
+    def _keep_from_forking(self) -> AbstractContextManager[None]:
+        return keep_from_forking() if self.is_sqlite else contextlib.nullcontext()
 
     @property
     def engine(self) -> Engine:
@@ -138,18 +239,36 @@ class Database:
         """Give all connections back."""
         self._engine.dispose()
 
-    def make_folder(self) -> None:
-        """Make the folder that a SQLite file goes into."""
+    def make_file(self) -> None:
+        """Make the SQLite file and its folder if they are missing; SQLite would let everybody read the file.
+
+        Raises UnsafeFileSystem where SQLite loses rows.
+        """
         if not self.is_sqlite:
             return
-        folder = Path(str(self.url.database)).parent
+        path = Path(str(self.url.database))
+        if not self.on_network:
+            self._refuse_network(path)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
+            make_file(path)
         except OSError as error:
             raise DatabaseUnavailable(
-                f"The folder of {self} cannot be made: {error.strerror}.",
+                f"{self} cannot be made: {error.strerror}.",
                 hint="Point --registry or $LENSREG_HOME at a folder you may write to.",
             ) from error
+
+    def _refuse_network(self, path: Path) -> None:
+        mount = find_mount(path)
+        if mount is None or not mount.is_network or sign_frozen(self._frozen):  # what nobody writes to can be read
+            return
+        raise UnsafeFileSystem(
+            f"{self} is on {mount.point}, a file system of the kind {mount.kind}: its locks and its shared memory "
+            "cannot be relied on, and SQLite loses rows without them.",
+            kind=mount.kind,
+            hint="Put the database on a disk of this machine (--registry), or use Postgres; the store may stay where "
+            "it is. If only this machine ever opens it: LENSREG_SQLITE_ON_NETWORK=1.",
+        )
 
     def leave_to_parent(self) -> None:
         """Forget, in a forked child, what is the parent's: two processes on one connection read each other's rows."""
@@ -160,8 +279,12 @@ class Database:
         """Turn the driver's errors, and those of damaged rows, into ours."""
         try:
             yield
+        except sqlalchemy.exc.DataError as error:
+            raise _refuse_value(error.orig) from error
         except sqlalchemy.exc.DBAPIError as error:
             raise _type_error(self, error) from error
+        except (UnicodeEncodeError, OverflowError) as error:
+            raise _refuse_value(error) from error
         except sqlalchemy.exc.TimeoutError as error:
             raise RegistryBusy(f"Too many threads use {self} at once.", hint="Try again.") from error
         except json.JSONDecodeError as error:
@@ -171,14 +294,21 @@ class Database:
             ) from error
 
 
-def take_turn(connection: Connection, lock: str) -> None:
-    """Take a Postgres lock by calling the function `lock`, waiting no longer than SQLite's writers do."""
-    connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{engines.BUSY_SECONDS}s'")
-    connection.exec_driver_sql(f"SELECT {lock}")
+def note_event(connection: Connection, digest: str) -> None:
+    """Remember the newest event of a write transaction, which tells whether it took effect if nobody says so."""
+    connection.info[_NEWEST_EVENT] = digest
+
+
+def _refuse_value(error: BaseException | None) -> InvalidInput:
+    """Say of what got past our own checks that the driver, or the database, cannot hold it."""
+    return InvalidInput(
+        f"A value cannot be stored or looked for: {' '.join(str(error).split())[:300]}.",
+        hint="Give text without NUL or lone surrogates, and whole numbers of at most 64 bits.",
+    )
 
 
 def _type_error(database: Database, error: sqlalchemy.exc.DBAPIError) -> RegistryError:
-    """Tell busy from read-only from full from unreachable, for both databases."""
+    """Tell busy from forbidden from read-only from full from lost from unreachable, for both databases."""
     said = " ".join(str(error.orig).split())
     state = getattr(error.orig, "sqlstate", None)
     if isinstance(error, sqlalchemy.exc.IntegrityError):
@@ -188,17 +318,40 @@ def _type_error(database: Database, error: sqlalchemy.exc.DBAPIError) -> Registr
         )
     if "database is locked" in said or state == "55P03":
         return RegistryBusy(f"{database} is busy: {said}.", hint="Try again.")
-    if "readonly" in said or "read-only" in said or state in ("25006", "42501"):
+    if state in ("42501", "3F000"):  # the second: none of the search_path's schemas is there, or open to this role
+        return NotPermitted(
+            f"{database} does not let this role do it: {said}.",
+            hint="Have its administrator run what `lensreg db grants` prints, or use another role in the URL.",
+        )
+    if "readonly" in said or "read-only" in said or state == "25006":
         return DatabaseReadOnly(
             f"{database} cannot be written to: {said}.",
             hint="Check your permissions on it, or point --registry at another database.",
         )
-    if "disk is full" in said or state == "53100":
-        return StorageFull(f"There is no space left for {database}.", hint="Make room. Nothing was registered.")
+    if "disk is full" in said or state == "53100" or ("disk I/O error" in said and _is_full(database)):
+        return StorageFull(
+            f"There is no space left for {database}.",
+            hint="Make room, which works on a full disk, too: lensreg gc. Nothing was registered.",
+        )
+    if state == "57014":
+        return QueryTimeout(
+            f"{database} took too long: {said}.",
+            hint="Try again, or give it longer: ?statement_timeout=5min in the URL.",
+        )
+    if error.connection_invalidated:
+        return ConnectionLost(f"The connection to {database} was lost: {said}.", hint="Nothing was written. Try again.")
     return DatabaseUnavailable(
         f"{database} cannot be used: {said}.",
         hint="Check that the path or the URL is right and, for Postgres, that the server answers.",
     )
+
+
+def _is_full(database: Database) -> bool:
+    """Say whether there is no room for the files that SQLite makes beside the database even to read it."""
+    try:
+        return database.is_sqlite and shutil.disk_usage(Path(str(database.url.database)).parent).free < _WAL_BYTES
+    except OSError:
+        return False
 
 
 def _leave_all_to_parent() -> None:

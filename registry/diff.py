@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from html import escape
 from typing import Any
 
 from sqlalchemy import Connection
 
 from registry.architecture import Architecture, Difference, find_differences
 from registry.errors import RegistryError, TensorsUnknown, UnsupportedLayout
+from registry.plain_text import escape
 from registry.query import read_version
 from registry.resolve import resolve_ref
 from registry.tensor_digests import TensorRecord, read_tensors

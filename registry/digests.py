@@ -40,12 +40,15 @@ def digest_stream(
     The ranges must not overlap. `advance` is called with the bytes done.
     """
     whole, parts = hashlib.sha256(), _Parts(ranges)
-    chunks = [memoryview(bytearray(CHUNK_BYTES)) for _ in range(_N_CHUNKS)]
-    users: list[list[Future[None]]] = [[] for _ in chunks]
+    chunks: list[memoryview] = []  # made when they are needed: most files are small
+    users: list[list[Future[None]]] = []
     turn = 0
     # one thread each, so that the chunks are hashed in order
     with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:
         while True:
+            if turn == len(chunks):
+                chunks.append(memoryview(bytearray(CHUNK_BYTES)))
+                users.append([])
             for user in users[turn]:
                 user.result()
             n_read = reader.readinto(chunks[turn])

@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from registry.plain_text import clean_line
+
 if TYPE_CHECKING:
     from registry.lineage import Edge, Lineage
 
@@ -74,10 +76,9 @@ def _draw_dot_edge(edge: Edge) -> str:
 
 def _escape_mermaid(text: str) -> str:
     """Write all but plain characters by number: https://mermaid.js.org/syntax/flowchart.html, entity codes."""
-    return "".join(one if _PLAIN.match(one) else f"#{ord(one)};" for one in text)
+    return "".join(one if _PLAIN.match(one) else f"#{ord(one)};" for one in clean_line(text))
 
 
 def _escape_dot(text: str) -> str:
     """Keep quotes, backslashes and HTML entities from meaning anything: https://graphviz.org/doc/info/lang.html."""
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("&", "&amp;")
-    return "".join(one if one.isprintable() else " " for one in escaped)
+    return clean_line(text).replace("\\", "\\\\").replace('"', '\\"').replace("&", "&amp;")

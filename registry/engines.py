@@ -13,7 +13,7 @@ import re
 import sqlite3
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import sqlalchemy
@@ -22,6 +22,9 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.pool import NullPool
 
 from registry.errors import DatabaseUnavailable
+
+if TYPE_CHECKING:
+    from registry.postgres import Bounds
 
 BUSY_SECONDS = 60
 CONNECT_SECONDS = 10
@@ -62,12 +65,22 @@ def parse_url(text: str) -> URL:
 def make_engine(url: URL, frozen: Path | None) -> Engine:
     """Make the engine; whoever begins a transaction on SQLite says BEGIN himself."""
     if url.get_backend_name() != "sqlite":
-        engine = sqlalchemy.create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": CONNECT_SECONDS})
+        from registry.postgres import make_postgres_engine
+
+        engine = make_postgres_engine(url, read_bounds(url))
     else:
         options = {"creator": partial(_connect_frozen, frozen), "poolclass": NullPool} if frozen else {}
         engine = sqlalchemy.create_engine(url, connect_args={"timeout": BUSY_SECONDS}, **options)
         event.listen(engine, "connect", _set_up_sqlite)
+        event.listen(engine, "invalidate", _undo)
     return engine
+
+
+def read_bounds(url: URL) -> Bounds:
+    """Read how long what may take on Postgres."""
+    from registry import postgres  # imports psycopg, which SQLite does without
+
+    return postgres.read_bounds(url, connect=CONNECT_SECONDS, lock=BUSY_SECONDS)
 
 
 def _set_up_sqlite(connection: sqlite3.Connection, record: Any) -> None:
@@ -76,6 +89,16 @@ def _set_up_sqlite(connection: sqlite3.Connection, record: Any) -> None:
         # a read-only file keeps the journal it has; if it is no database, the first statement will say so
         with contextlib.suppress(sqlite3.DatabaseError):
             connection.execute(f"PRAGMA {pragma}")
+
+
+def _undo(connection: sqlite3.Connection, record: Any, error: BaseException | None) -> None:
+    """End the transaction of a connection that is thrown away, as after a KeyboardInterrupt inside a statement.
+
+    SQLite closes it only when the last cursor is gone, which the exception's traceback may keep for as long as a
+    notebook runs; and so long the transaction would lock everybody out.
+    """
+    with contextlib.suppress(sqlite3.Error):
+        connection.rollback()
 
 
 def find_frozen(url: URL) -> Path | None:

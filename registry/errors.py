@@ -18,6 +18,7 @@ RegistryError
 │   ├── AccessDenied            access-denied
 │   ├── UnsupportedSource       unsupported-source
 │   ├── MalformedArtifact       malformed-artifact
+│   ├── MalformedExport         malformed-export
 │   ├── UnsafeArtifact          unsafe-artifact
 │   ├── UnsupportedFamily       unsupported-family
 │   ├── UnsupportedConfig       unsupported-config      .field
@@ -31,8 +32,8 @@ RegistryError
 ├── SignatureInvalid            signature-invalid
 ├── LoadError                   what is registered cannot be had in the form that was asked for
 │   ├── HookedTransformerMissing  hooked-transformer-missing
-│   ├── UnsupportedBridge       unsupported-bridge
 │   ├── VocabularyMismatch      vocabulary-mismatch
+│   ├── UnsupportedBridge       unsupported-bridge
 │   └── UnsupportedLayout       unsupported-layout
 ├── PackageMissing              package-missing         .package
 ├── Conflict
@@ -40,15 +41,23 @@ RegistryError
 │   ├── LineageConflict         lineage-conflict
 │   ├── PlanOutdated            plan-outdated
 │   ├── RequirementsUnmet       requirements-unmet      .requirements
+│   ├── TransferConflict        transfer-conflict       .conflicts
 │   └── ProcessingConflict      processing-conflict     .applied
 ├── StorageError
 │   ├── StoreUnavailable        store-unavailable
+│   ├── StoreDenied             store-denied
 │   ├── StorageFull             storage-full
+│   ├── StoreInconsistent       store-inconsistent      .digests
+│   ├── StoreNotOwned           store-not-owned         .registries
 │   ├── ArtifactMissing         artifact-missing        .digest
 │   └── ArtifactCorrupt         artifact-corrupt        .digest
 └── DatabaseError
     ├── DatabaseUnavailable     database-unavailable
+    │   └── ConnectionLost      connection-lost
+    ├── OutcomeUnknown          outcome-unknown
     ├── DatabaseReadOnly        database-read-only
+    │   └── NotPermitted        not-permitted
+    ├── UnsafeFileSystem        unsafe-file-system      .kind
     ├── RegistryBusy            registry-busy
     ├── QueryTimeout            query-timeout           .seconds
     ├── SchemaOutdated          schema-outdated
@@ -180,6 +189,12 @@ class UnsupportedSource(SourceError):
 
 class MalformedArtifact(SourceError):
     code = "malformed-artifact"
+
+
+class MalformedExport(SourceError):
+    """What another registry hands over is not whole, was altered, or does not agree with itself."""
+
+    code = "malformed-export"
 
 
 class UnsafeArtifact(SourceError):
@@ -354,6 +369,16 @@ class PlanOutdated(Conflict):
     code = "plan-outdated"
 
 
+class TransferConflict(Conflict):
+    """Versions of another registry cannot be received without losing lineage or giving a name a second meaning."""
+
+    code = "transfer-conflict"
+
+    def __init__(self, message: str, *, conflicts: Sequence[str] = (), hint: str | None = None) -> None:
+        super().__init__(message, hint=hint, conflicts=list(conflicts))
+        self.conflicts = tuple(conflicts)
+
+
 class ProcessingConflict(Conflict):
     """The processing that weights have gone through is not what was wanted, or not what is recorded."""
 
@@ -372,8 +397,34 @@ class StoreUnavailable(StorageError):
     code = "store-unavailable"
 
 
+class StoreDenied(StorageError):
+    """The store answers, and does not let this user in, or there are no credentials to ask with."""
+
+    code = "store-denied"
+
+
 class StorageFull(StorageError):
     code = "storage-full"
+
+
+class StoreInconsistent(StorageError):
+    """The store and the database do not agree, so nothing may be deleted."""
+
+    code = "store-inconsistent"
+
+    def __init__(self, message: str, *, digests: Sequence[str] = (), hint: str | None = None) -> None:
+        super().__init__(message, hint=hint, digests=list(digests))
+        self.digests = tuple(digests)
+
+
+class StoreNotOwned(StorageError):
+    """The store holds blobs that are, or may be, another registry's."""
+
+    code = "store-not-owned"
+
+    def __init__(self, message: str, *, registries: Sequence[Mapping[str, str]] = (), hint: str | None = None) -> None:
+        super().__init__(message, hint=hint, registries=[dict(one) for one in registries])
+        self.registries = tuple(registries)
 
 
 class ArtifactMissing(StorageError):
@@ -400,8 +451,36 @@ class DatabaseUnavailable(DatabaseError):
     code = "database-unavailable"
 
 
+class ConnectionLost(DatabaseUnavailable):
+    """The database answered, and then the connection was lost; nothing was written."""
+
+    code = "connection-lost"
+
+
+class OutcomeUnknown(DatabaseError):
+    """The answer to COMMIT was lost, and whether it took effect could not be found out."""
+
+    code = "outcome-unknown"
+
+
 class DatabaseReadOnly(DatabaseError):
     code = "database-read-only"
+
+
+class NotPermitted(DatabaseReadOnly):
+    """The database's role may not do this."""
+
+    code = "not-permitted"
+
+
+class UnsafeFileSystem(DatabaseError):
+    """The SQLite file is on a file system on which rows get lost when two processes write."""
+
+    code = "unsafe-file-system"
+
+    def __init__(self, message: str, *, kind: str = "", hint: str | None = None) -> None:
+        super().__init__(message, hint=hint, kind=kind)
+        self.kind = kind
 
 
 class RegistryBusy(DatabaseError):

@@ -31,6 +31,7 @@ def open_files(
     if "weights" in roles:
         refuse_unfetched(version)
     needed = [file for file in version.files if file.role in roles]
+    store.bring([(file.digest, file.size_bytes) for file in needed], progress)
     counter = Counter(progress, "checking", sum(file.size_bytes for file in needed))
     for file in needed:
         store.check(file.digest, file.size_bytes, verify=verify, advance=counter.advance)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Connection
 
+from registry.architecture import Architecture, Difference, find_differences
 from registry.checkpoint import Checkpoint, read_checkpoint
 from registry.compare_sketches import Evidence, centre, compare_sketches, find_ranks, list_comparable
 from registry.database import Database
@@ -28,7 +30,13 @@ from registry.resolve import refuse_retired, resolve_ref
 from registry.sketch import Sketch, sample_size
 from registry.sketches import list_unsketched, read_sketches, record_sketch
 from registry.sources import ParentVersion, SourceOptions
-from registry.stage import Weights, digest_staged_hooked_weights, digest_staged_weights, stage_files
+from registry.stage import (
+    Weights,
+    digest_staged_hooked_weights,
+    digest_staged_weights,
+    refuse_misfits,
+    stage_files,
+)
 from registry.store import LocalStore
 
 N_MIXED = 6
@@ -41,21 +49,23 @@ MIN_SHARE = 0.02
 
 _ROUNDOFF = {"float64": 2.0**-24, "float32": 2.0**-24, "bfloat16": 2.0**-9, "float16": 2.0**-11}
 
-Kind = Literal["identical", "unchanged", "adapter", "finetuned", "unrelated"]
+Kind = Literal["identical-weights", "unchanged", "adapter", "finetuned", "unrelated"]
 
 
 @dataclass(frozen=True)
 class Match:
     """One registered version, and what the source is to it, as far as weights tell.
 
-    `identical` weights have one digest; `unchanged` are matrices that are equal where they were sampled. For `adapter`,
-    a change of low rank in some matrices, `rank` is the largest.
+    `identical-weights` have one digest; `unchanged` are matrices that are equal where they were sampled. For `adapter`,
+    a change of low rank in some matrices, `rank` is the largest. `differences` are those of the architectures: the same
+    weights compute something else with another config.
     """
 
     ref: str
     kind: Kind
     evidence: Evidence
     rank: int | None = None
+    differences: tuple[Difference, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Give it as plain data."""
@@ -94,11 +104,13 @@ class Identification:
         best = self.matches[0] if self.matches else None
         if best is None:
             return "nothing that is registered has matrices of these names and shapes"
-        if best.kind in ("identical", "unchanged", "unrelated"):
-            return _VERDICTS[best.kind].format(best.ref)
-        if self.mixture is not None:
-            return f"likely a merge: {self.mixture}"
-        return _VERDICTS[best.kind].format(best.ref, rank=best.rank)
+        if best.kind in ("finetuned", "adapter") and self.mixture is not None:
+            said = f"likely a merge: {self.mixture}"
+        else:
+            said = _VERDICTS[best.kind].format(best.ref, rank=best.rank, change=best.evidence.change)
+        if best.kind == "unrelated" or not best.differences:
+            return said
+        return f"{said}; in another architecture: {describe_differences(best.differences)}"
 
     def as_dict(self) -> dict[str, Any]:
         """Give it as plain data."""
@@ -106,12 +118,17 @@ class Identification:
 
 
 _VERDICTS: dict[Kind, str] = {
-    "identical": "identical to {}",
+    "identical-weights": "identical weights to {}",
     "unchanged": "the same as {} in every matrix that was sampled",
-    "adapter": "likely {} with an adapter of rank {rank} merged into it (or the other way round)",
-    "finetuned": "likely a fine-tune of {} (or the other way round)",
+    "adapter": "likely {} with an adapter of rank {rank} merged into it (or the other way round): {change}",
+    "finetuned": "likely a fine-tune of {} (or the other way round): {change}",
     "unrelated": "unrelated to everything that is registered; the nearest is {}",
 }
+
+
+def describe_differences(differences: Sequence[Difference]) -> str:
+    """Write in one line in which fields a source differs from a version."""
+    return ", ".join(f"{one.field} {one.parent} → {one.checkpoint}" for one in differences)
 
 
 def identify_source(
@@ -130,6 +147,7 @@ def identify_source(
         unpacked = Path(name) / "unpacked"
         unpacked.mkdir()
         checkpoint = read_checkpoint(source, unpacked, known, options)
+        refuse_misfits(checkpoint)
         files = stage_files(
             store,
             checkpoint.source,
@@ -142,11 +160,16 @@ def identify_source(
         )
         weights, sketch = _read(checkpoint, files.paths("weights"), progress)
     with database.read() as connection:
-        return identify_sketch(connection, source, sketch, weights, limit)
+        return identify_sketch(connection, source, sketch, weights, checkpoint.architecture, limit)
 
 
 def identify_sketch(
-    connection: Connection, source: str, sketch: Sketch, weights: Weights, limit: int = 10
+    connection: Connection,
+    source: str,
+    sketch: Sketch,
+    weights: Weights,
+    architecture: Architecture,
+    limit: int = 10,
 ) -> Identification:
     """Rank the registered versions by how near their sketches are."""
     recorded = dict(read_sketches(connection, sketch.form))
@@ -158,8 +181,9 @@ def identify_sketch(
         roundoff = max(_ROUNDOFF.get(kind, 2.0**-9) for kind in f"{version.dtype}+{weights.dtype}".split("+"))
         rank = _find_adapter(recorded[one], sketch, roundoff)
         kind = _choose_kind(compared[one], rank, same=version.weights_digest == weights.digest)
-        matches.append(Match(version.ref, kind, compared[one], rank if kind == "adapter" else None))
-    matches.sort(key=lambda one: one.kind != "identical")
+        differences = find_differences(Architecture(version.architecture), architecture)
+        matches.append(Match(version.ref, kind, compared[one], rank if kind == "adapter" else None, differences))
+    matches.sort(key=lambda one: (one.kind != "identical-weights", bool(one.differences)))
     mixture = _find_mixture(connection, sketch, recorded, compared, order)
     return Identification(
         source, weights.digest, tuple(matches), mixture, len(recorded), tuple(list_unsketched(connection))
@@ -178,8 +202,8 @@ def sketch_missing(database: Database, store: LocalStore, progress: Progress = n
                 sketch = sketch_version(store, version, progress)
             except StorageError:  # its bytes are lost; it stays among those that were not compared
                 continue
-            with database.write() as connection:
-                record_sketch(connection, version.fingerprint, version.weights_digest, sketch)
+            fingerprint, digest = version.fingerprint, version.weights_digest
+            database.change(partial(record_sketch, fingerprint=fingerprint, weights_digest=digest, sketch=sketch))
 
 
 def _read_parent(
@@ -214,7 +238,7 @@ def _distance(evidence: Evidence) -> tuple[bool, float]:
 
 def _choose_kind(evidence: Evidence, rank: int | None, *, same: bool) -> Kind:
     if same:
-        return "identical"
+        return "identical-weights"
     if evidence.verdict == "related":
         return "finetuned" if rank is None else "adapter"
     return "unchanged" if evidence.verdict == "unchanged" else "unrelated"

@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from registry import tokenizers
 from registry.errors import StorageError, UnusableTokenizer
+from registry.permissions import make_folder
 from registry.store import LocalStore
 from registry.store.sealed import read_sealed, write_sealed
 from registry.tokenizers import fit_tokenizer
@@ -47,7 +48,7 @@ def attach_registered_tokenizer(
         tokenizer, facts = _load_fitted(load)
         network.tokenizer = tokenizer
         with contextlib.suppress(StorageError), store.stage() as staging:  # a store that is read only keeps no notes
-            note.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(note.parent)
             write_sealed(note, facts, staging)
     else:
         network.postpone_tokenizer(functools.partial(_load_as_noted, load, facts, note))

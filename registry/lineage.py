@@ -184,9 +184,9 @@ class Lineage:
         found: set[IdEdge] = set()
         with self._database.read() as connection:
             if self.down:
-                found |= _select_edges(connection, [self._version.id], upwards=False, depth=self.depth)
+                found |= select_edges(connection, [self._version.id], upwards=False, depth=self.depth)
             if self.up:
-                found |= _select_edges(connection, [self._version.id], upwards=True, depth=self.depth)
+                found |= select_edges(connection, [self._version.id], upwards=True, depth=self.depth)
             absent = _read_absent(connection, self._version.id, self.depth) if self.up else ()
             return _describe_edges(connection, sorted(found)), absent
 
@@ -198,7 +198,7 @@ def read_relatives(
     connection: Connection, version_id: int, *, upwards: bool, depth: int | None = None
 ) -> list[Relative]:
     """Read the ancestors or the descendants of a version, nearest first."""
-    edges = _select_edges(connection, [version_id], upwards=upwards, depth=depth)
+    edges = select_edges(connection, [version_id], upwards=upwards, depth=depth)
     depths = _measure(edges, version_id, upwards=upwards)
     del depths[version_id]
     summaries = summarise_ids(connection, depths)
@@ -225,9 +225,10 @@ def _walk(starts: Sequence[int], *, upwards: bool, depth: int | None = None) -> 
     return walk.union(select(child, parent, walk.c.depth + 1).join(walk, within))
 
 
-def _select_edges(
+def select_edges(
     connection: Connection, starts: Sequence[int], *, upwards: bool, depth: int | None = None
 ) -> set[IdEdge]:
+    """Read all edges above or below some versions."""
     walk = _walk(starts, upwards=upwards, depth=depth)
     return {(child, parent) for child, parent in connection.execute(select(walk.c.version_id, walk.c.parent_id)).all()}
 
@@ -251,7 +252,7 @@ def _measure(edges: Collection[IdEdge], start: int, *, upwards: bool) -> dict[in
 def _find_path(connection: Connection, a: int, b: int) -> tuple[Edge, ...] | None:
     if a == b:
         return ()
-    edges = _select_edges(connection, [a, b], upwards=True)
+    edges = select_edges(connection, [a, b], upwards=True)
     for elder, younger in ((a, b), (b, a)):
         depths = _measure(edges, younger, upwards=True)
         if elder in depths:
@@ -273,7 +274,7 @@ def _trace(edges: Collection[IdEdge], depths: Mapping[int, int], elder: int, you
 
 
 def _find_common_ancestor(connection: Connection, a: int, b: int) -> VersionSummary | None:
-    edges = _select_edges(connection, [a, b], upwards=True)
+    edges = select_edges(connection, [a, b], upwards=True)
     from_a, from_b = (_measure(edges, one, upwards=True) for one in (a, b))
     common = from_a.keys() & from_b.keys()
     latest = common - {parent for child, parent in edges if child in common}
@@ -284,7 +285,7 @@ def _find_common_ancestor(connection: Connection, a: int, b: int) -> VersionSumm
 
 
 def _find_base(connection: Connection, version: ResolvedRef) -> VersionSummary:
-    edges = _select_edges(connection, [version.id], upwards=True)
+    edges = select_edges(connection, [version.id], upwards=True)
     absent = _read_absent(connection, version.id, None)
     if absent:
         raise UnknownRef(

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Mapping
-from html import escape
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from registry.draw_lineage import Node, list_nodes
 from registry.graph_layout import Layout, place_in_layers
+from registry.plain_text import escape
 from registry.versions import VersionSummary
 
 if TYPE_CHECKING:
@@ -193,6 +193,10 @@ def _describe(edge: Edge) -> str:
     said = [edge.relation]
     said += [f"{one['field']} {one['parent']} → {one['checkpoint']}" for one in edge.admitted_differences]
     said += [f"declared as {edge.declared}"] if edge.declared else []
+    if edge.evidence is not None:
+        from registry.compare_sketches import Evidence  # numpy
+
+        said.append(f"weights {Evidence.from_dict(edge.evidence)}")
     return ", ".join(said)
 
 

@@ -22,7 +22,18 @@ from registry.tables import (
     version_parents,
     versions,
 )
-from registry.versions import AbsentParent, Measurement, ModelSummary, Parent, StoredFile, Version, VersionSummary
+from registry.versions import (
+    PARITY_METRICS,
+    AbsentParent,
+    Measurement,
+    ModelSummary,
+    Parent,
+    StoredFile,
+    Version,
+    VersionSummary,
+)
+
+_parent = versions.alias("parent")  # making one takes longer than most queries
 
 
 def read_version(connection: Connection, version_id: int) -> Version:
@@ -190,7 +201,11 @@ def bind_ids(ids: Sequence[int]) -> BindParameter[Sequence[int]]:
 def is_verified() -> Any:
     """Whether parity was measured and every measurement passed: by one look into the index for each version."""
     passed = func.min(case((validations.c.passed.is_(True), 1), else_=0))
-    of_parity = and_(validations.c.version_id == versions.c.id, validations.c.suite == "parity")
+    of_parity = and_(
+        validations.c.version_id == versions.c.id,
+        validations.c.suite == "parity",
+        validations.c.metric.in_(PARITY_METRICS),
+    )
     return func.coalesce(select(passed).where(of_parity).correlate(versions).scalar_subquery(), 0) == 1
 
 
@@ -205,12 +220,11 @@ def _read_files(connection: Connection, version_id: int) -> tuple[StoredFile, ..
 
 
 def _read_parents(connection: Connection, ids: Sequence[int]) -> dict[int, tuple[Parent, ...]]:
-    parent = versions.alias("parent")
     rows = connection.execute(
         select(
             version_parents.c.version_id,
             models.c.name,
-            parent.c.number,
+            _parent.c.number,
             version_parents.c.relation,
             version_parents.c.admitted_differences,
             version_parents.c.evidence,
@@ -218,8 +232,8 @@ def _read_parents(connection: Connection, ids: Sequence[int]) -> dict[int, tuple
             absent_parents.c.revision,
         )
         .select_from(
-            version_parents.join(parent, parent.c.id == version_parents.c.parent_id)
-            .join(models, models.c.id == parent.c.model_id)
+            version_parents.join(_parent, _parent.c.id == version_parents.c.parent_id)
+            .join(models, models.c.id == _parent.c.model_id)
             .outerjoin(absent_parents, absent_parents.c.id == version_parents.c.absent_id)
         )
         .where(version_parents.c.version_id.in_(ids))
@@ -236,17 +250,16 @@ def _read_parents(connection: Connection, ids: Sequence[int]) -> dict[int, tuple
 
 def read_absent_parents(connection: Connection, ids: Iterable[int]) -> dict[int, tuple[AbsentParent, ...]]:
     """Return the parents that these versions declare without their being registered, joined since or not."""
-    parent = versions.alias("parent")
     joined_as = and_(
         version_parents.c.version_id == absent_parents.c.version_id,  # which has an index
         version_parents.c.absent_id == absent_parents.c.id,
     )
     declared = absent_parents.outerjoin(version_parents, joined_as)
     rows = connection.execute(
-        select(absent_parents, models.c.name, parent.c.number)
+        select(absent_parents, models.c.name, _parent.c.number)
         .select_from(
-            declared.outerjoin(parent, parent.c.id == version_parents.c.parent_id).outerjoin(
-                models, models.c.id == parent.c.model_id
+            declared.outerjoin(_parent, _parent.c.id == version_parents.c.parent_id).outerjoin(
+                models, models.c.id == _parent.c.model_id
             )
         )
         .where(absent_parents.c.version_id.in_(bind_ids(list(ids))))

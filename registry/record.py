@@ -13,6 +13,7 @@ from registry.absent import declare_parents, join_parents
 from registry.architecture import Architecture, Difference
 from registry.audit import append_event
 from registry.query import read_version
+from registry.rows import check_row
 from registry.sketch import Sketch
 from registry.sketches import record_sketch
 from registry.sources.source import Finding
@@ -172,7 +173,9 @@ def record_version(connection: Connection, draft: Draft) -> int:
     declare_parents(connection, version_id, draft.absent_parents)
     if draft.weights_digest is not None and draft.tensor_digests:
         record_tensors(connection, draft.weights_digest, draft.tensors, draft.tensor_digests)
-    _record_sketches(connection, draft)
+    if draft.sketch is not None and draft.weights_digest is not None:
+        record_sketch(connection, draft.architecture.fingerprint, draft.weights_digest, draft.sketch)
+    _record_sketches(connection, draft.parent_sketches)
     append_event(connection, "version.registered", f"{draft.model}@v{number}", _describe(draft))
     join_parents(connection, read_version(connection, version_id), version_id)
     return version_id
@@ -186,11 +189,13 @@ def record_fetched(
     tensors: Mapping[str, TensorForm] | None = None,
     tensor_digests: Mapping[str, str] | None = None,
     sketch: Sketch | None = None,
+    edges: Sequence[ParentEdge] = (),
+    parent_sketches: Sequence[tuple[Version, Sketch]] = (),
 ) -> bool:
     """Fill in the weights digest of a version whose bytes had been left elsewhere; False if that was done meanwhile.
 
-    It is the one thing of a version that is ever filled in, and only where it was not known. The caller's transaction
-    must be the only writer.
+    With it comes what the weights say of its `edges`. Nothing else of a version is ever filled in, and these only where
+    they were not known. The caller's transaction must be the only writer.
     """
     filled = connection.execute(
         versions.update()
@@ -210,11 +215,13 @@ def record_fetched(
         "weights_digest": weights_digest,
         "files": {file.name: file.digest for file in version.with_role("weights")},
         "parity": _describe_parity(measurements),
+        "evidence": _fill_in_evidence(connection, version_id, edges),
     }
     if tensors and tensor_digests:
         record_tensors(connection, weights_digest, tensors, tensor_digests)
     if sketch is not None:
         record_sketch(connection, version.fingerprint, weights_digest, sketch)
+    _record_sketches(connection, parent_sketches)
     append_event(connection, "version.fetched", version.ref, details)
     join_parents(connection, version, version_id)
     return True
@@ -233,12 +240,43 @@ def record_missing_tensors(
     append_event(connection, "version.tensors-recorded", version.ref, details)
 
 
-def _record_sketches(connection: Connection, draft: Draft) -> None:
-    if draft.sketch is not None and draft.weights_digest is not None:
-        record_sketch(connection, draft.architecture.fingerprint, draft.weights_digest, draft.sketch)
-    for parent, sketch in draft.parent_sketches:
-        if parent.weights_digest is not None:
-            record_sketch(connection, parent.fingerprint, parent.weights_digest, sketch)
+def record_weighed(
+    connection: Connection,
+    version_id: int,
+    edges: Sequence[ParentEdge],
+    taken: Sequence[tuple[Version, Sketch]] = (),
+) -> None:
+    """Fill in what the weights say of edges that were not weighed when they were recorded, with an event.
+
+    `taken` are sketches that were taken for it. The caller's transaction must be the only writer.
+    """
+    _record_sketches(connection, taken)
+    verdicts = _fill_in_evidence(connection, version_id, edges)
+    if verdicts:
+        append_event(connection, "parents.weighed", read_version(connection, version_id).ref, {"evidence": verdicts})
+
+
+def _fill_in_evidence(connection: Connection, version_id: int, edges: Sequence[ParentEdge]) -> dict[str, str]:
+    """Write evidence where there was none, and return the verdicts that were written, by the parent's ref."""
+    verdicts = {}
+    for edge in edges:
+        if edge.evidence is None:
+            continue
+        this_edge = (version_parents.c.version_id == version_id, version_parents.c.parent_id == edge.id)
+        filled = connection.execute(
+            version_parents.update()
+            .where(*this_edge, version_parents.c.evidence.is_(None))
+            .values(evidence=dict(edge.evidence))
+        )
+        if filled.rowcount == 1:
+            verdicts[edge.ref] = str(edge.evidence["verdict"])
+    return verdicts
+
+
+def _record_sketches(connection: Connection, taken: Sequence[tuple[Version, Sketch]]) -> None:
+    for version, sketch in taken:
+        if version.weights_digest is not None:
+            record_sketch(connection, version.fingerprint, version.weights_digest, sketch)
 
 
 def _insert_model(connection: Connection, name: str, now: datetime) -> int:
@@ -250,29 +288,28 @@ def _insert_model(connection: Connection, name: str, now: datetime) -> int:
 
 
 def _insert_version(connection: Connection, draft: Draft, model_id: int, number: int, now: datetime) -> int:
-    inserted = connection.execute(
-        versions.insert().values(
-            model_id=model_id,
-            number=number,
-            step=draft.step,
-            family=draft.family,
-            fingerprint=draft.architecture.fingerprint,
-            weights_digest=draft.weights_digest,
-            vocabulary_digest=draft.vocabulary_digest,
-            layout=draft.layout,
-            processing=None if draft.processing is None else list(draft.processing),
-            dtype=draft.dtype,
-            n_parameters=draft.n_parameters,
-            size_bytes=sum(file.size_bytes for file in draft.files),
-            source_kind=draft.source_kind,
-            source_location=draft.source_location,
-            provenance=dict(draft.provenance),
-            note=draft.note,
-            findings=[finding.as_dict() for finding in draft.findings],
-            operation_id=draft.operation_id,
-            created_at=now,
-        )
-    ).inserted_primary_key
+    row = {
+        "model_id": model_id,
+        "number": number,
+        "step": draft.step,
+        "family": draft.family,
+        "fingerprint": draft.architecture.fingerprint,
+        "weights_digest": draft.weights_digest,
+        "vocabulary_digest": draft.vocabulary_digest,
+        "layout": draft.layout,
+        "processing": None if draft.processing is None else list(draft.processing),
+        "dtype": draft.dtype,
+        "n_parameters": draft.n_parameters,
+        "size_bytes": sum(file.size_bytes for file in draft.files),
+        "source_kind": draft.source_kind,
+        "source_location": draft.source_location,
+        "provenance": dict(draft.provenance),
+        "note": draft.note,
+        "findings": [finding.as_dict() for finding in draft.findings],
+        "operation_id": draft.operation_id,
+        "created_at": now,
+    }
+    inserted = connection.execute(versions.insert().values(check_row(versions, row))).inserted_primary_key
     return int(inserted[0]) if inserted else 0
 
 
@@ -285,7 +322,7 @@ def _insert_missing(connection: Connection, table: Table, key: str, rows: Sequen
 
 def _insert_all(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
     if rows:
-        connection.execute(table.insert(), list(rows))
+        connection.execute(table.insert(), [check_row(table, row) for row in rows])
 
 
 def _describe(draft: Draft) -> dict[str, Any]:

@@ -33,8 +33,7 @@ def digest_missing(database: Database, store: LocalStore, version: Version, prog
             digest=version.weights_digest,
             hint="The record was altered. See: lensreg audit verify; then restore a backup.",
         )
-    with database.write() as connection:
-        record_missing_tensors(connection, version, weights.tensors, weights.digests)
+    database.change(lambda connection: record_missing_tensors(connection, version, weights.tensors, weights.digests))
 
 
 def _digest(store: LocalStore, version: Version, progress: Progress) -> Weights:

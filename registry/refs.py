@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Literal
 
 from registry.errors import InvalidInput, InvalidName, InvalidRef
@@ -85,9 +86,28 @@ def check_text(text: str, what: str, limit: int = 10_000) -> str:
 
 def check_limit(limit: int | None) -> int | None:
     """Return `limit` if it may bound a list; None is no bound."""
-    if limit is not None and not 0 <= limit < 2**31:
-        raise InvalidInput(f"{limit} is no number of rows.", hint="Leave it out to have all of them.")
+    if limit is not None and not (type(limit) is int and 0 <= limit < 2**31):
+        raise InvalidInput(f"{str(limit)[:100]!r} is no number of rows.", hint="Leave it out to have all of them.")
     return limit
+
+
+def check_count(count: int, what: str) -> int:
+    """Return `count` if it is a whole number that every database can hold."""
+    if type(count) is not int or not -(2**63) <= count < 2**63:
+        raise InvalidInput(f"{str(count)[:100]!r} is no {what}.", hint="It is a whole number of at most 64 bits.")
+    return count
+
+
+def check_instant(instant: datetime) -> datetime:
+    """Return an instant in UTC, in which everything is kept."""
+    if instant.tzinfo is None:
+        raise InvalidInput(f"{instant.isoformat()} says no time zone.", hint="Say which one, as in 2026-01-31T12:00Z.")
+    try:
+        return instant.astimezone(UTC)
+    except OverflowError:
+        raise InvalidInput(
+            f"{instant.isoformat()} is beyond the years 1 to 9999 in UTC.", hint="Give another one."
+        ) from None
 
 
 def parse_ref(text: str) -> Ref:

@@ -8,34 +8,35 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from sqlalchemy import Connection
 
 from registry.absent import explain_declarations
-from registry.architecture import Architecture, Difference, check_allowed
+from registry.architecture import UNRELATED_PARENT, check_allowed
 from registry.checkpoint import Checkpoint, read_checkpoint
 from registry.compare_parent import compare_with_parent
 from registry.database import Database
-from registry.errors import InvalidInput, LineageConflict
+from registry.errors import InvalidInput
 from registry.fetch import ParityChoice, describe_parity, fetch_version
 from registry.files import open_files
+from registry.ownership import change_with_blobs
 from registry.parents import (
     check_relations,
     choose_relations,
     declare_absent,
     parse_absent_parents,
-    refuse_other_lineage,
 )
 from registry.progress import Progress, no_progress
-from registry.query import find_same_weights, find_step, read_newest, read_version
-from registry.record import Draft, ParentEdge, find_existing, record_missing_tensors, record_version
+from registry.query import find_same_weights, read_newest, read_version
+from registry.record import Draft, ParentEdge, record_version
 from registry.refs import check_model_name, check_tag_key, check_text
+from registry.registration import Registration, Request
 from registry.resolve import refuse_retired, resolve_ref
-from registry.sources import Finding, ParentVersion, SourceOptions
-from registry.sources.hooked_json import HOOKED_CONFIG
+from registry.sketch import Sketch
+from registry.sources import Finding, ParentVersion
 from registry.stage import (
     Files,
     Weights,
@@ -43,58 +44,19 @@ from registry.stage import (
     digest_staged_hooked_weights,
     digest_staged_weights,
     open_working_folder,
+    refuse_misfits,
     stage_files,
 )
 from registry.store import LocalStore
-from registry.tensor_digests import has_tensors
+from registry.unchanged import find_unchanged, heal_unchanged
 from registry.versions import AbsentParent, Version
-from registry.weigh_parents import Weighed, weigh_parents
+from registry.weigh_parents import Claim, Weighed, weigh_parents
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
     from registry.verify import Parity
-
-
-@dataclass(frozen=True)
-class Request:
-    """What somebody asks to have registered: what is at `source`, or the network in memory that it then describes.
-
-    `relations` are those of single parents, absent or not, as they are written; `relation` is that of all others.
-    """
-
-    name: str
-    source: str
-    parents: tuple[str, ...] = ()
-    relation: str | None = None
-    relations: Mapping[str, str | None] = field(default_factory=dict)
-    absent_parents: tuple[str, ...] = ()
-    step: int | None = None
-    allow: tuple[str, ...] = ()
-    note: str | None = None
-    tags: Mapping[str, str] = field(default_factory=dict)
-    parity: ParityChoice | None = None
-    source_options: SourceOptions = field(default_factory=SourceOptions)
-    link: bool = False
-    dry_run: bool = False
-    network: HookedTransformer | None = None
-    new_step: bool = False
-    """Refuse other weights than those that the model has under this step already."""
-
-
-@dataclass(frozen=True)
-class Registration:
-    """What came of it: `version` is None after a dry run; `outcome` says whether it was there already."""
-
-    outcome: Literal["registered", "unchanged", "would-register"]
-    name: str
-    version: Version | None
-    architecture: Architecture
-    weights_digest: str | None
-    n_parameters: int
-    admitted_differences: tuple[Difference, ...]
-    parity: Parity | None
-    findings: tuple[Finding, ...]
+    from registry.verify_checkpoint import Verified
 
 
 def register_version(
@@ -118,6 +80,7 @@ def register_version(
         with database.read() as connection:
             declare_absent(connection, store, request.source, checkpoint, absent, parents)
         lazy = request.source_options.lazy
+        refuse_misfits(checkpoint)
         files = stage_files(
             store,
             checkpoint.source,
@@ -130,28 +93,34 @@ def register_version(
         )
         weights = _describe_weights(request, checkpoint, files, progress)
         with database.read() as connection:
-            unchanged = _find_unchanged(connection, request, checkpoint, weights, files)
+            unchanged = find_unchanged(connection, request, checkpoint, weights, files)
         if unchanged:
-            return _heal(database, store, unchanged, files, weights, request, progress)
-        vocabulary_digest, parity = _verify(request, checkpoint, weights, files, progress)
+            return heal_unchanged(database, store, unchanged, files, weights, request, progress)
+        from registry.verify_checkpoint import verify_checkpoint  # torch, which what is there already does without
+
+        verified = verify_checkpoint(request, checkpoint, weights, files, progress)
         with database.read() as connection:
-            findings = _find_notable(connection, request.name, checkpoint, weights, vocabulary_digest, files, edges)
-        weighed = _weigh(database, store, request, edges, parents, parity, progress)
+            findings = _find_notable(connection, request.name, checkpoint, weights, verified, files, edges)
+        weighed = _weigh(database, store, request, edges, parents, verified.sketch, progress)
         findings += weighed.findings
         edges = list(weighed.edges)
-        draft = _make_draft(request, checkpoint, weights, vocabulary_digest, files, edges, absent, findings, parity)
+        draft = _make_draft(request, checkpoint, weights, verified, files, edges, absent, findings)
         draft = replace(draft, parent_sketches=weighed.taken)
-        registration = _describe(draft, parity, version=None)
+        registration = _describe(draft, verified.parity, version=None)
         if request.dry_run:
             return registration
-        store.publish(files.staged)
+        store.publish(files.staged, progress)
         store.link_folder((file.name, file.digest) for file in files.stored)  # so that reading writes nothing
-        with database.write() as connection:
+        published = {file.digest: file.size_bytes for file in files.staged}
+
+        def record(connection: Connection) -> Registration:
             # another process may have registered the same meanwhile
-            unchanged = _find_unchanged(connection, request, checkpoint, weights, files)
-            if unchanged:
-                return unchanged
-            return _describe(draft, parity, read_version(connection, record_version(connection, draft)))
+            unchanged = find_unchanged(connection, request, checkpoint, weights, files)
+            return unchanged or _describe(
+                draft, verified.parity, read_version(connection, record_version(connection, draft))
+            )
+
+        return change_with_blobs(database, store, published, record)
 
 
 def _check_request(request: Request) -> None:
@@ -172,6 +141,11 @@ def _check_request(request: Request) -> None:
         raise InvalidInput(
             "Parity cannot be measured of weights that are left where they are.",
             hint="Leave out --parity; give it when they are fetched: lensreg fetch REF --parity …",
+        )
+    if request.source_options.lazy and UNRELATED_PARENT in request.allow and not request.absent_parents:
+        raise InvalidInput(
+            "Whether weights that are left where they are come from a parent is found out when they are fetched.",
+            hint=f"Say it then: lensreg fetch REF --allow {UNRELATED_PARENT}",
         )
     if request.step is not None and not (type(request.step) is int and 0 <= request.step < 10**15):
         raise InvalidInput(f"{request.step!r} is no training step.", hint="Steps are whole numbers that count from 0.")
@@ -221,139 +195,9 @@ def _compare_with_parents(
 
 
 def _guess_relation(request: Request, n_parents: int) -> str:
-    return "merged" if n_parents + len(request.absent_parents) > 1 else "finetuned"
-
-
-def _choose_step(request: Request, checkpoint: Checkpoint) -> int | None:
-    return request.step if request.step is not None else checkpoint.source.step
-
-
-def _find_unchanged(
-    connection: Connection, request: Request, checkpoint: Checkpoint, weights: Weights, files: Files
-) -> Registration | None:
-    """Return the version that holds this already, if its step is the one asked for or none was asked for."""
-    if request.dry_run:
-        return None
-    fingerprint = checkpoint.architecture.fingerprint
-    for version in find_existing(connection, request.name, fingerprint, weights.digest, files.stored):
-        step = _choose_step(request, checkpoint)
-        if step is not None and step != version.step:
-            continue
-        absent = parse_absent_parents(request.absent_parents, {}, "finetuned", ())
-        texts = (*request.parents, *request.absent_parents)
-        named = {text: request.relations.get(text) or request.relation for text in texts}
-        refuse_other_lineage(connection, version, request.parents, absent, named)
-        return Registration(
-            outcome="unchanged",
-            name=request.name,
-            version=version,
-            architecture=checkpoint.architecture,
-            weights_digest=weights.digest,
-            n_parameters=weights.n_parameters,
-            admitted_differences=(),
-            parity=None,
-            findings=(),
-        )
-    if request.new_step:
-        _refuse_taken_step(connection, request.name, _choose_step(request, checkpoint))
-    return None
-
-
-def _refuse_taken_step(connection: Connection, name: str, step: int | None) -> None:
-    taken = find_step(connection, name, step) if step is not None else None
-    if taken is not None:
-        raise LineageConflict(
-            f"{taken} holds other weights for step {step} of {name}.",
-            hint="Register another run under another NAME, or retire that version first.",
-        )
-
-
-def _heal(
-    database: Database,
-    store: LocalStore,
-    unchanged: Registration,
-    files: Files,
-    weights: Weights,
-    request: Request,
-    progress: Progress,
-) -> Registration:
-    """Put the blobs of the version that is there already in place again, in case one was lost or damaged.
-
-    Weights that had been left elsewhere are here now, so that they can be measured; and so are tensors whose digests
-    were not kept when it was registered.
-    """
-    version = unchanged.version
-    if version is None:
-        return unchanged
-    kept = {file.digest for file in version.files}
-    store.publish(file for file in files.staged if file.digest in kept)
-    if request.source_options.lazy:
-        return unchanged
-    _record_missing_tensors(database, version, weights)
-    return replace(unchanged, version=fetch_version(database, store, version, request.parity, progress))
-
-
-def _record_missing_tensors(database: Database, version: Version, weights: Weights) -> None:
-    if version.weights_digest is None or weights.digest != version.weights_digest:
-        return
-    with database.read() as connection:
-        missing = not has_tensors(connection, version.weights_digest)
-    if missing:
-        with database.write() as connection:
-            record_missing_tensors(connection, version, weights.tensors, weights.digests)
-
-
-def _verify(
-    request: Request, checkpoint: Checkpoint, weights: Weights, files: Files, progress: Progress
-) -> tuple[str | None, Parity | None]:
-    """Check tensors and tokenizer, convert and measure parity; return the vocabulary digest and the measurement."""
-    from registry.tokenizers import check_tokenizer, load_tokenizer
-
-    if request.parity != "skip" and not checkpoint.is_bridged_only:
-        import registry.hooked_transformer  # noqa: F401 (raises HookedTransformerMissing)
-    _check_tensors(checkpoint, weights)
-    vocabulary_digest = None
-    if files.paths("tokenizer"):
-        vocabulary_digest = check_tokenizer(load_tokenizer(files.folder), checkpoint.architecture["d_vocab"])
-    if weights.digest is None:
-        return vocabulary_digest, None
-    return vocabulary_digest, _measure_parity(request, checkpoint, files.paths("weights"), progress)
-
-
-def _check_tensors(checkpoint: Checkpoint, weights: Weights) -> None:
-    """Check the staged tensors' names, shapes and dtypes against the architecture."""
-    if checkpoint.family is None:
-        from registry.hooked_weights import check_hooked_weights
-
-        check_hooked_weights(checkpoint.architecture, weights.tensors, HOOKED_CONFIG)
-    else:
-        from registry.networks import check_tensors
-
-        check_tensors(checkpoint.family, checkpoint.values, weights.tensors)
-
-
-def _measure_parity(
-    request: Request, checkpoint: Checkpoint, paths: Sequence[Path], progress: Progress
-) -> Parity | None:
-    """Measure parity and refuse disparity, or with `skip` only look for NaN and infinities."""
-    if checkpoint.family is None:
-        from registry.verify_hooked import verify_hooked_weights
-
-        applied = checkpoint.processing or ()
-        return verify_hooked_weights(
-            checkpoint.architecture, applied, paths, choice=request.parity, location=request.source, progress=progress
-        )
-    from registry.verify_weights import verify_weights
-
-    return verify_weights(
-        checkpoint.family,
-        checkpoint.values,
-        checkpoint.architecture,
-        paths,
-        choice=request.parity,
-        location=request.source,
-        progress=progress,
-    )
+    """Several parents are merged, but a teacher is none of what was merged."""
+    n_teachers = list(request.relations.values()).count("distilled")
+    return "merged" if n_parents + len(request.absent_parents) - n_teachers > 1 else "finetuned"
 
 
 def _weigh(
@@ -362,13 +206,14 @@ def _weigh(
     request: Request,
     edges: Sequence[ParentEdge],
     parents: Mapping[int, ParentVersion],
-    parity: Parity | None,
+    sketch: Sketch | None,
     progress: Progress,
 ) -> Weighed:
     """Compare the weights with every parent's; raises UnrelatedParent."""
-    found = {one: parent.version for one, parent in parents.items()}
-    sketch, allowed = parity.sketch if parity else None, check_allowed(request.allow)
-    return weigh_parents(database, store, edges, found, sketch, request.source, allowed, progress)
+    allowed = check_allowed(request.allow)
+    claims = [Claim(edge, parents[edge.id].version, allowed) for edge in edges]
+    lazy = request.source_options.lazy
+    return weigh_parents(database, store, claims, sketch, request.source, progress, lazy=lazy)
 
 
 def _find_notable(
@@ -376,18 +221,19 @@ def _find_notable(
     model: str,
     checkpoint: Checkpoint,
     weights: Weights,
-    vocabulary_digest: str | None,
+    verified: Verified,
     files: Files,
     edges: Sequence[ParentEdge],
 ) -> tuple[Finding, ...]:
     """Point out what is no fault but may surprise: the same weights elsewhere, another vocabulary than the parent's."""
     findings = [*checkpoint.source.findings, *_find_moved(connection, model, checkpoint.source.provenance)]
+    vocabulary_digest = verified.vocabulary_digest
     same = find_same_weights(connection, weights.digest) if weights.digest else []
     if same:
         findings.append(Finding("identical-weights", f"The same weights are registered as {', '.join(same[:10])}."))
     for edge in edges:
         parent = read_version(connection, edge.id)
-        if parent.vocabulary_digest and vocabulary_digest and parent.vocabulary_digest != vocabulary_digest:
+        if parent.vocabulary_digest and vocabulary_digest not in (None, parent.vocabulary_digest):
             message = f"The tokenizer's vocabulary is not that of {edge.ref}: the same text gives other token ids."
             findings.append(Finding("other-vocabulary", message))
     origin, architecture = checkpoint.source.provenance, checkpoint.architecture
@@ -413,20 +259,19 @@ def _make_draft(
     request: Request,
     checkpoint: Checkpoint,
     weights: Weights,
-    vocabulary_digest: str | None,
+    verified: Verified,
     files: Files,
     edges: Sequence[ParentEdge],
     absent: Sequence[AbsentParent],
     findings: Sequence[Finding],
-    parity: Parity | None,
 ) -> Draft:
     return Draft(
         model=request.name,
-        step=_choose_step(request, checkpoint),
+        step=request.choose_step(checkpoint),
         family=checkpoint.family_name,
         architecture=checkpoint.architecture,
         weights_digest=weights.digest,
-        vocabulary_digest=vocabulary_digest,
+        vocabulary_digest=verified.vocabulary_digest,
         layout=checkpoint.source.layout,
         processing=checkpoint.processing,
         dtype=weights.dtype,
@@ -439,12 +284,12 @@ def _make_draft(
         findings=findings,
         files=files.stored,
         parents=edges,
-        measurements=describe_parity(parity) if parity else [],
+        measurements=describe_parity(verified.parity) if verified.parity else [],
         operation_id=uuid.uuid4().hex,
         absent_parents=absent,
         tensors=weights.tensors,
         tensor_digests=weights.digests,
-        sketch=parity.sketch if parity else None,
+        sketch=verified.sketch,
     )
 
 

@@ -6,18 +6,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file
 
 from registry.architecture import Architecture
 from registry.checkpoint import check_fingerprint
-from registry.convert import RAW, check_finite, convert_weights
+from registry.convert import check_finite
 from registry.families import find_family_by_name
 from registry.families.family import Family, check_config
 from registry.files import open_files
 from registry.networks import build_source_network
 from registry.progress import Progress, no_progress
 from registry.sketch import Sketch
+from registry.sketch_network import sketch_network
 from registry.sources.json_file import read_json_object
 from registry.store import LocalStore
 from registry.take_sketch import take_sketch
@@ -51,8 +51,6 @@ def sketch_files(
 
     Raises UnusableWeights for NaN and infinities.
     """
-    network = build_source_network(family, values, files, torch.float32)
+    network = build_source_network(family, values, files, dtype=None)
     check_finite(network.state_dict())
-    if family.convert is None:
-        return take_sketch(network.state_dict())
-    return take_sketch(convert_weights(network, family, architecture, RAW))
+    return sketch_network(network, family, architecture)

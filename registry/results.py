@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from registry.errors import PackageMissing
+from registry.plain_text import escape
 from registry.versions import VersionSummary
 
 if TYPE_CHECKING:
@@ -63,8 +64,6 @@ class SearchResult(Results[FoundVersion]):
         return [one.ref for one in self]
 
     def _repr_html_(self) -> str:
-        from html import escape
-
         names = list(self[0].values) if self else []
         heading = "".join(f"<th>{escape(name)}</th>" for name in ("version", "step", "family", "aliases", *names))
         rows = "".join(

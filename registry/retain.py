@@ -10,7 +10,7 @@ from sqlalchemy import Connection, func, select
 
 from registry.errors import InvalidInput, PlanOutdated
 from registry.query import list_history
-from registry.refs import check_model_name
+from registry.refs import check_model_name, check_text
 from registry.resolve import resolve_ref
 from registry.retire import mark_retired, refuse_protected
 from registry.tables import models, validations, version_parents, versions
@@ -95,6 +95,7 @@ def _check_rules(rules: Retention) -> None:
             raise InvalidInput(f"{name} = {value!r} is no number of versions or steps.", hint="It is at least 1.")
     if (rules.keep_best is None) != (rules.by is None):
         raise InvalidInput("keep_best needs to know which metric is meant.", hint="Give both: keep_best=3, by='loss'.")
+    check_text(rules.by or "", "metric")
 
 
 def _find_parents_of_others(connection: Connection, model: str) -> list[str]:
@@ -133,11 +134,11 @@ def _read_newest_values(connection: Connection, model: str, metric: str) -> dict
     suite, dot, name = metric.partition(".")
     if dot:
         named.append((validations.c.suite == suite) & (validations.c.metric == name))
+    of_model = select(versions.c.id).join(models).where(models.c.name == model)
     newest = (
         select(func.max(validations.c.id).label("id"))
-        .select_from(models.join(versions, versions.c.model_id == models.c.id).join(validations))
-        .where(models.c.name == model, named[0] if len(named) == 1 else named[0] | named[1])
-        .group_by(versions.c.id)
+        .where(validations.c.version_id.in_(of_model), named[0] if len(named) == 1 else named[0] | named[1])
+        .group_by(validations.c.version_id)
         .subquery()
     )
     rows = connection.execute(

@@ -48,7 +48,8 @@ def retire_version(connection: Connection, ref: str, *, force: bool = False, rea
 
 def mark_retired(connection: Connection, version: ResolvedRef, details: Mapping[str, Any]) -> ResolvedRef:
     """Write that a version is retired, and its event; whether it may be was asked before."""
-    now = datetime.now(UTC)
+    registered = connection.execute(select(versions.c.created_at).where(versions.c.id == version.id)).scalar_one()
+    now = max(datetime.now(UTC), registered)  # a clock may have gone back
     connection.execute(versions.update().where(versions.c.id == version.id).values(retired_at=now))
     append_event(connection, "version.retired", version.ref, details)
     return ResolvedRef(version.id, version.model, version.number, now)

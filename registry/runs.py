@@ -15,7 +15,8 @@ from registry.errors import InvalidInput, MalformedArtifact, SourceNotFound, Sto
 from registry.progress import Progress, no_progress
 from registry.query import list_history, read_version
 from registry.refs import check_model_name
-from registry.register import Registration, Request, register_version
+from registry.register import register_version
+from registry.registration import Registration, Request
 from registry.resolve import resolve_ref
 from registry.sources.adapter_files import is_adapter
 from registry.sources.json_file import read_json_object
@@ -153,7 +154,7 @@ def _is_same(store: LocalStore, version: Version, folder: Path) -> bool:
         return False
     try:
         for file in version.files:
-            store.check(file.digest, file.size_bytes, read=False)
+            store.verify(file.digest, file.size_bytes)
     except StorageError:
         return False  # registering it again heals it
     return all(digest_file(path) == file.digest for path, file in zip(paths, files, strict=True))

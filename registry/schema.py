@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, inspect, text
 
-from registry.database import BEGIN_WRITING, Database, take_turn
+from registry.ballast import set_ballast_aside
+from registry.database import BEGIN_WRITING, Database
 from registry.errors import SchemaOutdated, SchemaTooNew, SchemaUnknown
 
 if TYPE_CHECKING:
     from alembic.config import Config
 
-SCHEMA_REVISION = "0012"
+SCHEMA_REVISION = "0010"
 MIGRATION_LOCK = 0x1E45_0002
 _ONE_MIGRATION = threading.Lock()  # Alembic's context is global to the process
 
@@ -33,21 +34,25 @@ def prepare_schema(database: Database) -> None:
 
     Raises SchemaOutdated, SchemaTooNew or SchemaUnknown.
     """
+    if check_schema(database):
+        upgrade_schema(database)
+
+
+def check_schema(database: Database) -> bool:
+    """Say whether the database is fresh, with no schema at all; any other schema than this code's is refused."""
     revision, is_fresh = read_revision(database)
-    if revision == SCHEMA_REVISION:
-        return
-    if not is_fresh:
+    if revision != SCHEMA_REVISION and not is_fresh:
         _refuse_foreign(database, revision)
         raise SchemaOutdated(
             f"{database} has schema {revision}, and this lens-registry needs {SCHEMA_REVISION}.",
             hint="Back it up, then run: lensreg db upgrade",
         )
-    upgrade_schema(database)
+    return is_fresh
 
 
 def read_revision(database: Database) -> tuple[str | None, bool]:
     """Return the schema's revision, and whether the database holds no tables at all."""
-    database.make_folder()
+    database.make_file()
     with database.read() as connection:
         tables = set(inspect(connection).get_table_names())
         said = "alembic_version" in tables
@@ -70,6 +75,7 @@ def upgrade_schema(database: Database) -> None:
         config = make_alembic_config()
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+    set_ballast_aside(database)
 
 
 def make_alembic_config() -> Config:
@@ -87,7 +93,7 @@ def make_alembic_config() -> Config:
 @contextlib.contextmanager
 def migration_connection(database: Database) -> Iterator[Connection]:
     """Give a connection that alone may migrate; on SQLite all of the block is one transaction."""
-    database.make_folder()
+    database.make_file()
     migrate = _migrate_sqlite if database.is_sqlite else _migrate_postgres
     with (
         database.typed_errors(),
@@ -116,8 +122,13 @@ def _migrate_sqlite(connection: Connection) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _migrate_postgres(connection: Connection) -> Iterator[None]:
-    take_turn(connection, f"pg_advisory_lock({MIGRATION_LOCK})")
+    connection.exec_driver_sql(f"SELECT pg_advisory_lock({MIGRATION_LOCK})")
     connection.commit()
+    # a migration takes as long as it takes, on a connection that nobody gets after it
+    connection.exec_driver_sql("SET statement_timeout = 0")
+    connection.commit()
+    connection.connection.driver_connection.answer_seconds = None  # type: ignore[union-attr]
+    connection.detach()
     try:
         yield
     finally:

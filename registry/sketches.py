@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import Connection, exists, not_, select
 
 from registry.compare_sketches import Evidence, compare_sketches
@@ -16,13 +18,20 @@ def record_sketch(connection: Connection, fingerprint: str, weights_digest: str,
     where = (sketches.c.weights_digest == weights_digest, sketches.c.fingerprint == fingerprint)
     if connection.execute(select(sketches.c.form).where(*where)).first() is not None:
         return False
-    names, samples = pack(sketch)
-    connection.execute(
-        sketches.insert().values(
-            weights_digest=weights_digest, fingerprint=fingerprint, form=sketch.form, names=names, samples=samples
-        )
-    )
+    connection.execute(sketches.insert().values(**pack_row(fingerprint, weights_digest, sketch)))
     return True
+
+
+def pack_row(fingerprint: str, weights_digest: str, sketch: Sketch) -> dict[str, Any]:
+    """Make the row that keeps a sketch."""
+    names, samples = pack(sketch)
+    return {
+        "weights_digest": weights_digest,
+        "fingerprint": fingerprint,
+        "form": sketch.form,
+        "names": names,
+        "samples": samples,
+    }
 
 
 def read_sketch(connection: Connection, version: Version) -> Sketch | None:

@@ -28,6 +28,7 @@ MAX_CHARACTERS = 100_000
 MAX_SECONDS = 3600
 _MAX_VALUE_BYTES = 50_000_000
 _STEPS_BETWEEN_LOOKS = 10_000
+_SLACK_SECONDS = 1
 _READS = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE, sqlite3.SQLITE_FUNCTION}
 _FORBIDDEN_FUNCTIONS = {"load_extension", "fts3_tokenizer", "readfile", "writefile", "edit"}
 
@@ -115,6 +116,7 @@ def _run_postgres(database: Database, statement: str, timeout: float, limit: int
     import psycopg
 
     with database.read_alone() as connection, connection.transaction():
+        connection.answer_seconds = timeout + _SLACK_SECONDS
         connection.execute("SET TRANSACTION READ ONLY")
         connection.execute(f"SET LOCAL statement_timeout = {max(1, int(timeout * 1000))}")
         connection.execute("SET LOCAL lock_timeout = 5000")

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from registry.checkpoint import Checkpoint
 from registry.digests import Range
 from registry.errors import SourceChanged
 from registry.families.family import Family
@@ -25,6 +26,7 @@ from registry.store import LocalStore, StagedFile
 from registry.versions import StoredFile
 from registry.weights import Advance, TensorHeader, digest_file, digest_tensors, digest_weights, read_header
 
+_LARGE_BYTES = 4 * 2**30
 _DTYPE_NAMES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
@@ -73,6 +75,18 @@ def open_working_folder(store: LocalStore, *, dry_run: bool) -> Iterator[Path]:
     else:
         with store.stage() as folder:
             yield folder
+
+
+def refuse_misfits(checkpoint: Checkpoint) -> None:
+    """Compare the tensors of a large checkpoint with its config by their headers, before hours go into copying it.
+
+    Of a small one that is found out afterwards, and what is there already is found without the libraries it takes.
+    """
+    family, tensors = checkpoint.family, checkpoint.source.tensors
+    if family is not None and sum(tensor.size_bytes for tensor in tensors.values()) > _LARGE_BYTES:
+        from registry.networks import check_tensors
+
+        check_tensors(family, checkpoint.values, describe_weights(family, checkpoint.values, tensors).tensors)
 
 
 def stage_files(
@@ -135,6 +149,8 @@ def stage_file(
     lie in a cache that replaces its files and never writes into them. Somebody who does is found out at the next load.
     """
     unpacked_here = file.path.is_relative_to(unpacked_in)
+    if unpacked_here:  # else the blob that it becomes could be written to
+        file.path.chmod(file.path.stat().st_mode & ~0o222)
     fetched = file.stated_digest is not None and file.role == "weights"
     one = store.copy_in(
         file.path,

@@ -10,6 +10,7 @@ import json
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import Connection, select
 
@@ -35,17 +36,20 @@ def record_tensors(
     """Keep the digests of some weights' tensors; False if they are kept already."""
     if has_tensors(connection, weights_digest):
         return False
+    connection.execute(tensor_digests.insert().values(**pack_tensors(weights_digest, tensors, digests)))
+    return True
+
+
+def pack_tensors(weights_digest: str, tensors: Mapping[str, TensorForm], digests: Mapping[str, str]) -> dict[str, Any]:
+    """Make the row that keeps the digests of some weights' tensors."""
     names = sorted(digests)
     forms = [[name, tensors[name].dtype, list(tensors[name].shape)] for name in names]
-    connection.execute(
-        tensor_digests.insert().values(
-            weights_digest=weights_digest,
-            n_tensors=len(names),
-            forms=zlib.compress(json.dumps(forms, separators=(",", ":"), ensure_ascii=False).encode()),
-            digests=b"".join(bytes.fromhex(digests[name]) for name in names),
-        )
-    )
-    return True
+    return {
+        "weights_digest": weights_digest,
+        "n_tensors": len(names),
+        "forms": zlib.compress(json.dumps(forms, separators=(",", ":"), ensure_ascii=False).encode()),
+        "digests": b"".join(bytes.fromhex(digests[name]) for name in names),
+    }
 
 
 def has_tensors(connection: Connection, weights_digest: str) -> bool:

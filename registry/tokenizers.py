@@ -40,6 +40,15 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
     Raises UnusableTokenizer if it cannot be loaded, or reads texts otherwise than its files say.
     """
+    try:
+        return _load_checked(folder)
+    except UnusableTokenizer:
+        raise
+    except BaseException as error:  # reading a text, too, may raise plain Exception or panic
+        raise _refuse_loading(error) from error
+
+
+def _load_checked(folder: Path) -> PreTrainedTokenizerBase:
     tokenizer = _load_as(AutoTokenizer, folder)
     if (folder / "tokenizer.json").is_file():
         own = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -64,17 +73,21 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 def _load_as(kind: Any, folder: Path) -> PreTrainedTokenizerBase:
     with quiet():
-        try:
-            tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(
-                str(folder), local_files_only=True, trust_remote_code=False
-            )
-        except Exception as error:  # the tokenizers library raises plain Exception for a bad tokenizer.json
-            reason = str(error).strip().split("\n")[0]
-            raise UnusableTokenizer(
-                f"The tokenizer cannot be loaded: {reason}",
-                hint="Save it again with tokenizer.save_pretrained, or take its files out of the folder.",
-            ) from error
+        tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
     return tokenizer
+
+
+def _refuse_loading(error: BaseException) -> BaseException:
+    """Make the error for what tokenizers raises: plain Exception, or what a panic of Rust's is, no Exception at all."""
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        return error
+    reason = (str(error).strip().split("\n")[0] or type(error).__name__)[:500]
+    return UnusableTokenizer(
+        f"The tokenizer cannot be loaded: {''.join(one if one.isprintable() else '?' for one in reason)}",
+        hint="Save it again with tokenizer.save_pretrained, or take its files out of the folder.",
+    )
 
 
 def _read_pieces(path: Path) -> Callable[[str], list[int]]:

@@ -19,6 +19,7 @@ from registry.database import Database
 from registry.environment import describe_environment
 from registry.errors import RegistryError
 from registry.resolve import resolve_ref
+from registry.rows import check_row
 from registry.tables import validations
 from registry.thresholds import FAILED, Threshold
 from registry.validation.metric import Measured, Metric, judge
@@ -64,8 +65,8 @@ def validate_version(
     metrics = judge(name, measured.metrics, thresholds)
     run = ValidationRun(subject.version.ref, name, metrics, seconds, measured.dataset_digest, error)
     rows = [_make_row(one, run, suite, subject, measured) for one in metrics]
-    with database.write() as connection:
-        _record(connection, subject, run, suite, rows)
+    run_id = uuid.uuid4().hex
+    database.change(lambda connection: _record(connection, run_id, subject, run, suite, rows))
     return run
 
 
@@ -119,9 +120,7 @@ def _make_key(suite: Suite, subject: Subject) -> dict[str, Any]:
 
 def _make_row(metric: Metric, run: ValidationRun, suite: Suite, subject: Subject, measured: Measured) -> dict[str, Any]:
     finite = metric.value is not None and math.isfinite(metric.value)
-    details = dict(metric.details)
-    if metric.value is not None and not finite:  # databases differ in what they make of NaN
-        details["value"] = str(metric.value)
+    details = {**metric.details, **({} if finite or metric.value is None else {"value": metric.value})}
     return {
         "suite": run.suite,
         "metric": metric.name,
@@ -132,7 +131,7 @@ def _make_row(metric: Metric, run: ValidationRun, suite: Suite, subject: Subject
         "dtype": subject.dtype or DTYPE,
         "n_samples": metric.n_samples,
         "dataset_digest": run.dataset_digest,
-        "details": details,
+        "details": _write_out(details),
         "environment": describe_environment(),
         "suite_version": suite.version,
         "direction": metric.direction,
@@ -144,15 +143,27 @@ def _make_row(metric: Metric, run: ValidationRun, suite: Suite, subject: Subject
     }
 
 
+def _write_out(value: Any) -> Any:
+    """Write NaN and infinities as text: databases differ in what they make of them."""
+    if isinstance(value, Mapping):
+        return {str(key): _write_out(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_write_out(one) for one in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _record(
-    connection: Connection, subject: Subject, run: ValidationRun, suite: Suite, rows: Sequence[Mapping[str, Any]]
+    connection: Connection,
+    run_id: str,
+    subject: Subject,
+    run: ValidationRun,
+    suite: Suite,
+    rows: Sequence[Mapping[str, Any]],
 ) -> None:
     version = resolve_ref(connection, subject.version.ref)
-    run_id, now = uuid.uuid4().hex, datetime.now(UTC)
-    connection.execute(
-        validations.insert(),
-        [{**row, "version_id": version.id, "run_id": run_id, "created_at": now} for row in rows],
-    )
+    now = datetime.now(UTC)
+    whole = [{**row, "version_id": version.id, "run_id": run_id, "created_at": now} for row in rows]
+    connection.execute(validations.insert(), [dict(check_row(validations, row)) for row in whole])
     append_event(
         connection,
         "version.validated",

@@ -23,6 +23,7 @@ from registry.networks import make_hooked_config
 from registry.progress import Counter, Progress, no_progress
 from registry.quiet import quiet
 from registry.routing import Computed, find_largest_difference
+from registry.sketch import Sketch
 from registry.take_sketch import take_sketch
 from registry.verify import BOUND, Parity, make_probe, refuse_disparity
 
@@ -44,20 +45,20 @@ def verify_hooked_weights(
     choice: str | None,
     location: str,
     progress: Progress = no_progress,
-) -> Parity | None:
+) -> tuple[Parity | None, Sketch | None]:
     """Measure parity in the precision that was chosen (None: float64, float32 with experts) and refuse disparity.
 
-    With the choice `skip` None is returned; NaN and infinities are refused all the same.
+    With the choice `skip` nothing is measured; NaN and infinities are refused all the same. The sketch is given, too.
     """
     if choice == "skip":
         check_finite_files(files)
-        return None
+        return None, take_sketch({name: tensor for file in files for name, tensor in load_file(file).items()}, applied)
     # not every kind of HookedTransformer's experts runs in float64: some raise for mixed dtypes
     default = "float64" if architecture["num_experts"] is None else "float32"
     dtype = getattr(torch, choice or default)
     parity = measure_hooked_parity(architecture, applied, files, dtype=dtype, progress=progress)
     refuse_disparity(parity, location)
-    return parity
+    return parity, parity.sketch
 
 
 def measure_hooked_parity(

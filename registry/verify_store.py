@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Select, Text, and_, cast, func, or_, select
@@ -18,16 +20,16 @@ from sqlalchemy import ColumnElement, Connection, Select, Text, and_, cast, func
 from registry.architecture import Architecture
 from registry.audit import verify_chain
 from registry.database import Database
-from registry.errors import InvalidInput, StorageError
+from registry.errors import ArtifactCorrupt, ArtifactMissing, InvalidInput, StorageError
 from registry.progress import Counter, Progress, no_progress
 from registry.resolve import resolve_ref
+from registry.said import CAME_IN, SAYING, take_in
 from registry.store import LocalStore
 from registry.tables import architectures, blobs, events, models, version_files, version_parents, versions
 
 _PAGE = 500
 N_NAMED = 10
 MAX_FAULTS = 1000
-_REGISTERED, _FETCHED, _JOINED = "version.registered", "version.fetched", "parent.joined"
 _UPGRADED = "schema.upgraded"
 _DIGESTS = ("weights_digest", "fingerprint", "vocabulary_digest")
 _RESTORE = "Restore the database from a backup of before; what was altered is not made up."
@@ -159,46 +161,66 @@ def _verify_blobs(
     What is missing or torn is known within moments that way, whatever is read after it.
     """
     n_blobs = to_read = n_read = read_bytes = 0
-    for digest, size_bytes in _list_blobs(database, ids):
+    for (digest, size_bytes), fault in find_faults(store, list_needed_blobs(database, ids)):
         n_blobs += 1
-        if _verify_blob(database, store, digest, size_bytes, ids, faults) and _is_in(part, digest):
+        if fault is not None:
+            _add_fault(database, digest, fault, ids, faults)
+        elif _is_in(part, digest):
             to_read += size_bytes
     if part is None:
         return n_blobs, 0, 0
     counter = Counter(progress, "reading", to_read)
-    for digest, size_bytes in _list_blobs(database, ids):
+    for digest, size_bytes in list_needed_blobs(database, ids):
         if _is_in(part, digest) and digest not in faults.subjects:
-            _verify_blob(database, store, digest, size_bytes, ids, faults, counter)
+            fault = _find_fault(store, digest, size_bytes, counter)
+            if fault is not None:
+                _add_fault(database, digest, fault, ids, faults)
             n_read += 1
             read_bytes += size_bytes
     return n_blobs, n_read, read_bytes
 
 
-def _verify_blob(
-    database: Database,
-    store: LocalStore,
-    digest: str,
-    size_bytes: int,
-    ids: Sequence[int] | None,
-    faults: _Faults,
-    counter: Counter | None = None,
-) -> bool:
-    """Check one blob, and read it if there is a counter; a fault names the versions that cannot be had without it."""
+def find_faults(
+    store: LocalStore, needed: Iterable[tuple[str, int]]
+) -> Iterator[tuple[tuple[str, int], StorageError | None]]:
+    """Check that blobs, given as (digest, size), are there in their size; give each with its fault.
+
+    As many at once are asked for as the store likes. What keeps one that is elsewhere from answering is raised.
+    """
+    if store.n_at_once == 1:
+        yield from ((blob, _find_fault(store, *blob)) for blob in needed)
+        return
+    waiting = iter(needed)
+    with ThreadPoolExecutor(store.n_at_once) as pool:
+        while some := list(islice(waiting, store.n_at_once)):
+            yield from zip(some, pool.map(lambda blob: _find_fault(store, *blob), some), strict=True)
+
+
+def _find_fault(store: LocalStore, digest: str, size_bytes: int, counter: Counter | None = None) -> StorageError | None:
+    """Check one blob, and read it if there is a counter."""
     try:
-        store.check(digest, size_bytes, read=counter is not None, advance=counter.advance if counter else None)
+        store.verify(digest, size_bytes, read=counter is not None, advance=counter.advance if counter else None)
     except StorageError as error:
-        with database.read() as connection:
-            query = _select_needing(ids).where(version_files.c.digest == digest)
-            named = connection.execute(query.order_by(versions.c.id).limit(N_NAMED)).all()
-            n_versions = connection.execute(select(func.count()).select_from(query.subquery())).scalar_one()
-        needing = tuple(f"{row.name}@v{row.number}" for row in named)
-        faults.add(Fault(error.code, digest, error.message, error.hint or "", needing, n_versions))
-        return False
-    return True
+        if store.is_remote and not isinstance(error, ArtifactMissing | ArtifactCorrupt):
+            raise
+        return error
+    return None
 
 
-def _list_blobs(database: Database, ids: Sequence[int] | None) -> Iterator[tuple[str, int]]:
-    """Give digest and size of every blob that a version needs, by digest."""
+def _add_fault(
+    database: Database, digest: str, error: StorageError, ids: Sequence[int] | None, faults: _Faults
+) -> None:
+    """Add the fault of one blob, with the versions that cannot be had without it."""
+    with database.read() as connection:
+        query = _select_needing(ids).where(version_files.c.digest == digest)
+        named = connection.execute(query.order_by(versions.c.id).limit(N_NAMED)).all()
+        n_versions = connection.execute(select(func.count()).select_from(query.subquery())).scalar_one()
+    needing = tuple(f"{row.name}@v{row.number}" for row in named)
+    faults.add(Fault(error.code, digest, error.message, error.hint or "", needing, n_versions))
+
+
+def list_needed_blobs(database: Database, ids: Sequence[int] | None = None) -> Iterator[tuple[str, int]]:
+    """Give digest and size of every blob that a version needs here, by digest; of all versions, or of those ids."""
     needed = select(1).where(version_files.c.digest == blobs.c.digest, _needs(ids))
     needed = needed.select_from(version_files.join(versions, versions.c.id == version_files.c.version_id))
     query = select(blobs.c.digest, blobs.c.size_bytes).where(needed.correlate(blobs).exists())
@@ -268,7 +290,12 @@ def _compare_page(connection: Connection, rows: Sequence[Any], faults: _Faults) 
     for row in rows:
         ref = refs[row.id]
         found = {name: getattr(row, name) for name in ("step", *_DIGESTS)}
-        found |= {"files": files[row.id], "parents": parents[row.id]}
+        edges = parents[row.id]
+        found |= {
+            "files": files[row.id],
+            "parents": {parent: relation for parent, (relation, _) in edges.items()},
+            "evidence": {parent: verdict for parent, (_, verdict) in edges.items() if verdict is not None},
+        }
         if ref not in said:
             message = f"{ref} is in the database, and no event says that it was registered."
             faults.add(Fault("record-altered", ref, message, _RESTORE, (ref,), 1))
@@ -280,20 +307,15 @@ def _compare_page(connection: Connection, rows: Sequence[Any], faults: _Faults) 
 
 
 def _read_said(connection: Connection, refs: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return what the events say of each version that they name: as it was registered, with what came to it since."""
+    """Return what the events say of each version that they name: as it came in, with what came to it since."""
     said: dict[str, dict[str, Any]] = {}
     query = select(events.c.subject, events.c.action, events.c.details).where(
-        events.c.subject.in_(refs), events.c.action.in_((_REGISTERED, _FETCHED, _JOINED))
+        events.c.subject.in_(refs), events.c.action.in_(SAYING)
     )
     for event in connection.execute(query.order_by(events.c.sequence)):
-        details = event.details
-        if event.action == _REGISTERED:
-            said[event.subject] = dict(details)
-        elif event.subject in said and event.action == _FETCHED:
-            said[event.subject]["weights_digest"] = details.get("weights_digest")
-        elif event.subject in said:
-            parents = said[event.subject].get("parents", {})
-            said[event.subject]["parents"] = {**parents, details.get("parent"): details.get("relation")}
+        now = take_in(said.get(event.subject), event.action, event.details)
+        if now is not None:
+            said[event.subject] = now
     renamed = _read_renamed(connection)
     for one in said.values():
         one["fingerprint"] = renamed.get(one.get("fingerprint"), one.get("fingerprint"))
@@ -318,22 +340,25 @@ def _read_files(connection: Connection, ids: Sequence[int]) -> dict[int, dict[st
     return found
 
 
-def _read_parents(connection: Connection, ids: Sequence[int]) -> dict[int, dict[str, str]]:
+def _read_parents(connection: Connection, ids: Sequence[int]) -> dict[int, dict[str, tuple[str, str | None]]]:
+    """Return the relation and the verdict of the weights (None: not weighed) of every version's parents."""
+    edge = (version_parents.c.version_id, version_parents.c.relation, version_parents.c.evidence)
     query = (
-        select(version_parents.c.version_id, version_parents.c.relation, models.c.name, versions.c.number)
+        select(*edge, models.c.name, versions.c.number)
         .join_from(version_parents, versions, versions.c.id == version_parents.c.parent_id)
         .join(models, models.c.id == versions.c.model_id)
         .where(version_parents.c.version_id.in_(ids))
     )
-    found: dict[int, dict[str, str]] = defaultdict(dict)
+    found: dict[int, dict[str, tuple[str, str | None]]] = defaultdict(dict)
     for row in connection.execute(query):
-        found[row.version_id][f"{row.name}@v{row.number}"] = row.relation
+        verdict = None if row.evidence is None else str(row.evidence.get("verdict"))
+        found[row.version_id][f"{row.name}@v{row.number}"] = (row.relation, verdict)
     return found
 
 
 def _find_lost(connection: Connection, faults: _Faults) -> None:
-    """Find versions that an event registered and that are no longer there: nothing ever deletes one."""
-    query = select(events.c.subject).where(events.c.action == _REGISTERED).order_by(events.c.sequence)
+    """Find versions that came in by an event and that are no longer there: nothing ever deletes one."""
+    query = select(events.c.subject).where(events.c.action.in_(CAME_IN)).order_by(events.c.sequence)
     for page in connection.execute(query.execution_options(yield_per=_PAGE)).scalars().partitions():
         named = [tuple(subject.rpartition("@v")[::2]) for subject in page]
         rows = connection.execute(

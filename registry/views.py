@@ -45,6 +45,7 @@ VIEWS: Mapping[str, Mapping[str, str]] = {
         "parent": "ref of the parent",
         "relation": "what the child is to the parent",
         "admitted_differences": "the architecture fields that were allowed to differ, as JSON",
+        "evidence": "what the weights say of it, as JSON; null if they were not compared",
     },
     "lineage_closure": {
         "descendant_id": "version_id of the descendant",

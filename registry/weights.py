@@ -10,25 +10,31 @@ import hashlib
 import json
 import math
 import mmap
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from registry.bounded_json import BadJsonError, parse_json
 from registry.digests import CHUNK_BYTES
 from registry.errors import MalformedArtifact
+from registry.regular_files import open_regular
 
 MAX_HEADER_BYTES = 25 * 2**20
-MAX_TENSORS = 200_000
+MAX_TENSORS = 50_000
+"""In one file; the largest checkpoints have ninety thousand in a hundred files."""
 MAX_NAME_BYTES = 512
 MAX_DIMENSIONS = 16
+_VALUES_PER_TENSOR = 12  # of a matrix there are eight
 
 # https://github.com/huggingface/safetensors: the dtypes of the format, with their sizes in bytes
 DTYPE_BYTES = {
-    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
+    "BOOL": 1, "U8": 1, "I8": 1,
+    "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1,
     "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
     "I32": 4, "U32": 4, "F32": 4,
-    "I64": 8, "U64": 8, "F64": 8,
+    "I64": 8, "U64": 8, "F64": 8, "C64": 8,
 }  # fmt: skip
 
 Advance = Callable[[int], None]
@@ -46,7 +52,7 @@ class TensorForm(Protocol):
         """The shape."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TensorHeader:
     """What a safetensors header says of one tensor: where its bytes are and what they mean."""
 
@@ -67,14 +73,12 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
     """Read the header of one safetensors file and check it against the file's length.
 
     Raises MalformedArtifact for anything the format forbids, and for what its library lets pass: duplicate keys,
-    names that are empty, too long or hold control characters.
+    names that are empty, too long or hold control characters, headers that need memory out of proportion.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-        length = int.from_bytes(start, "little")
-        text = file.read(length) if length <= min(size, MAX_HEADER_BYTES) else b""
-    return parse_header(path, start + text, size)
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        length = _check_length(path, file.read(8), size)
+        return _parse_header(path, file.read(length), length, size)
 
 
 def parse_header(path: Path, content: bytes, size: int) -> dict[str, TensorHeader]:
@@ -82,26 +86,8 @@ def parse_header(path: Path, content: bytes, size: int) -> dict[str, TensorHeade
 
     Raises MalformedArtifact as read_header does.
     """
-    length = int.from_bytes(content[:8], "little")
-    if size < 8 or length > size - 8:
-        raise _malformed(path, "it is truncated or no safetensors file")
-    if length > MAX_HEADER_BYTES:
-        raise _malformed(path, f"its header claims {length:,} bytes")
-    text = content[8 : 8 + length]
-    if len(text) < length:
-        raise _malformed(path, "its header was cut off")
-    if not text.startswith(b"{"):
-        raise _malformed(path, "its header is not JSON")
-    try:
-        header = json.loads(text.decode(), object_pairs_hook=lambda pairs: _unique(path, pairs))
-    except (ValueError, RecursionError):
-        raise _malformed(path, "its header is not JSON") from None
-    _check_metadata(path, header.pop("__metadata__", {}))
-    if len(header) > MAX_TENSORS:
-        raise _malformed(path, f"it lists {len(header):,} tensors")
-    tensors = [_read_entry(path, name, entry, 8 + length) for name, entry in header.items()]
-    _check_cover(path, tensors, 8 + length, size)
-    return {tensor.name: tensor for tensor in tensors}
+    length = _check_length(path, content[:8], size)
+    return _parse_header(path, content[8 : 8 + length], length, size)
 
 
 def make_header(tensors: Iterable[tuple[str, str, tuple[int, ...], int]]) -> bytes:
@@ -144,12 +130,39 @@ def digest_file(path: Path, advance: Advance | None = None) -> str:
     """Return the SHA-256 of a file, in hex."""
     total = hashlib.sha256()
     chunk = memoryview(bytearray(CHUNK_BYTES))
-    with path.open("rb", buffering=0) as file:
+    with open_regular(path) as file:
         while n_read := file.readinto(chunk):
             total.update(chunk[:n_read])
             if advance:
                 advance(n_read)
     return total.hexdigest()
+
+
+def _check_length(path: Path, start: bytes, size: int) -> int:
+    """Return how long the header is by the file's first 8 bytes."""
+    length = int.from_bytes(start, "little")
+    if size < 8 or length > size - 8:
+        raise _malformed(path, "it is truncated or no safetensors file")
+    if length > MAX_HEADER_BYTES:
+        raise _malformed(path, f"its header claims {length:,} bytes")
+    return length
+
+
+def _parse_header(path: Path, text: bytes, length: int, size: int) -> dict[str, TensorHeader]:
+    if len(text) < length:
+        raise _malformed(path, "its header was cut off")
+    if not text.startswith(b"{"):
+        raise _malformed(path, "its header is not JSON")
+    try:
+        header = parse_json(text, max_values=_VALUES_PER_TENSOR * MAX_TENSORS)
+    except BadJsonError as error:
+        raise _malformed(path, f"its header {error}") from None
+    _check_metadata(path, header.pop("__metadata__", {}))
+    if len(header) > MAX_TENSORS:
+        raise _malformed(path, f"it lists {len(header):,} tensors")
+    tensors = [_read_entry(path, name, entry, 8 + length) for name, entry in header.items()]
+    _check_cover(path, tensors, 8 + length, size)
+    return {tensor.name: tensor for tensor in tensors}
 
 
 def _digest_slice(view: memoryview, tensor: TensorHeader, advance: Advance | None) -> str:
@@ -195,12 +208,6 @@ def _check_cover(path: Path, tensors: list[TensorHeader], start: int, end: int) 
 def _check_metadata(path: Path, metadata: Any) -> None:
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise _malformed(path, "its metadata are not names with texts")
-
-
-def _unique(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len({key for key, _ in pairs}) != len(pairs):
-        raise _malformed(path, "its header has a key twice")
-    return dict(pairs)
 
 
 def _are_counts(value: Any) -> bool:

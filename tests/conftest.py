@@ -21,11 +21,13 @@ from registry import Registry
 
 if TYPE_CHECKING:
     from tests.hub_server import FakeHub
+    from tests.object_server import ObjectServer
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here may ask a network
 # nothing here may write to the user's cache; a folder for each process, and for what it starts
 os.environ["LENSREG_STAMPS"] = tempfile.mkdtemp(prefix="lensreg-stamps-")
 atexit.register(shutil.rmtree, os.environ["LENSREG_STAMPS"], ignore_errors=True)
+os.environ["LENSREG_STORE_CACHE"] = os.environ["LENSREG_STAMPS"] + "/stores"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers share the cores, and small networks gain nothing by threads
 
 
@@ -118,6 +120,26 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
         return save_checkpoint(tmp_path_factory.mktemp(family), family, **options)  # type: ignore[arg-type]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def moto_port() -> Iterator[int]:
+    """The port of a real S3 server, moto's."""
+    from tests.object_server import run_moto
+
+    with run_moto() as port:
+        yield port
+
+
+@pytest.fixture
+def objects(moto_port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectServer]:
+    """An empty bucket on that server, behind a proxy that fails as it is told, and credentials in the environment."""
+    from tests.object_server import CREDENTIALS, make_bucket
+
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    with make_bucket(moto_port) as server:
+        yield server
 
 
 @pytest.fixture

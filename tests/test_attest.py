@@ -61,6 +61,24 @@ def test_a_statement_says_what_a_version_is(filled: Registry) -> None:
     assert [event.action for event in filled.events()] == ["version.registered"] * 2, "nothing was signed"
 
 
+def test_an_absent_parent_is_attested_as_it_was_declared_and_stays_so_when_it_is_joined(
+    filled: Registry, keys: tuple[Path, Path], make_checkpoint: Callable[..., Path]
+) -> None:
+    named = {"org/teacher@main": "distilled", f"org/other@v1#sha256:{'0' * 64}": "merged"}
+    filled.register(
+        "pupil", make_checkpoint("gpt2", seed=5), parent="tuned", absent_parents=named, relation="merged", parity="skip"
+    )
+    predicate = filled.attest("pupil", sign=keys[0]).statement["predicate"]
+    assert predicate["parents"] == [{"ref": "tuned@v1", "relation": "merged"}]
+    assert predicate["absentParents"] == [
+        {"repo": "org/teacher", "revision": "main", "digest": None, "relation": "distilled"},
+        {"repo": "org/other", "revision": "v1", "digest": "0" * 64, "relation": "merged"},
+    ]
+    joined = filled.join_parent("pupil", "team/base", declared="org/teacher@main")
+    assert len(joined.parents) == 2
+    assert filled.verify_attestation("pupil", keys[1]).statement["predicate"] == predicate
+
+
 def test_a_signed_version_is_verified_with_the_public_key(filled: Registry, keys: tuple[Path, Path]) -> None:
     signed = filled.attest("team/base", sign=keys[0])
     assert filled.verify_attestation("team/base", keys[1]).signature == signed.signature

@@ -170,9 +170,11 @@ def test_both_spellings_of_a_lineage_s_format_work(populated: Run) -> None:
         assert set(answer) == {"schema_version", "ref", "rows", "edges", "absent"}
         assert (answer["ref"], [row["ref"] for row in answer["rows"]]) == ("tuned@v1", ["org/base@v1"])
         (edge,) = answer["edges"]
+        evidence = edge.pop("evidence")
+        assert (evidence["verdict"], evidence["n_unchanged"], evidence["n_matrices"]) == ("related", 0, 12)
         assert edge == {
             "parent": "org/base@v1", "child": "tuned@v1", "relation": "finetuned", "admitted_differences": [],
-            "declared": None, "evidence": None,
+            "declared": None,
         }  # fmt: skip
     assert populated("lineage", "tuned", "--format", "mermaid").out.startswith("flowchart TD\n")
     assert populated("lineage", "tuned", "--format", "dot").out.startswith("digraph lineage {\n")
@@ -209,13 +211,11 @@ def test_absent_parents_are_declared_shown_and_joined(
 
 
 def test_what_a_source_comes_from(populated: Run, tuned: Path, make_checkpoint: Callable[..., Path]) -> None:
-    unread = populated("identify", tuned)
-    assert unread.code == 0 and "org/base@v1" in unread.out and "--read" in unread.out
-    answer = populated("identify", tuned, "--read")
-    assert "identical to tuned@v1" in answer.out and "org/base@v1" in answer.out and "finetuned" in answer.out
+    answer = populated("identify", tuned)
+    assert "identical weights to tuned@v1" in answer.out and "org/base@v1" in answer.out and "finetuned" in answer.out
     assert populated("identify", tuned, "--output", "ids").out.split() == ["tuned@v1", "org/base@v1"]
     rows = populated("identify", tuned, "--output", "json").json["matches"]
-    assert {"ref", "kind", "evidence", "rank"} == rows[0].keys()
+    assert {"ref", "kind", "evidence", "rank", "differences"} == rows[0].keys()
     assert "unrelated" in populated("identify", make_checkpoint("gpt2", seed=UNRELATED)).out
 
 
@@ -226,7 +226,8 @@ def test_a_parent_that_it_does_not_come_from_is_refused_and_shown(
     answer = populated("add", "other", other, "--parent", "org/base")
     assert answer.code == 1 and "[unrelated-parent]" in answer.err and "--allow unrelated-parent" in answer.err
     assert populated("add", "other", other, "--parent", "org/base", "--allow", "unrelated-parent").code == 0
-    assert "weights: unrelated: 0 of 12 matrices unchanged" in populated("show", "other").out
+    assert "weights: unrelated: correlation " in populated("show", "other").out
+    assert "other@v1  finetuned  weights unrelated" in populated("lineage", "other").out
 
 
 def test_relations_are_completed(populated: Run) -> None:

@@ -73,7 +73,7 @@ def test_a_child_with_other_biases_than_its_parent_is_refused(
     assert (found.field, found.config_key, found.parent, found.checkpoint) == (field, field, value, not value)
     assert f"--allow {field}" in str(refused.value.hint)
     assert isinstance(registry.check(child, parent="base").fault, ArchitectureMismatch)
-    admitted = registry.register("child", child, parent="base", allow=[field], parity="skip")
+    admitted = registry.register("child", child, parent="base", allow=[field, "unrelated-parent"], parity="skip")
     assert [one.field for one in admitted.admitted_differences] == [field]
     (parent,) = registry.version("child").parents
     assert parent.admitted_differences[0]["field"] == field
@@ -93,7 +93,7 @@ def test_a_parent_of_another_family_has_as_many_parameters(registry: Registry, m
     (found,) = refused.value.differences
     more = 2 * (4 + 2 + 2) * 16  # 2 layers; 4 heads with queries, 2 with keys and values; d_head 16
     assert (found.field, found.checkpoint - found.parent) == ("n_parameters", more)
-    done = registry.register("child", child, parent="base", allow=["n_parameters"], parity="skip")
+    done = registry.register("child", child, parent="base", allow=["n_parameters", "unrelated-parent"], parity="skip")
     assert [one.field for one in done.admitted_differences] == ["n_parameters"]
     registry.register("mistral", make_checkpoint("mistral", sliding_window=None, **same), parent="base", parity="skip")
 

@@ -18,7 +18,7 @@ from sqlalchemy import func, select, text
 
 from registry import Registry, RegistryError, engines
 from registry.database import Database
-from registry.errors import DatabaseError, DatabaseReadOnly, DatabaseUnavailable, RegistryBusy
+from registry.errors import DatabaseError, DatabaseReadOnly, DatabaseUnavailable, OutcomeUnknown, RegistryBusy
 from registry.record import record_version
 from registry.tables import metadata, versions
 from tests.processes import needs_mounts, run_at_once, run_code
@@ -251,7 +251,7 @@ def test_a_connection_that_the_server_closed_is_replaced(fresh_postgres: str, tm
     with admin.connect() as connection:
         connection.execute(
             text(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = current_database()"
                 " AND pid <> pg_backend_pid()"
             )
         )
@@ -316,7 +316,7 @@ def test_a_path_is_taken_as_it_is(tmp_path: Path, name: str) -> None:
     record(registry, "m")
     registry.close()
     assert (tmp_path / "new" / name).is_file()
-    assert {path.name for path in (tmp_path / "new").iterdir()} == {name, f"{name}.lock"}
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {name, f"{name}.lock", f"{name}.ballast"}
 
 
 def test_a_relative_path_stays_where_it_was_when_the_process_moves(
@@ -534,3 +534,49 @@ def test_a_forked_child_gets_connections_of_its_own(any_registry: Registry, data
     record(any_registry, "parent")
     record(any_registry, "child")
     assert run_code(FORK, url=database_url, store=any_registry.store.root) == ["None 242"]
+
+
+@pytest.mark.parametrize("took_effect", [True, False])
+def test_a_commit_that_fails_on_the_disk_is_looked_for(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, took_effect: bool
+) -> None:
+    """SQLite says "disk I/O error" of a COMMIT whose pages may be in the file all the same."""
+    import sqlite3
+
+    record(registry, "m")
+    dialect = registry.database.engine.dialect
+    commit = dialect.do_commit
+
+    def fail(connection: sqlite3.Connection) -> None:
+        monkeypatch.undo()
+        if took_effect:
+            commit(connection)
+        raise sqlite3.OperationalError("disk I/O error")
+
+    n_events = len(registry.events())
+    monkeypatch.setattr(dialect, "do_commit", fail)
+    if took_effect:
+        assert registry.set_alias("m@best", "m").ref == "m@best"
+    else:
+        with pytest.raises(DatabaseUnavailable, match="disk"):
+            registry.set_alias("m@best", "m")
+    assert len(registry.aliases()) == took_effect
+    assert len(registry.events()) == n_events + took_effect
+    assert registry.verify_events() is None
+
+
+def test_when_the_disk_stays_broken_the_outcome_is_unknown(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sqlite3
+
+    record(registry, "m")
+
+    def fail(connection: sqlite3.Connection) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(registry.database.engine.dialect, "do_commit", fail)
+    with pytest.raises(OutcomeUnknown) as told:
+        registry.set_alias("m@best", "m")
+    assert "audit log" in str(told.value.hint)
+    monkeypatch.undo()
+    registry.set_alias("m@best", "m")
+    assert registry.verify_events() is None

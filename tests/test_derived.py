@@ -204,7 +204,7 @@ def test_edits_and_training_stay_in_memory(one: Registry) -> None:
     train(trained)
     assert not torch.equal(trained.W_E, plain.W_E)
     assert before == (hashlib.sha256(path.read_bytes()).hexdigest(), path.stat())
-    assert path.stat().st_mode & 0o777 == 0o444
+    assert path.stat().st_mode & 0o777 == 0o400
     assert_same(one.load("m", verify="always"), plain)
 
 

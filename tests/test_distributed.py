@@ -23,7 +23,7 @@ from registry.errors import MalformedArtifact, SourceNotFound, UnsafeArtifact, U
 from registry.sources import SourceOptions, open_source
 from registry.sources.unpickle_distributed import convert_distributed
 from tests.checkpoints import make_network
-from tests.hostile import Call, gadgets
+from tests.hostile.pickled import Call, gadgets
 
 MakeCheckpoint = Callable[..., Path]
 Tensors = dict[str, torch.Tensor]

@@ -30,7 +30,7 @@ from registry.errors import (
 from registry.sources import open_source
 from tests.checkpoints import edit_config, make_network
 from tests.contents import read_contents
-from tests.hostile import Call
+from tests.hostile.pickled import Call
 
 MakeCheckpoint = Callable[..., Path]
 Tensors = dict[str, torch.Tensor]

@@ -11,10 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from registry import Registry
+from registry.compare_sketches import Evidence
 from registry.errors import UnusableWeights
 from tests.adapters import make_adapted, save_adapter
-from tests.checkpoints import UNRELATED
+from tests.checkpoints import UNRELATED, edit_config
 from tests.networks import save_state_dict
+from tests.test_sketch import forget_sketches
 
 MakeCheckpoint = Callable[..., Path]
 Tensors = dict[str, torch.Tensor]
@@ -41,8 +43,8 @@ def test_identical_unchanged_finetuned_and_unrelated(
     any_registry: Registry, base: Path, make_checkpoint: MakeCheckpoint, tmp_path: Path
 ) -> None:
     found = any_registry.identify(base)
-    assert [one.kind for one in found.matches] == ["identical", "unrelated", "unrelated"]
-    assert found.verdict == "identical to base@v1" and found.n_compared == 3 and found.unsketched == ()
+    assert [one.kind for one in found.matches] == ["identical-weights", "unrelated", "unrelated"]
+    assert found.verdict == "identical weights to base@v1" and found.n_compared == 3 and found.unsketched == ()
     norms = rewrite(base, tmp_path / "norms", lambda all_: {k: v * 2 if "ln_1" in k else v for k, v in all_.items()})
     found = any_registry.identify(norms)
     assert found.matches[0].kind == "unchanged" and "every matrix that was sampled" in found.verdict
@@ -53,6 +55,36 @@ def test_identical_unchanged_finetuned_and_unrelated(
     assert {one.kind for one in found.matches} == {"unrelated"} and found.verdict.startswith("unrelated to everything")
     found = any_registry.identify(make_checkpoint("llama"))
     assert found.matches == () and found.n_compared == 0 and found.verdict.startswith("nothing that is registered")
+
+
+def test_equal_weights_beside_another_config_are_not_the_same_network(
+    any_registry: Registry, base: Path, tmp_path: Path
+) -> None:
+    other = edit_config(rewrite(base, tmp_path / "other", lambda all_: all_), layer_norm_epsilon=0.1)
+    found = any_registry.identify(other)
+    assert found.verdict == "identical weights to base@v1; in another architecture: eps 1e-05 → 0.1"
+    assert [one.field for one in found.matches[0].differences] == ["eps"]
+    any_registry.register("other", other)
+    found = any_registry.identify(other)
+    assert [one.ref for one in found.matches[:2]] == ["other@v1", "base@v1"]
+    assert found.verdict == "identical weights to other@v1"
+
+
+def test_a_partial_change_is_said_in_numbers(any_registry: Registry, base: Path, tmp_path: Path) -> None:
+    def change_one(tensors: Tensors) -> Tensors:
+        name = "transformer.h.1.mlp.c_fc.weight"
+        return {**tensors, name: tensors[name] + 0.1 * torch.randn(tensors[name].shape)}
+
+    some = rewrite(base, tmp_path / "some", change_one)
+    found = any_registry.identify(some)
+    assert found.verdict == "likely a fine-tune of base@v1 (or the other way round): 1 of 12 matrices changed"
+    evidence = found.matches[0].evidence
+    assert evidence.distance == 0.0 and evidence.correlation == pytest.approx(1)
+    assert evidence.changed_distance is not None and 0.3 < evidence.changed_distance < 2
+    any_registry.register("some", some, parent="base")
+    (parent,) = any_registry.version("some").parents
+    assert parent.evidence == evidence.as_dict() and Evidence.from_dict(parent.evidence) == evidence
+    assert str(evidence).startswith("related: 1 of 12 matrices changed, by a relative distance of 0.")
 
 
 def test_an_adapter_merged_into_a_base(any_registry: Registry, base: Path, tmp_path: Path) -> None:
@@ -78,7 +110,7 @@ def test_a_merge_of_two_and_one_in_fewer_bits(
     assert mixture.shares["tuned@v1"] == pytest.approx(0.7, abs=0.01)
     rounded = rewrite(base, tmp_path / "rounded", lambda all_: {k: v.to(dtype) for k, v in all_.items()})
     found = any_registry.identify(rounded)
-    kind = "identical" if dtype == torch.float32 else "finetuned"
+    kind = "identical-weights" if dtype == torch.float32 else "finetuned"
     assert (found.matches[0].ref, found.matches[0].kind, found.mixture) == ("base@v1", kind, None)
     fourth = any_registry.identify(make_checkpoint("gpt2", seed=8))
     assert fourth.mixture is None and fourth.matches[0].kind == "finetuned"
@@ -102,10 +134,11 @@ def test_what_was_not_converted_is_read_when_asked(
 ) -> None:
     folder = make_checkpoint("gpt2")
     any_registry.register("base", folder, parity="skip")
+    forget_sketches(any_registry)
     found = any_registry.identify(folder)
     assert found.matches == () and found.unsketched == ("base@v1",)
     found = any_registry.identify(folder, read=True)
-    assert found.matches[0].kind == "identical" and found.unsketched == ()
+    assert found.matches[0].kind == "identical-weights" and found.unsketched == ()
 
 
 def test_nothing_is_registered_and_broken_sources_are_refused(

@@ -267,3 +267,16 @@ def test_two_refs_to_one_parent_make_one_edge(any_registry: Registry, make_check
     done = any_registry.register("tuned", make_checkpoint("gpt2", seed=1), parent=parents, parity="skip")
     assert done.version is not None
     assert [(parent.ref, parent.relation) for parent in done.version.parents] == [("base@v1", "finetuned")]
+
+
+def test_a_teacher_is_none_of_what_is_merged(registry: Registry, make_checkpoint: Callable[..., Path]) -> None:
+    for number, name in enumerate(("base", "other", "teacher")):
+        registry.register(name, make_checkpoint("gpt2", seed=number), parity="skip")
+    child = make_checkpoint("gpt2", seed=5)
+    parents = {"base": None, "teacher": "distilled"}
+    pupil = registry.register("pupil", child, parent=parents, absent_parents={"org/t@main": "distilled"}, parity="skip")
+    assert pupil.version is not None
+    assert [one.relation for one in pupil.version.parents] == ["finetuned", "distilled"]
+    blend = registry.register("blend", child, parent={"base": None, "other": None} | parents, parity="skip")
+    assert blend.version is not None
+    assert [one.relation for one in blend.version.parents] == ["merged", "merged", "distilled"]

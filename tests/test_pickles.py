@@ -25,9 +25,9 @@ from registry.sources.pickle_file import check_pickle_file
 from registry.sources.pickles import UnpickledWeights, run_child, unpickle_weights
 from registry.sources.unpickle import convert_pickles
 from registry.weights import digest_file
-from tests import hostile
 from tests.contents import read_contents
-from tests.hostile import BEFORE_TORCH, FORMS, IN_THE_CHILD, TENSORS, make_gadget, save_legacy, save_zip
+from tests.hostile import pickled
+from tests.hostile.pickled import BEFORE_TORCH, FORMS, IN_THE_CHILD, TENSORS, make_gadget, save_legacy, save_zip
 from tests.processes import needs_mounts, run_code
 
 MakeCheckpoint = Callable[..., Path]
@@ -96,7 +96,7 @@ def test_what_the_child_sees_through_is_refused(tmp_path: Path) -> None:
 def test_a_gadget_is_refused_and_never_run_in_whatever_form_it_comes(tmp_path: Path) -> None:
     files = []
     for form in FORMS:
-        for name in hostile.gadgets(tmp_path):
+        for name in pickled.gadgets(tmp_path):
             files.append(tmp_path / f"{name}-{form}.bin")
             make_gadget(files[-1], tmp_path / "sentinel", name, form)
     for file, (code, message) in zip(files, convert_in_one_child(files), strict=True):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import re
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +19,9 @@ from registry.query import find_same_weights, read_newest
 from registry.record import find_existing, record_fetched
 from registry.resolve import resolve_ref
 from registry.tables import absent_parents, versions
+from registry.transfer.receive import Terms, receive
+from registry.transfer.shipment import RegistryShipment
+from registry.verify_store import verify_store
 from registry.versions import StoredFile
 from tests.conftest import make_database
 from tests.records import record
@@ -78,6 +83,8 @@ WHOLE = {
     "count_models()": {"models"},
     "aliases()": {"aliases", "models"},
     "verify_events()": {"events"},
+    "verify(REF)": {"events", "pk_events"},  # the chain is one
+    "register(absent parent)": {"versions"},  # for a commit, which is in the JSON of where they are from: see absent.py
 }
 # looking for what somebody may have meant goes through the models' names
 SUGGESTS = {"models"}
@@ -99,8 +106,21 @@ def _fetch_rows(registry: Registry) -> None:
         assert record_fetched(connection, version_id, digest_of("fetched"), [])
 
 
+def _register_with_absent_parent(registry: Registry) -> None:
+    record(registry, "tuned-of-absent", absent=[f"org/later@{'a' * 40}"])
+
+
 FILES = [StoredFile("model.safetensors", "weights", digest_of((f"{M}@v7", "file")), 4000)]
 FINGERPRINT = "0" * 64
+
+
+def _send(registry: Registry) -> None:
+    """Read what is sent, and plan how it would be received, in this very registry."""
+    with tempfile.TemporaryDirectory() as scratch:
+        refs = [f"{M}@v7", f"{M}@v9"]
+        shipment = RegistryShipment(registry.database, registry.store, refs, alone=False, scratch=Path(scratch))
+        receive(registry.database, registry.store, shipment, Terms(dry_run=True, aliases=True))
+
 
 CALLS: dict[str, Callable[[Registry], object]] = {
     "resolve(NAME)": lambda one: one.resolve(M),
@@ -121,6 +141,7 @@ CALLS: dict[str, Callable[[Registry], object]] = {
     "count_versions()": lambda one: one.count_versions(M),
     "history()": lambda one: one.history(M),
     "history(unknown)": lambda one: one.history("nothing"),
+    "push(dry_run)": _send,
     "path()": lambda one: one.path(M),
     "load()": lambda one: one._find(M),
     "lineage()": lambda one: one.lineage(f"{M}@v5"),
@@ -146,6 +167,23 @@ CALLS: dict[str, Callable[[Registry], object]] = {
     "register(same weights)": _in_read(find_same_weights, WEIGHTS),
     "register(newest)": _in_read(read_newest, M),
     "fetch": _fetch_rows,
+    "weigh(REF)": lambda one: one.weigh(f"{M}@v8"),
+    "register(absent parent)": _register_with_absent_parent,
+    "join_parent()": lambda one: one.join_parent(f"{M}@v9", f"{M}@v3"),
+    "join_parent(unknown)": lambda one: one.join_parent("tuned-of-absent", f"{M}@v3", declared="org/nothing@main"),
+    "protect()": lambda one: one.protect(M),
+    "plan_retention(steps)": lambda one: one.plan_retention(M, keep_last=2, keep_every=100),
+    "plan_retention(best)": lambda one: one.plan_retention(M, keep_best=3, by="parity.raw"),
+    "attest()": lambda one: one.attest(f"{M}@v7"),
+    "verify_attestation()": lambda one: one.verify_attestation(f"{M}@v7", "/no/key.pub"),
+    "search(model)": lambda one: one.search(f"model = '{M}' and step >= 100", limit=5),
+    "search(page)": lambda one: one.search(limit=5, after=f"{M}@v7"),
+    "search(descends_from)": lambda one: one.search(f"descends_from('{M}@v3')", limit=5),
+    "search(ancestor_of)": lambda one: one.search(f"ancestor_of('{M}@v9')", limit=5),
+    "search(metric of model)": lambda one: one.search(f"model = '{M}' and metric.raw < 1", limit=5),
+    "search(digest)": lambda one: one.search(f"weights_digest = '{WEIGHTS}'"),
+    "changed_tensors()": lambda one: one.changed_tensors(f"{M}@v7", f"{M}@v8"),
+    "verify(REF)": lambda one: verify_store(one.database, one.store, [f"{M}@v7"]),
 }
 
 
@@ -172,7 +210,7 @@ def test_a_scan_is_found(filled: Registry) -> None:
 
 
 # of few rows, or held in memory
-FREE = {"alembic_version", "architectures", "walk", "anon_1"}
+FREE = {"alembic_version", "architectures", "walk", "walk_1", "anon_1"}
 
 
 def find_scans(registry: Registry, statement: str, parameters: Any) -> set[str]:

@@ -218,6 +218,27 @@ def test_eight_processes_set_up_one_fresh_database(database_url: str, tmp_path: 
     registry.close()
 
 
+def _open_old(index: int, url: str, store: str) -> str:
+    registry = Registry(url, store)
+    try:
+        registry.upgrade()
+        return record(registry, "m").ref
+    finally:
+        registry.close()
+
+
+def test_eight_processes_upgrade_one_old_schema(any_registry: Registry, database_url: str, tmp_path: Path) -> None:
+    record(any_registry, "m")
+    _alembic(any_registry.database, alembic.command.downgrade, "0004")
+    any_registry.close()
+    refs = run_at_once(_open_old, database_url, str(tmp_path / "store"), n=8)
+    assert sorted(refs) == [f"m@v{number}" for number in range(2, 10)]
+    registry = Registry(database_url, tmp_path)
+    _alembic(registry.database, alembic.command.check)
+    assert registry.verify_events() is None
+    registry.close()
+
+
 THREADS = """
     import threading
     from registry import Registry

@@ -21,6 +21,7 @@ from registry import Registry, RegistryError
 from registry.errors import (
     MalformedArtifact,
     SourceNotFound,
+    UnsafeArtifact,
     UnsupportedConfig,
     UnsupportedFamily,
     UnsupportedSource,
@@ -134,8 +135,8 @@ DAMAGES = [
     gpt2("no-weights", SourceNotFound, "no model.safetensors", lambda folder: (folder / WEIGHTS).unlink()),
     gpt2(
         "dangling-link",
-        SourceNotFound,
-        "no model.safetensors",
+        UnsafeArtifact,
+        "leads out of its folder",
         lambda folder: (folder / WEIGHTS).unlink() or (folder / WEIGHTS).symlink_to("/nonexistent"),
     ),
     gpt2(
@@ -353,12 +354,14 @@ DAMAGES = [
     ),
     gpt2(
         "head-is-not-the-embedding",
+        UnsafeArtifact,
         UnsupportedConfig,
         "ties the word embeddings",
         lambda f: edit_tensors(f, lambda t: {**t, HEAD: t[WTE] + 1e-3}),
     ),
     gpt2(
         "head-is-rounded",
+        UnsafeArtifact,
         UnsupportedConfig,
         "ties the word embeddings",
         lambda f: edit_tensors(f, lambda t: {**t, HEAD: t[WTE].bfloat16()}),
@@ -526,10 +529,13 @@ def test_only_what_belongs_to_the_version_is_kept(
     for name in ("optimizer.pt", "training_args.bin", "rng_state.pth", "README.md", "modeling_evil.py", "tf_model.h5"):
         (folder / name).write_bytes(b"not a part of the network")
     if form == "links":
-        (tmp_path / "snapshot").mkdir()
+        home = tmp_path / "models--org--name"
+        snapshot = home / "snapshots" / "abc"
+        snapshot.mkdir(parents=True)
+        folder = folder.rename(home / "blobs")
         for file in folder.iterdir():
-            (tmp_path / "snapshot" / file.name).symlink_to(file)
-        folder = tmp_path / "snapshot"
+            (snapshot / file.name).symlink_to(f"../../blobs/{file.name}")
+        folder = snapshot
     done = registry.register("base", folder)
     assert done.version is not None
     roles = {file.name: file.role for file in done.version.files}

@@ -77,7 +77,7 @@ def test_bytes_come_out_as_they_went_in(store: LocalStore, tmp_path: Path, size:
 def test_a_copy_is_its_own_and_read_only(store: LocalStore, tmp_path: Path) -> None:
     staged = _put(store, tmp_path / "file", b"content")
     blob = store.blob_path(staged.digest)
-    assert blob.stat().st_mode & 0o777 == 0o444
+    assert blob.stat().st_mode & 0o777 == 0o400
     assert blob.stat().st_nlink == 1
     (tmp_path / "file").write_bytes(b"CONTENT")
     assert blob.read_bytes() == b"content"
@@ -625,6 +625,6 @@ def test_a_registration_that_is_killed_leaves_no_version_without_its_blobs(
     assert len(registry.events()) == len(there)
     for blob in (root / "blobs").glob("*/*"):
         assert hashlib.sha256(blob.read_bytes()).hexdigest() == blob.name, "a name never comes before its bytes"
-    assert {path.name for path in root.iterdir()} <= {"blobs", "folders", "tmp"}
+    assert {path.name for path in root.iterdir()} <= {"blobs", "folders", "registries", "tmp"}
     assert registry.register("after", sources[0], parity="skip").outcome == "registered"
     registry.close()

@@ -335,7 +335,7 @@ def test_the_command_says_what_was_looked_at(run: Callable[..., tuple[int, str, 
     code, out, _ = run("--read-data")
     assert (code, "5 of them read (15.0 kB)" in out) == (0, True)
     assert [run("--read-data", "m")[1], run("m", "--read-data")[1]] == [
-        "1 versions, 3 blobs, 3 of them read (9.0 kB), 4 events: nothing is wrong\n"
+        "1 version, 3 blobs, 3 of them read (9.0 kB), 4 events: nothing is wrong\n"
     ] * 2
     assert run("--read-data=1/2")[0] == 0
     assert run("--read-data=3/2")[0] == 1

@@ -144,7 +144,7 @@ DEEP = b"{" + b'"a":{' * 100_000 + b"}" * 100_001
         (b' {"a":' + json.dumps(entry(0, 8)).encode() + b"}", bytes(8), "not JSON"),
         (b'{"\xff": 1}', b"", "not JSON"),
         (b'{"a": ' + b"9" * 5000 + b"}", b"", "not JSON"),
-        (DEEP, b"", "not JSON"),
+        (DEEP, b"", "nested too deeply"),
         (json.dumps({"a": entry(0, 8), "b": entry(0, 8)}).replace('"b"', '"a"').encode(), bytes(8), "twice"),
         (b'{"a":{"dtype":"F32","dtype":"I32","shape":[2],"data_offsets":[0,8]}}', bytes(8), "twice"),
         ({"a": 1}, b"", "entry of a"),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from registry.check import Check
     from registry.fetch import ParityChoice
     from registry.identify import Identification
-    from registry.register import Registration
+    from registry.registration import Registration
     from registry.runs import RunPlan, RunStep
 
 
@@ -80,7 +80,8 @@ class Adding(OpenedRegistry):
             ParityFailure: the converted network does not compute what the source does.
             SourceError: it cannot be read or is not whole.
         """
-        from registry.register import Request, register_version
+        from registry.register import register_version
+        from registry.registration import Request
         from registry.sources import SourceOptions
 
         request = Request(
@@ -127,7 +128,7 @@ class Adding(OpenedRegistry):
         Raises:
             LineageConflict: a step is there with other weights.
         """
-        from registry.register import Request
+        from registry.registration import Request
         from registry.runs import register_run
 
         base = Request(
@@ -168,7 +169,8 @@ class Adding(OpenedRegistry):
             UnsupportedSource: it is more than config and weights: hooks, foreign modules, an adapter.
             SourceError: its config or its weights cannot be registered.
         """
-        from registry.register import Request, register_version
+        from registry.register import register_version
+        from registry.registration import Request
 
         request = Request(
             name=name,

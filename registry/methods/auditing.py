@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,12 +13,25 @@ from registry.progress import Progress, no_progress
 if TYPE_CHECKING:
     from registry.attest import Attestation
     from registry.audit import ChainFault, Event, Head
+    from registry.backup import Backup
+    from registry.collect import Collection, CollectionPlan
+    from registry.doctor import Finding
+    from registry.quarantine import Quarantined
     from registry.results import Results
     from registry.verify_store import Verification
 
 
 class Auditing(OpenedRegistry):
     """Methods that show and check the record."""
+
+    def doctor(self) -> list[Finding]:
+        """Check whether packages, database and store are fit for a registry; it works when it cannot be opened, too.
+
+        Nothing is changed, and what is wrong is a finding, not an error.
+        """
+        from registry.doctor.examine import examine_registry
+
+        return examine_registry(self._unprepared, self.store.root)
 
     def events(
         self,
@@ -81,8 +94,7 @@ class Auditing(OpenedRegistry):
         if folder is not None:
             attestation.save(Path(folder))
         if sign is not None:
-            with self.database.write() as connection:
-                record_attestation(connection, attestation)
+            self.database.change(lambda connection: record_attestation(connection, attestation))
         return attestation
 
     def verify_attestation(self, ref: str, public_key: str | Path, *, folder: str | Path | None = None) -> Attestation:
@@ -126,3 +138,52 @@ class Auditing(OpenedRegistry):
             except (SignatureInvalid, StorageError) as error:
                 faults.append(Fault(error.code, ref, error.message, error.hint or "", (ref,), 1))
         return done.with_faults(faults)
+
+    def quarantine(self, found: Verification) -> list[Quarantined]:
+        """Move the corrupt blobs that `verify` found aside, into the store's quarantine; none is deleted.
+
+        Whoever loads such a version is told then that the blob is missing; registering the same source again heals it.
+        """
+        from registry.quarantine import quarantine_blobs
+
+        return quarantine_blobs(self.database, self.store, found.faults)
+
+    def plan_gc(self, *, grace: timedelta = timedelta(days=1), adopt: bool = False) -> CollectionPlan:
+        """Say what no version needs and `gc` would delete: what is older than `grace`; nothing is changed.
+
+        Blobs that no version names, not even a retired one; what crashes left in tmp/; folders whose blobs are gone;
+        derived files that were never finished; quarantined blobs that were healed since or that nobody needs.
+
+        Raises:
+            StoreNotOwned: the store holds blobs of another registry too, or more than this one knows of. `adopt` says
+                that this registry alone keeps blobs there, and that it is complete.
+            StoreInconsistent: a blob that a version needs is not as it should be, or the chain of events is broken.
+        """
+        from registry.collect import plan_collection
+
+        return self._with_room(lambda: plan_collection(self.database, self.store, grace, adopt=adopt))
+
+    def gc(self, plan: CollectionPlan, *, progress: Progress = no_progress) -> Collection:
+        """Delete what a plan of `plan_gc` names, unless somebody needs it by now.
+
+        Raises what `plan_gc` raises, and StoreUnavailable for what cannot be deleted; what was, is recorded then too.
+        """
+        from registry.ballast import set_ballast_aside
+        from registry.collect import collect, record_collection
+
+        done = self._with_room(lambda: collect(self.database, self.store, plan, progress))
+        self._with_room(lambda: record_collection(self.database, self.store, plan, done))
+        set_ballast_aside(self.database)
+        if done.fault is not None:
+            raise done.fault
+        return done
+
+    def backup(self, target: str | Path, *, with_store: bool = False, progress: Progress = no_progress) -> Backup:
+        """Write a SQLite database as it is now to the file `target`, or under a name with the time into that folder.
+
+        `with_store` copies the blobs of all versions into `target`/store, those that are not there yet. Others may
+        write meanwhile. Raises InvalidInput for a file that is there already, and for Postgres.
+        """
+        from registry.backup import back_up
+
+        return back_up(self.database, self.store, Path(target).absolute(), with_store=with_store, progress=progress)

@@ -24,12 +24,21 @@ if TYPE_CHECKING:
 class Loading(OpenedRegistry):
     """Methods that give versions back."""
 
-    def fetch(self, ref: str, *, parity: ParityChoice | None = None, progress: Progress = no_progress) -> Version:
+    def fetch(
+        self,
+        ref: str,
+        *,
+        parity: ParityChoice | None = None,
+        allow: Sequence[str] = (),
+        progress: Progress = no_progress,
+    ) -> Version:
         """Return the version that `ref` means, fetching, verifying and recording the bytes that `lazy` left elsewhere.
 
-        Loading does it by itself. `parity` is the precision in which it is verified, as in `register`.
+        Loading does it by itself. `parity` is the precision in which it is verified, as in `register`; `allow` may be
+        `["unrelated-parent"]` for weights that do not come from the parent that was declared.
 
         Raises:
+            UnrelatedParent: the weights do not come from a parent that was declared; it stays as it was.
             SourceUnreachable, AccessDenied: they cannot be had.
             MalformedArtifact: they are not the bytes whose digests were recorded.
             DatabaseReadOnly: the result cannot be recorded.
@@ -39,7 +48,7 @@ class Loading(OpenedRegistry):
             return version
         from registry.fetch import fetch_version
 
-        return fetch_version(self.database, self.store, version, parity, progress)
+        return fetch_version(self.database, self.store, version, parity, progress, allow)
 
     def load(
         self,
@@ -177,15 +186,17 @@ class Loading(OpenedRegistry):
 
         return load_registered_tokenizer(self.store, self._find(ref), verify=read_verify(verify))
 
-    def path(self, ref: str) -> Path:
+    def path(self, ref: str, *, progress: Progress = no_progress) -> Path:
         """Return a folder that holds the version's files under their own names, for other tools to read.
 
-        The files are links to the store's blobs; writing to them would damage the store.
+        The files are links to the store's blobs; writing to them would damage the store. Those of a store that is
+        elsewhere are downloaded first.
         """
         from registry.files import refuse_unfetched
 
         version = self.version(ref)
         refuse_unfetched(version)
+        self.store.bring([(file.digest, file.size_bytes) for file in version.files], progress)
         for file in version.files:
             self.store.check(file.digest, file.size_bytes, read=False)
         return self.store.link_folder((file.name, file.digest) for file in version.files)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from registry.database import Database
+from registry.errors import DatabaseUnavailable, StorageFull
 from registry.schema import SCHEMA_REVISION, prepare_schema, read_revision, upgrade_schema
 from registry.settings import read_settings
-from registry.store import LocalStore
+from registry.store import open_store
 from registry.store.derived import DerivedFiles
-from registry.store.stamps import Stamps
 
 if TYPE_CHECKING:
     from registry.versions import Version
+
+T = TypeVar("T")
 
 
 class OpenedRegistry:
@@ -22,9 +25,10 @@ class OpenedRegistry:
 
     def __init__(self, url: str | None = None, store: str | Path | None = None) -> None:
         settings = read_settings(url, store)
-        self.store = LocalStore(settings.store, Stamps(settings.stamps))
+        self.store = open_store(settings)
         self.derived = DerivedFiles(self.store, settings.derived_bytes)
-        self._unprepared = Database(settings.url)
+        self._unprepared = Database(settings.url, on_network=settings.on_network)
+        self._threw_off_ballast = False
 
     def __repr__(self) -> str:
         return f"Registry({str(self._unprepared)!r}, store={str(self.store)!r})"
@@ -54,6 +58,23 @@ class OpenedRegistry:
     def close(self) -> None:
         """Give the database's connections back."""
         self._unprepared.close()
+        if self._threw_off_ballast:
+            from registry.ballast import set_ballast_aside
+
+            set_ballast_aside(self._unprepared)
+
+    def _with_room(self, work: Callable[[], T]) -> T:
+        """Do the work; if there is no space left for it, throw off the ballast and try once more."""
+        try:
+            return work()
+        except (StorageFull, DatabaseUnavailable):  # the latter is all that SQLite says of a disk quota
+            from registry.ballast import throw_off_ballast
+
+            self._unprepared.close()
+            if not throw_off_ballast(self._unprepared):
+                raise
+            self._threw_off_ballast = True
+            return work()
 
     def _find(self, ref: str) -> Version:
         """Return the version that `ref` means, which must be in use."""

@@ -6,11 +6,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from registry.methods.opened import OpenedRegistry
+from registry.progress import Progress, no_progress
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
     from registry.resolve import ResolvedRef
     from registry.retain import RetentionPlan
     from registry.versions import AliasSpan, Version
+    from registry.weigh_later import WeighedEdge
 
 
 class Tending(OpenedRegistry):
@@ -20,36 +24,31 @@ class Tending(OpenedRegistry):
         """Make `NAME@ALIAS` mean the version that `ref` means now."""
         from registry.aliases import set_alias
 
-        with self.database.write() as connection:
-            return set_alias(connection, alias, ref)
+        return self.database.change(lambda connection: set_alias(connection, alias, ref))
 
     def remove_alias(self, alias: str) -> AliasSpan:
         """Take the alias `NAME@ALIAS` away; its history stays."""
         from registry.aliases import remove_alias
 
-        with self.database.write() as connection:
-            return remove_alias(connection, alias)
+        return self.database.change(lambda connection: remove_alias(connection, alias))
 
     def retire(self, ref: str, *, force: bool = False, reason: str | None = None) -> ResolvedRef:
         """Take a version out of use; nothing of it is deleted."""
         from registry.retire import retire_version
 
-        with self.database.write() as connection:
-            return retire_version(connection, ref, force=force, reason=reason)
+        return self.database.change(lambda connection: retire_version(connection, ref, force=force, reason=reason))
 
     def restore(self, ref: str) -> ResolvedRef:
         """Put a retired version back to use."""
         from registry.retire import restore_version
 
-        with self.database.write() as connection:
-            return restore_version(connection, ref)
+        return self.database.change(lambda connection: restore_version(connection, ref))
 
     def protect(self, name: str, *, protect: bool = True) -> None:
         """Protect a model, so that none of its versions can be retired; with `protect=False` no longer."""
         from registry.retire import protect_model
 
-        with self.database.write() as connection:
-            protect_model(connection, name, protect=protect)
+        self.database.change(lambda connection: protect_model(connection, name, protect=protect))
 
     def plan_retention(
         self,
@@ -81,8 +80,7 @@ class Tending(OpenedRegistry):
         """
         from registry.retain import carry_out
 
-        with self.database.write() as connection:
-            carry_out(connection, plan)
+        self.database.change(lambda connection: carry_out(connection, plan))
 
     def join_parent(self, ref: str, parent: str, *, declared: str | None = None, allow: Sequence[str] = ()) -> Version:
         """Say that an absent parent of the version `ref` means is the registered version `parent`; return the child.
@@ -98,6 +96,17 @@ class Tending(OpenedRegistry):
         from registry.absent import join_by_hand
         from registry.query import read_version
 
-        with self.database.write() as connection:
+        def join(connection: Connection) -> Version:
             child = join_by_hand(connection, ref, parent, declared, allow)
             return read_version(connection, child.id)
+
+        return self.database.change(join)
+
+    def weigh(self, *refs: str, progress: Progress = no_progress) -> list[WeighedEdge]:
+        """Compare the versions that `refs` mean, or all in use, with those of their parents that they were not yet.
+
+        What the weights say is kept with the edge; parents never change, so that nothing is refused.
+        """
+        from registry.weigh_later import weigh_later
+
+        return weigh_later(self.database, self.store, refs, progress)

@@ -124,8 +124,8 @@ class Validating(Comparing):
         from registry.aliases import split_alias
         from registry.requirements import set_gate
 
-        with self.database.write() as connection:
-            return set_gate(connection, *split_alias(alias), require)
+        model, name = split_alias(alias)
+        return self.database.change(lambda connection: set_gate(connection, model, name, require))
 
     def gate(self, alias: str) -> tuple[str, ...]:
         """Return the thresholds that `NAME@ALIAS` requires."""

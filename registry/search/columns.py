@@ -44,6 +44,8 @@ _PLAIN: Mapping[str, ColumnElement[Any]] = {
     "model_created_at": models.c.created_at,
     "version": versions.c.number,
     "size": versions.c.size_bytes,
+    "received_as": versions.c.provenance["received", "ref"].as_string(),
+    "received_from": versions.c.provenance["received", "registry"].as_string(),
     "retired": _say(versions.c.retired_at.is_not(None)),
     **{
         name: versions.c[name]

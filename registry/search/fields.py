@@ -48,6 +48,8 @@ _OF_VERSIONS = (
     Field("vocabulary_digest", "digest", "the vocabulary's digest; null without a tokenizer"),
     Field("source_kind", "text", "what it was registered from"),
     Field("source_location", "text", "the path or Hub id it was registered from"),
+    Field("received_as", "text", "the ref it had in the registry that it was received from; null if it was registered"),
+    Field("received_from", "text", "the id of that registry: the digest of its first event"),
     Field("note", "text", "the note"),
     Field("created_at", "instant", "when it was registered"),
     Field("retired_at", "instant", "when it was retired; null while it is in use"),

@@ -170,7 +170,7 @@ def _refuse_syntax(text: str, at: int, found: str, expected: Iterable[str]) -> I
     wanted = f"{', '.join(some)} or {last}" if some else last
     looks_like_date = re.search(r"[0-9]{4}$", text[:at]) and text[at : at + 1] == "-"
     hint = "Dates are written in quotes: '2026-01-31'." if looks_like_date else None
-    return refuse(text, at, f"The search cannot be read: {found}, and not {wanted}.", hint=hint)
+    return refuse(text, at, f"The search cannot be read: {found}, where {wanted} should be.", hint=hint)
 
 
 def _shorten(text: str) -> str:

@@ -120,7 +120,8 @@ def _follow(connection: Connection, columns: Columns, terms: Sequence[_Term], af
             continue
         bound = bind(value)
         is_past = column < bound if descending else column > bound
-        follows = or_(is_past, column.is_(None), and_(column == bound, follows))
+        # the id, the last term, has always a value and never the same: else no index could be gone into there
+        follows = is_past if column is versions.c.id else or_(is_past, column.is_(None), and_(column == bound, follows))
     return follows
 
 

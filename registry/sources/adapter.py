@@ -19,7 +19,7 @@ from registry.errors import ArchitectureMismatch, InvalidInput, UnsupportedSourc
 from registry.families import find_family, find_family_by_name
 from registry.families.family import Family, check_config
 from registry.sources.adapter_config import CONFIG as ADAPTER_CONFIG
-from registry.sources.adapter_config import check_adapter_config
+from registry.sources.adapter_config import check_adapter_config, check_ranks
 from registry.sources.adapter_files import read_adapter_weights
 from registry.sources.huggingface import CONFIG, TOKENIZER_FILES, has_vocabulary, read_folder
 from registry.sources.json_file import read_json_object
@@ -46,6 +46,7 @@ def read_adapter(
     weights = read_adapter_weights(folder, scratch, options)
     config = read_json_object(folder / ADAPTER_CONFIG)
     used = check_adapter_config(config)
+    check_ranks(used, weights.tensors)
     parent = _choose_parent(location, config, parents)
     finding = _compare_names(config, parent.version)
     version, parent_folder = parent.version, parent.open_folder()

@@ -6,13 +6,15 @@ Source: peft 0.21, `tuners/lora/config.py` and `tuners/ia3/config.py`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from registry.errors import MalformedArtifact, UnsupportedConfig
+from registry.errors import MalformedArtifact, UnsupportedConfig, WeightsMismatch
 from registry.families.fields import shorten
 from registry.refs import find_similar
+from registry.weights import TensorHeader
 
 CONFIG = "adapter_config.json"
 
@@ -24,6 +26,11 @@ def _names(text: str) -> frozenset[str]:
 _BOOKKEEPING = _names(
     "auto_mapping base_model_name_or_path revision peft_type peft_version inference_mode runtime_config"
 )
+# peft matches these as regular expressions with every module's name
+_PATTERNS = ("target_modules", "exclude_modules", "layers_pattern", "rank_pattern", "alpha_pattern")
+_REPEATED_GROUP = re.compile(r"\)\s*[*+{]")
+_REPEATS = re.compile(r"[*+{]")
+_MAX_REPEATS = 8
 # what these leave out of the base is in no file, or no base can be made that does without them
 _VIRTUAL_TOKENS = _names("PROMPT_TUNING MULTITASK_PROMPT_TUNING P_TUNING PREFIX_TUNING ADAPTION_PROMPT CPT CARTRIDGE")
 _MERGE_IT = "Merge it where it was trained, model.merge_and_unload().save_pretrained(folder), and register that folder."
@@ -111,7 +118,34 @@ def check_adapter_config(config: Mapping[str, Any]) -> dict[str, Any]:
                 hint=(f"Did you mean {similar[0]}? " if similar else "")
                 + f"A field nobody knows could change the network; if this one does not, remove it from {CONFIG}.",
             )
+    for field in _PATTERNS:
+        _check_patterns(field, config.get(field))
     return {field: value for field, value in config.items() if field in kind.used}
+
+
+def check_ranks(used: Mapping[str, Any], tensors: Mapping[str, TensorHeader]) -> None:
+    """Raise WeightsMismatch for a rank that no tensor has: peft would make matrices of it before it saw that."""
+    largest = max((length for tensor in tensors.values() for length in tensor.shape), default=0)
+    pattern = used.get("rank_pattern")
+    ranks = [used.get("r"), *(pattern.values() if isinstance(pattern, dict) else ())]
+    for rank in ranks:
+        if type(rank) is int and rank > largest:
+            raise WeightsMismatch(
+                f"{CONFIG} has a rank of {shorten(rank)}, and no tensor of the adapter is that large.",
+                hint="Copy the adapter_config.json that was saved with these tensors.",
+            )
+
+
+def _check_patterns(field: str, value: Any) -> None:
+    """Refuse regular expressions that may take for ever: a group repeated, or too much else."""
+    texts = [value] if isinstance(value, str) else list(value) if isinstance(value, (list, dict)) else []
+    for text in texts:
+        if isinstance(text, str) and (_REPEATED_GROUP.search(text) or len(_REPEATS.findall(text)) > _MAX_REPEATS):
+            raise UnsupportedConfig(
+                f"{CONFIG} has {field} = {shorten(text)}, a pattern that may take for ever to be matched.",
+                field=field,
+                hint="List the modules by name, or write a pattern without a repeated group.",
+            )
 
 
 def _check_only(field: str, value: Any, allowed: tuple[Any, ...], reason: str) -> None:

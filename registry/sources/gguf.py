@@ -11,11 +11,18 @@ clamp changes what the file computes, and transformers leaves what it does not k
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from registry.errors import MalformedArtifact, UnsupportedConfig, UnsupportedFamily, UnusableTokenizer
+from registry.errors import (
+    MalformedArtifact,
+    UnsupportedConfig,
+    UnsupportedFamily,
+    UnsupportedSource,
+    UnusableTokenizer,
+)
 from registry.families import FAMILIES
 from registry.families.family import Family, check_config
 from registry.quiet import quiet
@@ -57,6 +64,14 @@ _CONFIG_FIELDS: Mapping[str, Mapping[str, str]] = {
 _HAVE_DEFAULTS = {"head_dim", "rope_theta", "vocab_size"}
 # as to a head's width, llama.cpp and config.json differ
 _HAVE_NONE = {"qwen3": {"head_dim"}}
+# how long these may be, by the number of tokens
+_LISTS_OF_TOKENS = {
+    "tokenizer.ggml.tokens": 1,
+    "tokenizer.ggml.scores": 1,
+    "tokenizer.ggml.token_type": 1,
+    "tokenizer.ggml.merges": 4,
+}
+_MAX_LISTED = 4096  # of whatever else
 _NO_TOKENIZER = (None, "none", "no_vocab")
 _HINT = "Register the Hugging Face checkpoint that it was made from."
 
@@ -64,8 +79,11 @@ _HINT = "Register the Hugging Face checkpoint that it was made from."
 def read_gguf(path: Path, location: str, scratch: Path) -> Source:
     """Dequantise a GGUF file into `scratch`, a folder of the caller's, and open that."""
     header = read_gguf_header(path)
+    _refuse_pieces(path, header)
     family = _find_family(header)
     config = _read_config(family, header)
+    _check_lists(path, header)
+    _check_places(path, header)
     (scratch / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     _write_weights(path, scratch, family, config, header)
     if header.metadata.get("tokenizer.ggml.model") not in _NO_TOKENIZER:
@@ -84,6 +102,48 @@ def read_gguf(path: Path, location: str, scratch: Path) -> Source:
         source.tensors,
         (finding, *source.findings),
     )
+
+
+def _refuse_pieces(path: Path, header: GgufHeader) -> None:
+    n_pieces = header.metadata.get("split.count", 1)
+    if n_pieces not in (0, 1):
+        raise UnsupportedSource(
+            f"{path.name} is one of {str(n_pieces)[:20]} pieces of a GGUF file.",
+            hint="Put them together: llama-gguf-split --merge FIRST.gguf WHOLE.gguf. Then register that.",
+            path=str(path),
+        )
+
+
+def _check_lists(path: Path, header: GgufHeader) -> None:
+    """Refuse lists that are longer than the vocabulary explains: gguf-py needs a hundred times their bytes."""
+    embedding = header.tensors.get("token_embd.weight")
+    n_tokens = embedding.shape[0] if embedding and embedding.shape else 0
+    for key, length in header.lengths.items():
+        if length > max(_LISTS_OF_TOKENS.get(key, 0) * n_tokens, _MAX_LISTED):
+            raise _malformed(path, f"{key[:80]!r} lists {length:,} entries for {n_tokens:,} tokens")
+
+
+def _check_places(path: Path, header: GgufHeader) -> None:
+    """Refuse tensors whose bytes overlap or are not all in the file."""
+    from gguf.constants import GGML_QUANT_SIZES
+
+    sizes = {int(kind): size for kind, size in GGML_QUANT_SIZES.items()}
+    end = 0
+    for name, tensor in sorted(header.tensors.items(), key=lambda one: one[1].offset):
+        if tensor.packing not in sizes:
+            raise _malformed(path, f"{name[:80]!r} is packed in the unknown way {tensor.packing}")
+        n_numbers, n_bytes = sizes[tensor.packing]
+        if not tensor.shape or math.prod(tensor.shape) > 2**48 or tensor.shape[-1] % n_numbers:
+            raise _malformed(path, f"the shape of {name[:80]!r} makes no sense")
+        if tensor.offset < end:
+            raise _malformed(path, f"the bytes of {name[:80]!r} overlap those of another tensor")
+        end = tensor.offset + math.prod(tensor.shape) // n_numbers * n_bytes
+        if end > header.data_bytes:
+            raise _malformed(path, f"it is truncated: {name[:80]!r} ends beyond it")
+
+
+def _malformed(path: Path, what: str) -> MalformedArtifact:
+    return MalformedArtifact(f"{path.name} cannot be read: {what}.", hint="Copy the file again.", path=str(path))
 
 
 def _find_family(header: GgufHeader) -> Family:

@@ -25,6 +25,7 @@ from registry.sources.huggingface import CONFIG, TOKENIZER_FILES, has_vocabulary
 from registry.sources.pickles import note_pickles, unpickle_weights
 from registry.sources.quantised import refuse_packed_tensors
 from registry.sources.source import Finding, ParentVersion, Source, SourceFile, SourceOptions
+from registry.tokenizer_files import check_tokenizer_files
 from registry.weights import TensorHeader, read_header
 
 
@@ -144,6 +145,7 @@ def _find_tokenizer(path: Path, parent: ParentVersion | None) -> _Tokenizer:
     """Return the tokenizer of the folder; a state dict without one was trained with its parent's."""
     names = [name for name in TOKENIZER_FILES if path.is_dir() and (path / name).is_file()]
     if has_vocabulary(names):
+        check_tokenizer_files(path / name for name in names)
         return _Tokenizer(tuple(SourceFile(name, path / name, "tokenizer") for name in names), (), {})
     if parent is not None and parent.version.with_role("tokenizer"):
         folder, ref = parent.open_folder(), parent.version.ref

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -16,6 +17,7 @@ from registry.hooked_config import PROCESSING_FLAGS, check_architecture_fields
 HOOKED_CONFIG = "hooked_config.json"
 _FORMAT = "lensreg-hooked"
 _FORMAT_VERSION = 1
+_FAMILY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _KEYS = {"format", "format_version", "architecture", "processing", "family", "default_prepend_bos", "versions"}
 
 
@@ -72,7 +74,7 @@ def read_description(config: Mapping[str, Any]) -> HookedDescription:
         raise _malformed(
             f"its processing is {repr(processing)[:80]}; the flags are {', '.join(PROCESSING_FLAGS)}, in this order"
         )
-    if not (family is None or (isinstance(family, str) and 0 < len(family) <= 64)):
+    if not (family is None or (isinstance(family, str) and _FAMILY.fullmatch(family))):
         raise _malformed("its family is no name")
     if not (config["default_prepend_bos"] is None or type(config["default_prepend_bos"]) is bool):
         raise _malformed("its default_prepend_bos is neither true nor false")

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from registry.errors import MalformedArtifact, SourceNotFound, UnsupportedSource
+from registry.sources.code import find_code
 from registry.sources.distributed import find_distributed, read_distributed, refuse_partitioned
 from registry.sources.json_file import read_json_object
 from registry.sources.quantised import refuse_packed_tensors, refuse_quantised_config
 from registry.sources.source import Finding, Source, SourceFile, SourceOptions
 from registry.sources.weight_files import has_weights, read_weights
+from registry.tokenizer_files import check_tokenizer_files
 
 CONFIG = "config.json"
+GENERATION = "generation_config.json"
 TRAINER_STATE = "trainer_state.json"
 # how peft names what it puts into a network
 _ADAPTER_LAYER = re.compile(r"\b(lora_\w+|ia3_l|base_layer|modules_to_save|token_adapter)\b")
@@ -62,8 +65,11 @@ def read_folder(
         files += [SourceFile(path.name, path, "tokenizer") for path in tokenizer]
     else:
         findings.append(Finding("no-tokenizer", "The source has no tokenizer; the network will take token ids only."))
-    if (homes[-1] / "generation_config.json").is_file():
-        files.append(SourceFile("generation_config.json", homes[-1] / "generation_config.json", "generation"))
+    if (homes[-1] / GENERATION).is_file():
+        read_json_object(homes[-1] / GENERATION, constants=True)
+        files.append(SourceFile(GENERATION, homes[-1] / GENERATION, "generation"))
+    step, unknown = _read_step(homes)
+    findings += [*unknown, *find_code(folder, config, tokenizer)]
     return Source(
         "distributed" if pieces else "huggingface",
         location,
@@ -71,7 +77,7 @@ def read_folder(
         tuple(files),
         weights.tensors,
         tuple(findings),
-        step=_read_step(homes),
+        step=step,
         provenance=weights.provenance,
     )
 
@@ -106,20 +112,21 @@ def _find_tokenizer(homes: Sequence[Path]) -> list[Path]:
     for home in homes:
         names = [name for name in TOKENIZER_FILES if (home / name).is_file()]
         if has_vocabulary(names):
+            check_tokenizer_files(home / name for name in names)
             return [home / name for name in names]
     return []
 
 
-def _read_step(homes: Sequence[Path]) -> int | None:
+def _read_step(homes: Sequence[Path]) -> tuple[int | None, list[Finding]]:
     """Read the step from what Hugging Face's Trainer wrote, and never from the folder's name."""
     for home in homes:
         if (home / TRAINER_STATE).is_file():
             try:
                 step: Any = read_json_object(home / TRAINER_STATE, constants=True).get("global_step")
-            except MalformedArtifact:
-                return None
-            return step if type(step) is int and 0 <= step < 10**15 else None
-    return None
+            except MalformedArtifact as error:
+                return None, [Finding("step-unknown", f"{error.message} So the step is not known.")]
+            return (step if type(step) is int and 0 <= step < 10**15 else None), []
+    return None, []
 
 
 def refuse_adapter_layers(names: Iterable[str]) -> None:

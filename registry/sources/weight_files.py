@@ -18,9 +18,10 @@ from registry.sources.json_file import read_json_object
 from registry.sources.pickles import note_pickles, unpickle_weights
 from registry.sources.source import Finding, SourceFile, SourceOptions
 from registry.sources.wrappers import copy_without_prefix, find_prefix, note_prefix
-from registry.weights import TensorHeader, digest_tensors, read_header
+from registry.weights import MAX_TENSORS, TensorHeader, digest_tensors, read_header
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+_MAX_LISTED = 2 * MAX_TENSORS
 
 
 @dataclass(frozen=True)
@@ -212,6 +213,8 @@ def _read_index(folder: Path, kind: _Format) -> dict[str, set[str]]:
     weight_map = read_json_object(folder / kind.index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise _bad_index("it has no weight_map", folder, kind)
+    if len(weight_map) > _MAX_LISTED:
+        raise _bad_index(f"it lists {len(weight_map):,} tensors", folder, kind)
     listed: dict[str, set[str]] = {}
     for name, shard in weight_map.items():
         listed.setdefault(str(shard), set()).add(name)

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from registry.errors import StorageError, StoreUnavailable
+from registry.permissions import file_mode, make_folder, set_mode
 from registry.store.local import LocalStore
 from registry.store.sealed import read_sealed, write_sealed
 from registry.store.stamps import Verify
@@ -90,9 +91,9 @@ class DerivedFiles:
         from filelock import FileLock, Timeout  # commands that read need none, and it costs as much as a query
 
         place = self.root / "locks" / key[:2]
-        lock = FileLock(place, timeout=_WAIT_SECONDS)
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(place.parent)
+            lock = FileLock(place, timeout=_WAIT_SECONDS, mode=file_mode(place.parent))
             lock.acquire()
         except (OSError, NotImplementedError, Timeout) as error:  # NotImplementedError: no locks on this file system
             _log.debug("no derived file is kept: %s", error)
@@ -115,7 +116,8 @@ class DerivedFiles:
             with self.store.stage() as staging:
                 fresh = staging / path.name
                 digest = write(fresh)
-                path.parent.mkdir(parents=True, exist_ok=True)
+                make_folder(path.parent)
+                set_mode(fresh, file_mode(path.parent, frozen=True))
                 # as if it were older, so that whatever is written to it later shows in its time
                 aged = time.time_ns() - _AGED_SECONDS * 10**9
                 os.utime(fresh, ns=(aged, aged))

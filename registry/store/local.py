@@ -1,9 +1,10 @@
 """Blobs in a local folder, named by their SHA-256: written beside, synced, renamed in, and never changed.
 
-STORE/blobs/ab/abcd…   the bytes, read-only
+STORE/blobs/ab/abcd…   the bytes, read-only; for whom, registry/permissions.py says
 STORE/folders/…        a version's files under their own names, as links to the blobs
 STORE/derived/…        what loading made of them; see registry/store/derived.py
 STORE/tmp/…            what is being written; a crash leaves its leftovers here only
+STORE/quarantine/…     corrupt blobs; see registry/store/local_contents.py
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from io import BufferedWriter
 from pathlib import Path
+from typing import BinaryIO
 
 from registry.digests import Digests, Range, digest_stream
 from registry.errors import (
@@ -31,6 +33,10 @@ from registry.errors import (
     StorageFull,
     StoreUnavailable,
 )
+from registry.permissions import create_file, file_mode, folder_mode, make_folder, set_mode
+from registry.progress import Progress, no_progress
+from registry.regular_files import open_regular
+from registry.store.local_contents import LocalContents, hold
 from registry.store.stamps import Stamps, Verify
 from registry.weights import Advance
 
@@ -49,8 +55,11 @@ class StagedFile:
     ranges: Mapping[Range, str] = field(default_factory=dict)
 
 
-class LocalStore:
+class LocalStore(LocalContents):
     """A folder of blobs; `stamps` is what this machine remembers of those it has hashed."""
+
+    is_remote = False
+    n_at_once = 1  # how many blobs `verify` is best asked of at once
 
     def __init__(self, root: Path, stamps: Stamps | None = None) -> None:
         self.root = root
@@ -73,13 +82,28 @@ class LocalStore:
     def stage(self) -> Iterator[Path]:
         """Give an empty folder on the store's own file system; whatever is left in it at the end is deleted."""
         with self._typed_errors():
-            (self.root / "tmp").mkdir(parents=True, exist_ok=True)
+            if not (self.root / "blobs").is_dir():
+                self._make_blob_folders()
+            make_folder(self.root / "tmp")
             folder = Path(tempfile.mkdtemp(dir=self.root / "tmp"))
+        held = hold(folder)
         try:
             with self._typed_errors():
                 yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+            if held is not None:
+                os.close(held)
+
+    def _make_blob_folders(self) -> None:
+        """Make all folders for blobs before anything else is in the store.
+
+        A folder made later can get the number of one that was deleted: on a file system without a journal, after a
+        power cut, the name of the deleted one is still there, and fsck may decide that it is the right one.
+        """
+        for number in range(256):
+            make_folder(self.root / "blobs" / f"{number:02x}")
+        _sync(self.root / "blobs")
 
     def copy_in(
         self,
@@ -99,24 +123,33 @@ class LocalStore:
             if link and (_try_link(source, target) if or_copy else _link(source, target)):
                 digests = _digest(target, ranges, advance)
             else:
-                digests = _copy(source, target, ranges, advance)
+                digests = _copy(source, target, file_mode(self.root, frozen=True), ranges, advance)
             return StagedFile(target, digests.whole, target.stat().st_size, digests.ranges)
 
-    def publish(self, files: Iterable[StagedFile]) -> None:
+    def publish(self, files: Iterable[StagedFile], progress: Progress = no_progress, *, replace: bool = False) -> None:
         """Make staged files blobs: sync all bytes, rename all in, sync the folders. A name never comes before bytes.
 
         A blob that is there already is replaced too: that heals it, whatever is wrong with it. Only a hard link, which
-        somebody else can write to, does not take the place of a blob that is whole.
+        somebody else can write to, does not take the place of a blob that is whole. Either way the blob counts as new
+        from then on, so that nobody tidies it up before the rows name it. (`progress` and `replace` are for stores that
+        are elsewhere.)
         """
         fresh, folders = [], set()
         with self._typed_errors():
             for file in files:
                 blob = self.blob_path(file.digest)
-                blob.parent.mkdir(parents=True, exist_ok=True)
+                make_folder(blob.parent)
                 # one that is there may have been renamed in by somebody who has not synced the folder yet
                 folders |= {blob.parent, blob.parent.parent, self.root}
-                if file.path.stat().st_nlink == 1 or not self._is_whole(file):
+                if file.path.stat().st_nlink == 1:
+                    os.utime(file.path)  # verifying may have taken longer than the grace of a gc
                     fresh.append((file.path, blob))
+                elif not self._is_whole(file):
+                    fresh.append((file.path, blob))
+                elif not self._renew(file.digest):
+                    copy = file.path.with_name(f"{file.path.name}.copy")
+                    _copy(file.path, copy, file_mode(self.root, frozen=True), (), None)
+                    fresh.append((copy, blob))
             for path, _ in fresh:
                 _sync(path)
             for path, blob in fresh:
@@ -153,6 +186,13 @@ class LocalStore:
                 raise ArtifactCorrupt(f"The blob sha256:{digest} was altered.", digest=digest, hint=hint)
         return path
 
+    def bring(self, files: Sequence[tuple[str, int]], progress: Progress = no_progress) -> None:
+        """Fetch what `check` will be asked for, as (digest, size), if the store is elsewhere."""
+
+    def verify(self, digest: str, size_bytes: int, *, read: bool = False, advance: Advance | None = None) -> None:
+        """Check what the store keeps of a blob, fetching nothing to stay: its size and, with `read`, its digest."""
+        self.check(digest, size_bytes, read=read, advance=advance)
+
     def link_folder(self, files: Iterable[tuple[str, str]]) -> Path:
         """Return a folder in which blobs have their own names, given as (name, digest); made once, by links.
 
@@ -181,13 +221,21 @@ class LocalStore:
             for name, target in links.items():
                 if Path(name).name != name or name in ("", "..") or "\x00" in name:
                     raise StorageError(f"{name!r} is no file name.", hint="The record was altered; restore a backup.")
-                (fresh / name).symlink_to(target)
-            folder.parent.mkdir(parents=True, exist_ok=True)
+                _symlink(fresh / name, target)
+            make_folder(folder.parent)
+            set_mode(fresh, folder_mode(folder.parent))
             try:
                 fresh.rename(folder)
             except OSError:
                 if not folder.is_dir():  # else another process was first
                     raise
+
+    def _renew(self, digest: str) -> bool:
+        try:
+            self.renew([digest])
+        except (ArtifactMissing, StoreUnavailable):  # it was deleted just now, or is another user's
+            return False
+        return True
 
     def _is_whole(self, file: StagedFile) -> bool:
         try:
@@ -204,16 +252,16 @@ class LocalStore:
             raise _type_error(self, error) from error
 
 
-def _copy(source: Path, target: Path, ranges: Iterable[Range], advance: Advance | None) -> Digests:
+def _copy(source: Path, target: Path, mode: int, ranges: Iterable[Range], advance: Advance | None) -> Digests:
     """Copy by sharing blocks where the file system can, else byte by byte, and digest what is then in the copy."""
-    with source.open("rb", buffering=0) as reader, target.open("xb") as writer:
+    with open_regular(source, follow=False) as reader, create_file(target, mode) as writer:
         if _clone(reader.fileno(), writer.fileno()):
             digests = _digest(target, ranges, advance)
         else:
+            _refuse_full(reader.fileno(), writer)
             with _write_back(writer) as write:
                 digests = digest_stream(reader, ranges, write, advance)
         writer.flush()
-        os.fchmod(writer.fileno(), 0o444)
     return digests
 
 
@@ -222,8 +270,16 @@ def _digest(path: Path, ranges: Iterable[Range], advance: Advance | None) -> Dig
         return digest_stream(reader, ranges, advance=advance)
 
 
+def _refuse_full(source: int, writer: BinaryIO) -> None:
+    """Raise ENOSPC before a disk is filled to the brim with a file that cannot fit: one of holes, say."""
+    if hasattr(os, "fstatvfs"):
+        disk = os.fstatvfs(writer.fileno())
+        if os.fstat(source).st_size > disk.f_bavail * disk.f_frsize:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), writer.name)
+
+
 @contextlib.contextmanager
-def _write_back(writer: BufferedWriter) -> Iterator[Callable[[memoryview], None]]:
+def _write_back(writer: BinaryIO) -> Iterator[Callable[[memoryview], None]]:
     """Give a function that writes, and has the disk begin with what was written while the rest is still to come.
 
     `publish` syncs what is left; nothing relies on what was written back before.
@@ -265,8 +321,17 @@ def _refuse_altered(folder: Path, name: str, digest: str) -> ArtifactCorrupt:
     )
 
 
+def _symlink(path: Path, target: str) -> None:
+    try:
+        path.symlink_to(target)
+    except OSError as error:  # which names the target first, as if that were what cannot be used
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
 def _link(source: Path, target: Path) -> bool:
-    os.link(source.resolve(), target)
+    os.link(source, target, follow_symlinks=False)
+    if not stat.S_ISREG(target.lstat().st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file", str(source))
     return True
 
 
@@ -290,7 +355,7 @@ def _type_error(store: LocalStore, error: OSError) -> RegistryError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageFull(
             f"There is no space left at {where}.",
-            hint="Make room, or point --store at another disk. Nothing was registered.",
+            hint="Make room (lensreg gc), or point --store at another disk. Nothing was registered.",
         )
     if error.errno == errno.EXDEV:
         return StoreUnavailable(

@@ -8,19 +8,35 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from registry.permissions import create_file, file_mode
+
 
 def write_sealed(path: Path, content: Mapping[str, Any], staging: Path) -> None:
     """Write `content` to `path` by way of the folder `staging`, which is on the same file system."""
     fresh = staging / f"{path.name}.sealed"
-    fresh.write_text(json.dumps({"content": content, "sha256": _digest(content)}))
+    with create_file(fresh, file_mode(path.parent)) as file:
+        file.write(seal(content).encode())
     fresh.replace(path)
 
 
 def read_sealed(path: Path) -> dict[str, Any] | None:
     """Return what was written, or None if there is nothing or it was altered."""
     try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        return unseal(path.read_bytes())
+    except OSError:
+        return None
+
+
+def seal(content: Mapping[str, Any]) -> str:
+    """Write the content with its digest as text."""
+    return json.dumps({"content": content, "sha256": _digest(content)})
+
+
+def unseal(text: bytes) -> dict[str, Any] | None:
+    """Return what was sealed, or None if it was altered."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
         return None
     if not isinstance(found, dict) or not isinstance(found.get("content"), dict):
         return None

@@ -16,6 +16,7 @@ import uuid
 from pathlib import Path
 from typing import Literal, get_args
 
+from registry.permissions import create_file, file_mode, make_folder
 from registry.weights import Advance, digest_file
 
 Verify = Literal["always", "changed", "never"]
@@ -55,9 +56,10 @@ class Stamps:
         target = self._place(path)
         beside = target.with_name(f"{target.name}.{uuid.uuid4().hex}")
         with contextlib.suppress(OSError):
-            target.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(target.parent)
             try:
-                beside.write_text(json.dumps(stamp))
+                with create_file(beside, file_mode(target.parent)) as file:
+                    file.write(json.dumps(stamp).encode())
                 beside.replace(target)
             finally:
                 beside.unlink(missing_ok=True)

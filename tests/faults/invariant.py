@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from registry import Registry
+from registry.said import CAME_IN
 
 
 def find_breaches(registry: Registry, acknowledged: Iterable[str] = ()) -> list[str]:
@@ -21,7 +22,7 @@ def find_breaches(registry: Registry, acknowledged: Iterable[str] = ()) -> list[
             broken.append(f"the versions of {model.name} have gaps: {numbers}")
     broken += [f"{ref} was acknowledged and is lost" for ref in sorted(set(acknowledged) - there)]
     events = registry.events()
-    registered = [event.subject for event in events if event.action == "version.registered"]
+    registered = [event.subject for event in events if event.action in CAME_IN]
     if sorted(registered) != sorted(there):
         broken.append(f"{len(registered)} events registered {len(there)} versions")
     return broken

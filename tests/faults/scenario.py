@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+_OVERTIME = 20  # seconds: a machine that is this slow has failed the scenario
+
 
 @dataclass(frozen=True)
 class Chance:
@@ -20,6 +22,10 @@ class Chance:
     def is_over(self) -> bool:
         """Whether the time is up."""
         return time.monotonic() >= self.until
+
+    def must_end(self, n_struck: int, least: int) -> bool:
+        """Whether the time is up and enough was struck, or so much time has passed that it must end all the same."""
+        return self.is_over() and (n_struck >= least or time.monotonic() >= self.until + _OVERTIME)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Runs of suites: what they were asked for, and what they measured it on; and what aliases require.
 
-Revision: 0012, after 0011.
+Revision: 0010, after 0009.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0012"
-down_revision = "0008"
+revision = "0010"
+down_revision = "0009"
 branch_labels = None
 depends_on = None
 

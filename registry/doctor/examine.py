@@ -1,0 +1,49 @@
+"""All checks in order: packages, the database from outside and from inside, the store."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from registry.database import Database
+from registry.doctor import databases, places
+from registry.doctor.finding import Finding, report_errors
+from registry.doctor.packages import examine_packages, examine_sqlite_library
+from registry.errors import RegistryError
+
+
+def examine_registry(database: Database, root: Path) -> list[Finding]:
+    """Check everything; `root` is the store's folder. Nothing is written but a temporary file where one can be."""
+    findings = report_errors("packages", examine_packages)
+    path = Path(str(database.url.database)) if database.is_sqlite else None
+    if path is not None:
+        findings.append(examine_sqlite_library())
+        examine = partial(
+            places.examine_folder, "database", path.parent, is_database=True, at_own_risk=database.on_network
+        )
+        findings += report_errors("database folder", examine)
+        findings += report_errors("database permissions", partial(places.examine_database_file, path))
+    schema = report_errors("schema", partial(databases.examine_schema, database))
+    findings += schema
+    largest = 0
+    if path is None and not any(one.state == "fault" for one in schema):
+        findings += report_errors("Postgres", partial(databases.examine_postgres, database))
+    if databases.has_schema(schema):
+        inside = {"SQLite": databases.examine_sqlite} if path else {"rights": databases.examine_rights}
+        for check, one in {**inside, "audit trail": databases.examine_trail}.items():
+            findings += report_errors(check, partial(one, database))
+        largest = _read_largest(database)
+    if path is not None:
+        ballast = Path(f"{path}{places.BALLAST}") if databases.has_schema(schema) else None
+        findings += report_errors("database", partial(places.examine_room, "database", path.parent, 0, ballast))
+    findings += report_errors("store", partial(places.examine_folder, "store", root, is_database=False))
+    findings += report_errors("store", partial(places.examine_room, "store", root, largest))
+    findings += report_errors("leftovers", partial(places.examine_leftovers, root))
+    return findings
+
+
+def _read_largest(database: Database) -> int:
+    try:
+        return databases.read_largest_version(database)
+    except RegistryError:  # it is a finding already
+        return 0

@@ -1,0 +1,254 @@
+"""The contents of a store that is a folder: listing, deleting and moving aside what lies in it.
+
+STORE/quarantine/DIGEST.N   blobs that were corrupt, as they were found
+STORE/registries/ID.json    which registries keep blobs here; see registry/ownership.py
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import stat
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from registry.errors import ArtifactCorrupt, ArtifactMissing, StoreUnavailable
+from registry.store.contents import Claim, Leftover, LeftoverKind, StoredBlob
+from registry.store.sealed import read_sealed, write_sealed
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+class LocalContents:
+    """The half of LocalStore that tidies up."""
+
+    root: Path
+
+    def blob_path(self, digest: str) -> Path:
+        """Return where the blob of this digest is or would be."""
+        raise NotImplementedError
+
+    def check(self, digest: str, size_bytes: int) -> Path:
+        """Return the blob's path if it is whole."""
+        raise NotImplementedError
+
+    def stage(self) -> AbstractContextManager[Path]:
+        """Give an empty folder on the store's own file system."""
+        raise NotImplementedError
+
+    def _typed_errors(self) -> AbstractContextManager[None]:
+        raise NotImplementedError
+
+    def list_blobs(self) -> Iterator[StoredBlob]:
+        """Give every blob, in no particular order."""
+        with self._typed_errors():
+            for path in _list(self.root / "blobs"):
+                for blob in _list(path):
+                    found = self.find_blob(blob.name) if _DIGEST.fullmatch(blob.name) else None
+                    if found is not None and blob.parent.name == blob.name[:2]:
+                        yield found
+
+    def find_blob(self, digest: str) -> StoredBlob | None:
+        """Return the blob as it is now, or None."""
+        with self._typed_errors():
+            status = _look_at(self.blob_path(digest))
+            return StoredBlob(digest, status.st_size, _newest(status)) if status else None
+
+    def delete_blob(self, digest: str) -> None:
+        """Delete a blob; no error if it is gone."""
+        with self._typed_errors():
+            self.blob_path(digest).unlink(missing_ok=True)
+
+    def renew(self, digests: Iterable[str]) -> None:
+        """Have blobs count as new, for those who rely on them without writing them.
+
+        Raises ArtifactMissing, and StoreUnavailable where the blobs are another user's.
+        """
+        with self._typed_errors():
+            for digest in digests:
+                try:
+                    os.utime(self.blob_path(digest))
+                except FileNotFoundError:
+                    message = f"The blob sha256:{digest} is not in {self}."
+                    raise ArtifactMissing(message, digest=digest, hint="Register the same source again.") from None
+
+    def list_leftovers(self) -> Iterator[Leftover]:
+        """Give what a crash left in tmp/, quarantined blobs, folders with dangling links, derived files with no card.
+
+        What another process is at work on is left out.
+        """
+        with self._typed_errors():
+            for path in _list(self.root / "tmp"):
+                if not _is_in_use(path):
+                    yield from self._describe(path, "temporary")
+            for path in _list(self.root / "quarantine"):
+                yield from self._describe(path, "quarantined", (path.name.partition(".")[0],))
+            for shelf in _list(self.root / "folders"):
+                for folder in _list(shelf):
+                    if _dangles(folder):
+                        digests = tuple(link.readlink().name for link in _list(folder) if link.is_symlink())
+                        yield from self._describe(folder, "folder", digests)
+            for path in (self.root / "derived").glob("??/*.safetensors"):
+                if not path.with_suffix(".json").exists():
+                    yield from self._describe(path, "derived")
+
+    def delete_leftover(self, leftover: Leftover) -> bool:
+        """Delete a leftover; False if it has changed since it was listed, is in use, or is another user's."""
+        path = self.root / leftover.place
+        with self._typed_errors():
+            if list(self._describe(path, leftover.kind, leftover.digests)) != [leftover] or _is_in_use(path):
+                return False
+            if leftover.kind == "derived" and path.with_suffix(".json").exists():
+                return False
+            if leftover.kind == "folder" and not _dangles(path):
+                return False
+            try:
+                self._delete(path)
+            except PermissionError:
+                return False
+        return True
+
+    def _delete(self, path: Path) -> None:
+        if not path.is_dir() or path.is_symlink():
+            path.unlink(missing_ok=True)
+            return
+        doomed = self.root / "tmp" / f"deleted-{uuid.uuid4().hex}"  # a folder goes as a whole, or is left over again
+        doomed.parent.mkdir(exist_ok=True)
+        path.rename(doomed)
+        shutil.rmtree(doomed)
+
+    def _describe(self, path: Path, kind: LeftoverKind, digests: tuple[str, ...] = ()) -> Iterator[Leftover]:
+        """Describe what is there, with all that is in it; nothing if it is gone meanwhile."""
+        found = [status for one in (path, *_walk(path)) if (status := _look_at(one))]
+        if found:
+            size_bytes = sum(status.st_size for status in found if stat.S_ISREG(status.st_mode))
+            newest = max(_newest(status) for status in found)
+            yield Leftover(path.relative_to(self.root).as_posix(), kind, size_bytes, newest, digests)
+
+    def quarantine(self, digest: str, size_bytes: int) -> Path | str | None:
+        """Move a blob that is not what its name says aside, and return where it is; None if it is whole, or gone.
+
+        It may be the last copy of most of its bytes, so it is never deleted here.
+        """
+        path = self.blob_path(digest)
+        with self._typed_errors():
+            before = _look_at(path)
+            with contextlib.suppress(ArtifactCorrupt, ArtifactMissing):
+                self.check(digest, size_bytes)
+                return None
+            if before is None:
+                return None
+            folder = self.root / "quarantine"
+            folder.mkdir(exist_ok=True)
+            taken = {one.name for one in _list(folder)}
+            aside = folder / next(name for n in range(len(taken) + 1) if (name := f"{digest}.{n}") not in taken)
+            path.rename(aside)
+            after = aside.lstat()
+            if (after.st_ino, after.st_size, after.st_mtime_ns) != (before.st_ino, before.st_size, before.st_mtime_ns):
+                aside.rename(path)  # somebody healed it between the look and the move
+                return None
+            return aside
+
+    def list_claims(self) -> list[Claim]:
+        """Return the claims of all registries that keep blobs here."""
+        found = []
+        with self._typed_errors():
+            for path in sorted(_list(self.root / "registries")):
+                card = read_sealed(path)
+                if card is None:
+                    raise StoreUnavailable(
+                        f"{path} was altered, so nobody can tell which registry keeps blobs here.",
+                        hint="Delete that file if no other registry uses this store, and say so: lensreg gc --adopt",
+                    )
+                found.append(Claim(**card))
+        return found
+
+    def has_claim(self, registry_id: str) -> bool:
+        """Say whether that registry has a claim that can be read."""
+        return read_sealed(self.root / "registries" / f"{registry_id}.json") is not None
+
+    def write_claim(self, claim: Claim) -> None:
+        """Write the claim of one registry, in place of its older one."""
+        folder = self.root / "registries"
+        path = folder / f"{claim.registry_id}.json"
+        with self._typed_errors():
+            folder.mkdir(parents=True, exist_ok=True)
+            is_first = not path.exists()
+            with self.stage() as staging:
+                write_sealed(path, vars(claim), staging)
+            for one in (path, folder, self.root) if is_first else ():
+                _sync(one)
+
+
+def hold(folder: Path) -> int | None:
+    """Let others see that somebody is at work on a folder, until what is returned is closed or this process ends."""
+    try:
+        import fcntl
+
+        descriptor = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        return None
+    with contextlib.suppress(OSError):  # some network file systems lock no folders; there its age has to tell
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    return descriptor
+
+
+def _is_in_use(path: Path) -> bool:
+    if not path.is_dir() or path.is_symlink():
+        return False
+    try:
+        import fcntl
+
+        descriptor = os.open(path, os.O_RDONLY)
+    except (ImportError, OSError):
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _dangles(folder: Path) -> bool:
+    return any(link.is_symlink() and not link.exists() for link in _list(folder))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _list(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _walk(path: Path) -> Iterator[Path]:
+    for parent, folders, files in os.walk(path):
+        yield from (Path(parent, name) for name in (*folders, *files))
+
+
+def _look_at(path: Path) -> os.stat_result | None:
+    try:
+        return path.lstat()
+    except FileNotFoundError:
+        return None
+
+
+def _newest(status: os.stat_result) -> datetime:
+    """Return when a file was last written or put in its place: a link keeps the first of these times, not the other."""
+    return datetime.fromtimestamp(max(status.st_mtime, status.st_ctime), UTC)

@@ -1,0 +1,68 @@
+"""A fork waits for other threads in the middle of SQLite, and neither for ever nor for itself."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from registry import Registry, forks
+from tests.processes import run_code
+from tests.records import record
+
+FORK_IN_WRITE = """
+    import threading, time
+    from registry import Registry, engines
+    from tests.records import record, add_version
+    engines.BUSY_SECONDS = 5
+    registry = Registry(values["url"], values["store"])
+    record(registry, "m")
+    inside = threading.Event()
+    def write():
+        with registry.database.write() as connection:
+            add_version(connection, "m")
+            inside.set()
+            time.sleep(0.5)
+    thread = threading.Thread(target=write)
+    thread.start()
+    inside.wait()
+    child = os.fork()
+    ref = record(registry, "child" if child == 0 else "m").ref
+    if child == 0:
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    thread.join()
+    print(ref, status, registry.resolve("child").ref, registry.verify_events())
+    registry.close()
+"""
+
+
+def test_a_child_forked_while_a_thread_writes_can_write(registry: Registry) -> None:
+    """SQLite's memory of the other thread's lock would be copied into it, and stay there."""
+    registry.close()
+    url = str(registry._unprepared.url.database)
+    assert run_code(FORK_IN_WRITE, url=url, store=registry.store.root) == ["m@v3 0 child@v1 None"]
+
+
+def test_a_fork_does_not_wait_for_ever_and_not_for_its_own_thread(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forks, "PATIENCE_SECONDS", 0.3)
+    record(registry, "m")
+
+    def seconds_until_forked() -> float:
+        started = time.monotonic()
+        forks._wait_for_others()
+        forks._gate.release()
+        return time.monotonic() - started
+
+    assert seconds_until_forked() < 0.1
+    with registry.database.read():
+        assert seconds_until_forked() < 0.1
+        found: list[float] = []
+        other = threading.Thread(target=lambda: found.append(seconds_until_forked()))
+        other.start()
+        other.join()
+        assert 0.3 <= found[0] < 2
+    assert seconds_until_forked() < 0.1

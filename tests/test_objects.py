@@ -1,0 +1,483 @@
+"""Stores in a bucket, on a real S3 server over HTTP, with a proxy in front that fails as networks and services do."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from registry.errors import (
+    ArtifactCorrupt,
+    ArtifactMissing,
+    SourceChanged,
+    StorageError,
+    StoreDenied,
+    StoreUnavailable,
+)
+from registry.store import StagedFile, bucket, object_contents, uploads
+from registry.store.contents import Claim
+from registry.store.object_url import parse_object_url
+from registry.store.objects import ObjectStore
+from tests.object_server import ObjectServer
+from tests.processes import run_at_once
+
+_PART = bucket.PART_BYTES
+_BIG = 2 * _PART + 12345
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _put(store: ObjectStore, content: bytes, *, replace: bool = False, link: Path | None = None) -> StagedFile:
+    """Publish some bytes by way of a file, as registering does."""
+    with store.stage() as folder:
+        source = link or folder / "source"
+        if link is None:
+            source.write_bytes(content)
+        staged = store.copy_in(source, folder / "file", link=link is not None)
+        store.publish([staged], replace=replace)
+    return staged
+
+
+def _count_objects(server: ObjectServer) -> int:
+    return len(server.keys())
+
+
+@pytest.mark.parametrize("size", [0, 1, _PART, _PART + 1, _BIG])
+def test_bytes_come_out_as_they_went_in_on_another_machine(objects: ObjectServer, tmp_path: Path, size: int) -> None:
+    content = os.urandom(size)
+    digest = _digest(content)
+    shown: list[tuple[str, int, int]] = []
+    here, there = objects.open(tmp_path / "here"), objects.open(tmp_path / "there")
+    with here.stage() as folder:
+        (folder / "source").write_bytes(content)
+        staged = here.copy_in(folder / "source", folder / "file")
+        here.publish([staged], lambda *step: shown.append(step))
+    assert shown[-1] == ("uploading", size, size)
+    assert objects.keys() == [f"team/models/blobs/{digest[:2]}/{digest}"]
+    assert objects.uploads() == []
+    assert here.check(digest, size).read_bytes() == content
+
+    done: list[int] = []
+    path = there.check(digest, size, advance=done.append)
+    assert path == there.blob_path(digest) and path.read_bytes() == content and sum(done) == size
+    assert path.stat().st_mode & 0o777 == 0o444
+    assert list((there.root / "tmp").iterdir()) == []
+    n_requests = len(objects.proxy.lines)
+    assert there.check(digest, size).read_bytes() == content
+    assert len(objects.proxy.lines) == n_requests  # from the cache
+
+
+def test_every_part_is_sent_with_its_digest_signed(objects: ObjectServer, tmp_path: Path) -> None:
+    """S3 refuses a body that has another one; moto does not look."""
+    for content in (os.urandom(1000), os.urandom(_BIG)):
+        objects.proxy.signed_digests.clear()
+        _put(objects.open(tmp_path / "cache"), content)
+        parts = [content[start : start + _PART] for start in range(0, len(content), _PART)]
+        assert sorted(objects.proxy.signed_digests) == sorted(map(_digest, parts))
+
+
+def test_what_is_there_is_not_sent_again_unless_it_is_old_or_to_be_healed(
+    objects: ObjectServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = objects.open(tmp_path / "cache")
+    staged = _put(store, b"weights")
+    assert objects.proxy.count("^PUT .*/blobs/") == 1
+    _put(objects.open(tmp_path / "other"), b"weights")
+    assert objects.proxy.count("^PUT .*/blobs/") == 1
+    _put(store, b"weights", replace=True)
+    assert objects.proxy.count("^PUT .*/blobs/") == 2
+    monkeypatch.setattr(object_contents, "FRESH", timedelta(0))
+    _put(store, b"weights")
+    assert objects.proxy.count("^PUT .*/blobs/") == 3
+    before = objects.ask("GET", f"/team/models/blobs/{staged.digest[:2]}/{staged.digest}")
+    store.renew([staged.digest])
+    assert objects.ask("GET", f"/team/models/blobs/{staged.digest[:2]}/{staged.digest}") == before == b"weights"
+    assert _count_objects(objects) == 1  # the copy beside is gone
+    with pytest.raises(ArtifactMissing):
+        store.renew([_digest(b"nothing")])
+
+
+def test_a_dead_bucket_does_not_keep_from_reading_what_is_cached(objects: ObjectServer, tmp_path: Path) -> None:
+    staged = _put(objects.open(tmp_path / "cache"), b"weights")
+    objects.proxy.close()
+    store = objects.open(tmp_path / "cache", timeout=1)
+    assert store.check(staged.digest, 7).read_bytes() == b"weights"
+    started = time.monotonic()
+    with pytest.raises(StoreUnavailable, match="cannot be reached"):
+        store.verify(staged.digest, 7)
+    with pytest.raises(StoreUnavailable, match="cannot be reached"):
+        _put(store, b"others")
+    assert time.monotonic() - started < 2 * (3 * 1 + 1)
+
+
+def test_what_is_missing_or_wrong_in_the_bucket_never_gets_into_the_cache(
+    objects: ObjectServer, tmp_path: Path
+) -> None:
+    maker, store = objects.open(tmp_path / "maker"), objects.open(tmp_path / "cache")
+    content = os.urandom(1000)
+    digest = _put(maker, content).digest
+    key = f"/team/models/blobs/{digest[:2]}/{digest}"
+    for wrong in (content[:-1], content + b"x", b"", content[:-1] + bytes([content[-1] ^ 1])):
+        objects.ask("PUT", key, wrong)
+        with pytest.raises(ArtifactCorrupt) as caught:
+            store.check(digest, 1000)
+        assert caught.value.digest == digest and objects.url().partition("?")[0] in str(caught.value)
+        with pytest.raises(ArtifactCorrupt):
+            store.verify(digest, 1000, read=True)
+        if len(wrong) == 1000:
+            store.verify(digest, 1000)  # its size is right
+    objects.ask("DELETE", key)
+    with pytest.raises(ArtifactMissing) as missing:
+        store.check(digest, 1000)
+    assert missing.value.digest == digest
+    with pytest.raises(ArtifactMissing):
+        store.verify(digest, 1000)
+    assert not store.blob_path(digest).exists() and list((store.root / "tmp").iterdir()) == []
+    _put(maker, content)
+    assert store.check(digest, 1000).read_bytes() == content
+
+
+def test_registering_again_heals_what_is_wrong_in_the_bucket(objects: ObjectServer, tmp_path: Path) -> None:
+    store = objects.open(tmp_path / "cache")
+    digest = _put(store, b"weights").digest
+    objects.ask("PUT", f"/team/models/blobs/{digest[:2]}/{digest}", b"weighty")
+    _put(store, b"weights", replace=True)
+    store.verify(digest, 7, read=True)
+
+
+@pytest.mark.parametrize("fault", ["flipped", "truncated", "gone", "link"])
+def test_a_cached_copy_that_is_not_whole_is_downloaded_again(objects: ObjectServer, tmp_path: Path, fault: str) -> None:
+    store = objects.open(tmp_path / "cache")
+    digest = _put(store, b"weights").digest
+    path = store.blob_path(digest)
+    path.unlink()
+    if fault == "link":
+        (tmp_path / "elsewhere").write_bytes(b"weights")
+        path.symlink_to(tmp_path / "elsewhere")
+    elif fault != "gone":
+        path.write_bytes({"flipped": b"weighty", "truncated": b"weigh"}[fault])
+    assert store.check(digest, 7).read_bytes() == b"weights"
+    assert not path.is_symlink()
+
+
+def test_a_link_that_is_written_to_while_it_is_sent_does_not_become_an_object(
+    objects: ObjectServer, tmp_path: Path
+) -> None:
+    store = objects.open(tmp_path / "cache")
+    for size in (100, _BIG):
+        source = tmp_path / "source"
+        source.write_bytes(os.urandom(size))
+        with store.stage() as folder:
+            staged = store.copy_in(source, folder / "file", link=True)
+            source.write_bytes(os.urandom(size))
+            with pytest.raises(SourceChanged):
+                store.publish([staged])
+        assert objects.keys() == [] and objects.uploads() == []
+        assert not store.blob_path(staged.digest).exists()
+
+
+# --- the cache's bound
+
+
+def test_the_cache_keeps_to_its_bound_and_drops_what_was_unused_for_longest(
+    objects: ObjectServer, tmp_path: Path
+) -> None:
+    maker = objects.open(tmp_path / "maker")
+    blobs = [_put(maker, bytes([n]) * 1000).digest for n in range(6)]
+    store = objects.open(tmp_path / "cache", max_bytes=3000, held=0)
+    for digest in blobs[:3]:
+        store.check(digest, 1000)
+        time.sleep(0.02)
+    opened = store.check(blobs[0], 1000).open("rb")  # used last, and open
+    store.check(blobs[3], 1000)
+    cached = {digest for digest in blobs if store.blob_path(digest).exists()}
+    assert cached == {blobs[0], blobs[2], blobs[3]}
+    for digest in blobs[4:] + blobs[2:3]:
+        time.sleep(0.02)
+        store.check(digest, 1000)
+    assert sum(path.stat().st_size for path in store.root.glob("blobs/??/*")) == 3000
+    assert not store.blob_path(blobs[0]).exists() and opened.read() == bytes(1000)
+    opened.close()
+    assert store.check(blobs[0], 1000).read_bytes() == bytes(1000)  # and it can be had again
+
+
+def test_what_was_used_a_moment_ago_stays_though_the_bound_be_exceeded(objects: ObjectServer, tmp_path: Path) -> None:
+    maker = objects.open(tmp_path / "maker")
+    blobs = [(_put(maker, bytes([n]) * 1000).digest, 1000) for n in range(5)]
+    store = objects.open(tmp_path / "cache", max_bytes=1500)
+    shown: list[tuple[str, int, int]] = []
+    store.bring(blobs, lambda *step: shown.append(step))
+    assert shown[0] == ("downloading", 0, 5000) and shown[-1] == ("downloading", 5000, 5000)
+    folder = store.link_folder((f"file-{n}", digest) for n, (digest, _) in enumerate(blobs))
+    assert [(folder / f"file-{n}").read_bytes() for n in range(5)] == [bytes([n]) * 1000 for n in range(5)]
+
+
+# --- faults on the way
+
+
+@pytest.mark.parametrize("size", [1000, _BIG])
+@pytest.mark.parametrize("action", ["cut-request", "lost-reply", "cut-reply", "hang", "status"])
+def test_an_upload_that_breaks_once_ends_well(objects: ObjectServer, tmp_path: Path, action: str, size: int) -> None:
+    store = objects.open(tmp_path / "cache", timeout=1.5)
+    content = os.urandom(size)
+    for method in ("PUT .*/blobs/", "POST .*uploads", "POST .*uploadId") if size > _PART else ("PUT .*/blobs/",):
+        fault = objects.proxy.strike(action, f"^{method}")  # type: ignore[arg-type]
+        content = content[1:] + b"x"
+        try:
+            staged = _put(store, content)
+        except StorageError as error:
+            assert isinstance(error, StoreUnavailable), error
+            assert objects.keys() == [] or all(
+                objects.ask("GET", f"/{key}")
+                for key in objects.keys()  # noqa: SIM118
+            )
+            staged = _put(store, content)  # and then it does
+        assert fault.struck == 1, method
+        objects.open(tmp_path / "other").verify(staged.digest, size, read=True)
+
+
+@pytest.mark.parametrize("action", ["cut-request", "lost-reply", "cut-reply", "hang", "status"])
+def test_a_download_that_breaks_once_ends_well(objects: ObjectServer, tmp_path: Path, action: str) -> None:
+    content = os.urandom(_BIG)
+    digest = _put(objects.open(tmp_path / "maker"), content).digest
+    for method in ("HEAD", "GET"):
+        store = objects.open(tmp_path / method, timeout=1.5)
+        fault = objects.proxy.strike(action, f"^{method} .*/blobs/")  # type: ignore[arg-type]
+        assert store.check(digest, _BIG).read_bytes() == content
+        assert fault.struck == 1
+
+
+@pytest.mark.parametrize("action", ["short-reply", "altered-reply"])
+def test_a_reply_that_lies_is_found_out(objects: ObjectServer, tmp_path: Path, action: str) -> None:
+    content = os.urandom(_BIG)
+    digest = _put(objects.open(tmp_path / "maker"), content).digest
+    store = objects.open(tmp_path / "cache", timeout=1.5)
+    objects.proxy.strike(action, "^GET .*/blobs/", times=99)  # type: ignore[arg-type]
+    with pytest.raises(StorageError):
+        store.check(digest, _BIG)
+    assert not store.blob_path(digest).exists() and list((store.root / "tmp").iterdir()) == []
+    objects.proxy.faults.clear()
+    assert store.check(digest, _BIG).read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind", "words"),
+    [
+        (403, "AccessDenied", StoreDenied, "access is denied"),
+        (403, "InvalidAccessKeyId", StoreDenied, "access key is not known"),
+        (403, "SignatureDoesNotMatch", StoreDenied, "secret key is wrong"),
+        (400, "ExpiredToken", StoreDenied, "expired"),
+        (403, "RequestTimeTooSkewed", StoreUnavailable, "clock"),
+        (301, "PermanentRedirect", StoreUnavailable, "another region"),
+        (503, "SlowDown", StoreUnavailable, "fewer requests"),
+        (500, "InternalError", StoreUnavailable, "failed within"),
+        (409, "ConditionalRequestConflict", StoreUnavailable, "409|ConditionalRequestConflict"),
+        (412, "PreconditionFailed", StoreUnavailable, "412|PreconditionFailed"),
+        (418, "Teapot", StoreUnavailable, "Teapot|418"),
+    ],
+)
+def test_what_the_service_says_becomes_a_typed_error(
+    objects: ObjectServer, tmp_path: Path, status: int, code: str, kind: type[StorageError], words: str
+) -> None:
+    store = objects.open(tmp_path / "cache", timeout=1.5)
+    objects.proxy.strike("status", "^(PUT|POST|GET)", times=999, status=status, code=code)
+    started = time.monotonic()
+    for work in (lambda: _put(store, b"weights"), lambda: list(store.list_blobs())):
+        with pytest.raises(StorageError, match=words) as caught:
+            work()
+        assert type(caught.value) is kind and caught.value.hint
+        assert "a-secret" not in repr(caught.value) + str(caught.value)
+    assert time.monotonic() - started < 2 * (1.5 + 1.5 + 1)
+    objects.proxy.faults.clear()
+    assert objects.keys() == []
+
+
+def test_a_service_that_hangs_is_given_up_in_time(objects: ObjectServer, tmp_path: Path) -> None:
+    store = objects.open(tmp_path / "cache", timeout=0.7)
+    objects.proxy.strike("hang", times=999)
+    for work in (lambda: _put(store, b"weights"), lambda: store.verify("0" * 64, 7), lambda: list(store.list_blobs())):
+        started = time.monotonic()
+        with pytest.raises(StoreUnavailable, match=r"did not answer within 0\.7 s"):
+            work()
+        assert time.monotonic() - started < 3 * 0.7 + 1
+
+
+def test_ctrl_c_is_heard_while_a_service_hangs(objects: ObjectServer, tmp_path: Path) -> None:
+    store = objects.open(tmp_path / "cache", timeout=20)
+    _put(store, b"others")
+    objects.proxy.strike("hang", times=999)
+    for work in (lambda: _put(store, b"weights"), lambda: store.verify("0" * 64, 7)):
+        timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        started = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            work()
+        timer.join()
+        assert time.monotonic() - started < 10
+
+
+def test_a_bucket_that_is_not_there_is_no_missing_blob(objects: ObjectServer, tmp_path: Path) -> None:
+    url = objects.url().replace(objects.bucket, "no-such-bucket")
+    store = ObjectStore(bucket.Bucket(parse_object_url(url)), tmp_path / "cache")
+    for work in (
+        lambda: store.check("0" * 64, 7),
+        lambda: store.verify("0" * 64, 7),
+        lambda: _put(store, b"weights"),
+        lambda: _put(store, bytes(_BIG)),
+        lambda: list(store.list_blobs()),
+    ):
+        with pytest.raises(StoreUnavailable, match="no such bucket"):
+            work()
+
+
+def test_without_credentials_it_says_what_to_set(
+    objects: ObjectServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in list(os.environ):
+        if name.startswith("AWS_"):
+            monkeypatch.delenv(name)
+    # or it would ask the machine's metadata service
+    monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", "http://127.0.0.1:9/credentials")
+    store = objects.open(tmp_path / "cache", timeout=0.5)
+    with pytest.raises(StoreDenied, match="AWS_ACCESS_KEY_ID"):
+        _put(store, b"weights")
+    assert objects.proxy.lines == []
+
+
+# --- many at once
+
+
+def _publish_same(index: int, url: str, folder: str, content: bytes) -> str:
+    store = ObjectStore(bucket.Bucket(parse_object_url(url)), Path(folder) / str(index % 4))
+    return _put(store, content).digest
+
+
+def test_sixteen_processes_that_publish_the_same_make_one_object(objects: ObjectServer, tmp_path: Path) -> None:
+    for n, size in ((16, 100_000), (4, _PART + 100)):  # the bigger one in parts
+        content = os.urandom(size)
+        found = run_at_once(_publish_same, objects.url(timeout=60), str(tmp_path), content, n=n)
+        assert set(found) == {_digest(content)}
+        objects.open(tmp_path / "other").verify(_digest(content), size, read=True)
+    assert _count_objects(objects) == 2 and objects.uploads() == []
+
+
+def _check_same(index: int, url: str, folder: str, digest: str, size: int) -> bytes:
+    return ObjectStore(bucket.Bucket(parse_object_url(url)), Path(folder)).check(digest, size).read_bytes()[-8:]
+
+
+def test_processes_of_one_machine_download_a_blob_once(objects: ObjectServer, tmp_path: Path) -> None:
+    content = os.urandom(1000)
+    digest = _put(objects.open(tmp_path / "maker"), content).digest
+    url = objects.url(timeout=60)
+    found = run_at_once(_check_same, url, str(tmp_path / "cache"), digest, 1000, n=8)
+    assert set(found) == {content[-8:]}
+    assert objects.proxy.count("^GET .*/blobs/") == 1
+
+
+def test_a_forked_process_is_told_so_and_does_not_hang(objects: ObjectServer, tmp_path: Path) -> None:
+    store = objects.open(tmp_path / "cache")
+    digest = _put(store, b"weights").digest
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        said = "nothing"
+        try:
+            store.verify(digest, 7)
+        except StoreUnavailable as error:
+            said = error.message
+        os.write(writer, said.encode())
+        os._exit(0)
+    os.close(writer)
+    os.waitpid(pid, 0)
+    assert b"was forked from one" in os.read(reader, 1000)
+    os.close(reader)
+
+
+# --- for gc
+
+
+def test_what_the_bucket_holds_is_listed_and_deleted(objects: ObjectServer, tmp_path: Path) -> None:
+    store = objects.open(tmp_path / "cache")
+    digests = {_put(store, bytes([n]) * (n + 1)).digest: n + 1 for n in range(3)}
+    for key in ("blobs/zz/other", f"blobs/00/{_digest(b'x')}", "notes.txt"):
+        objects.ask("PUT", f"/team/models/{key}", b"not ours")
+    found = list(store.list_blobs())
+    assert {one.digest: one.size_bytes for one in found} == digests
+    assert all(abs(one.modified_at - datetime.now(UTC)) < timedelta(minutes=1) for one in found)
+    gone = found[0].digest
+    assert store.find_blob(gone) == found[0]
+    store.delete_blob(gone)
+    store.delete_blob(gone)
+    assert store.find_blob(gone) is None and not store.blob_path(gone).exists()
+    with pytest.raises(ArtifactMissing):
+        store.check(gone, digests[gone])
+    assert _count_objects(objects) == 5
+
+
+def test_uploads_that_were_never_finished_are_listed_and_given_up(objects: ObjectServer, tmp_path: Path) -> None:
+    store = objects.open(tmp_path / "cache")
+    digest = _digest(b"never finished")
+    objects.ask("POST", f"/team/models/blobs/{digest[:2]}/{digest}?uploads")
+    objects.ask("POST", "/somebody/elses?uploads")
+    assert len(objects.uploads()) == 2
+    left = [one for one in store.list_leftovers() if one.kind == "upload"]
+    assert len(left) == 1 and left[0].place.startswith(f"team/models/blobs/{digest[:2]}/{digest}")
+    assert left[0].modified_at < datetime.now(UTC)
+    assert store.delete_leftover(left[0])
+    assert store.delete_leftover(left[0])  # also when it is gone
+    assert [one for one in store.list_leftovers() if one.kind == "upload"] == [] and len(objects.uploads()) == 1
+
+
+def test_more_uploads_than_one_answer_holds_are_listed(
+    objects: ObjectServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = objects.open(tmp_path / "cache")
+    begun = "<Initiated>2026-01-02T03:04:05.000Z</Initiated>"
+    upload = f"<Upload><Key>team/models/blobs/00/{{0}}</Key><UploadId>{{0}}</UploadId>{begun}</Upload>"
+    next_page = "<NextKeyMarker>a/{0}</NextKeyMarker><NextUploadIdMarker>u{0}</NextUploadIdMarker>"
+    asked: list[dict[str, str]] = []
+
+    def answer(bucket: object, method: str, path: str, query: dict[str, str]) -> bytes:
+        asked.append(dict(query))
+        n = len(asked)
+        more = f"<IsTruncated>{'true' if n < 3 else 'false'}</IsTruncated>" + next_page.format(n)
+        return f'<R xmlns="http://s3.amazonaws.com/doc/2006-03-01/">{more}{upload.format(n)}</R>'.encode()
+
+    monkeypatch.setattr(uploads, "_ask", answer)  # moto gives all in one answer
+    assert [one.place[-1] for one in uploads.list_uploads(store.bucket)] == ["1", "2", "3"]
+    assert [one.get("key-marker") for one in asked] == [None, "a/1", "a/2"]
+    assert asked[2]["upload-id-marker"] == "u2"
+
+
+def test_a_corrupt_blob_is_moved_aside(objects: ObjectServer, tmp_path: Path) -> None:
+    store = objects.open(tmp_path / "cache")
+    digest = _put(store, b"weights").digest
+    assert store.quarantine(digest, 7) is None
+    objects.ask("PUT", f"/team/models/blobs/{digest[:2]}/{digest}", b"weighty")
+    assert store.quarantine(digest, 7)
+    assert store.find_blob(digest) is None
+    left = [one for one in store.list_leftovers() if one.kind == "quarantined"]
+    assert [one.digests for one in left] == [(digest,)]
+    assert store.delete_leftover(left[0]) and not store.delete_leftover(left[0])
+    assert store.quarantine(digest, 7) is None
+
+
+def test_claims_are_kept_in_the_bucket(objects: ObjectServer, tmp_path: Path) -> None:
+    store, other = objects.open(tmp_path / "cache"), objects.open(tmp_path / "other")
+    assert store.list_claims() == []
+    one, two = Claim("a" * 64, "here", "1" * 64), Claim("b" * 64, "there", "2" * 64)
+    store.write_claim(one)
+    store.write_claim(two)
+    store.write_claim(one)
+    assert other.list_claims() == [one, two]
+    objects.ask("PUT", f"/team/models/registries/{'a' * 64}.json", b"{}")
+    with pytest.raises(StoreUnavailable, match="altered"):
+        other.list_claims()
