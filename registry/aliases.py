@@ -9,6 +9,7 @@ from sqlalchemy import Connection, func, select
 from registry.audit import append_event
 from registry.errors import InvalidRef, UnknownRef
 from registry.refs import check_instant, check_model_name, find_similar, parse_ref
+from registry.requirements import read_gate, refuse_unmet
 from registry.resolve import refuse_retired, resolve_ref
 from registry.tables import aliases, models, versions
 from registry.versions import AliasSpan
@@ -16,7 +17,7 @@ from registry.versions import AliasSpan
 
 def set_alias(connection: Connection, alias_ref: str, version_ref: str) -> AliasSpan:
     """Make `NAME@ALIAS` mean the version that `version_ref` means now; setting it to what it means changes nothing."""
-    model, alias = _split(alias_ref)
+    model, alias = split_alias(alias_ref)
     version = resolve_ref(connection, version_ref)
     refuse_retired(version)
     if version.model != model:
@@ -28,6 +29,7 @@ def set_alias(connection: Connection, alias_ref: str, version_ref: str) -> Alias
     current = list_aliases(connection, alias_ref)
     if current and current[0].version == version.ref:
         return current[0]
+    refuse_unmet(connection, version.id, version.ref, read_gate(connection, model, alias), what=f"{model}@{alias}")
     now = _tell_time(connection, model_id, alias)
     _close(connection, model_id, alias, now)
     connection.execute(aliases.insert().values(model_id=model_id, name=alias, version_id=version.id, set_at=now))
@@ -38,7 +40,7 @@ def set_alias(connection: Connection, alias_ref: str, version_ref: str) -> Alias
 
 def remove_alias(connection: Connection, alias_ref: str) -> AliasSpan:
     """Take an alias away; its history stays."""
-    model, alias = _split(alias_ref)
+    model, alias = split_alias(alias_ref)
     current = list_aliases(connection, alias_ref)
     if not current:
         names = [span.ref for span in list_aliases(connection, model)]
@@ -72,7 +74,7 @@ def list_aliases(
         .order_by(models.c.name, aliases.c.name, aliases.c.id)
     )
     if name is not None and "@" in name:
-        model, alias = _split(name)
+        model, alias = split_alias(name)
         query = query.where(models.c.name == model, aliases.c.name == alias)
     elif name is not None:
         query = query.where(models.c.name == check_model_name(name))
@@ -106,7 +108,8 @@ def _close(connection: Connection, model_id: int, alias: str, now: datetime) -> 
     )
 
 
-def _split(alias_ref: str) -> tuple[str, str]:
+def split_alias(alias_ref: str) -> tuple[str, str]:
+    """Return the model and the alias of `NAME@ALIAS`. Raises InvalidRef."""
     ref = parse_ref(alias_ref)
     if ref.kind != "alias" or ref.model is None or ref.alias is None:
         raise InvalidRef(f"{alias_ref!r} names no alias.", hint="Write NAME@ALIAS, as in pirate@best.")

@@ -40,6 +40,7 @@ RegistryError
 │   ├── VersionInUse            version-in-use          .users
 │   ├── LineageConflict         lineage-conflict
 │   ├── PlanOutdated            plan-outdated
+│   ├── RequirementsUnmet       requirements-unmet      .requirements
 │   ├── TransferConflict        transfer-conflict       .conflicts
 │   └── ProcessingConflict      processing-conflict     .applied
 ├── StorageError
@@ -71,6 +72,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from registry.architecture import Difference
+    from registry.requirements import Requirement
     from registry.verify import Parity
 
 
@@ -349,6 +351,16 @@ class VersionInUse(Conflict):
 
 class LineageConflict(Conflict):
     code = "lineage-conflict"
+
+
+class RequirementsUnmet(Conflict):
+    """A version does not meet thresholds that were asked for."""
+
+    code = "requirements-unmet"
+
+    def __init__(self, message: str, *, requirements: Sequence[Requirement], hint: str | None = None) -> None:
+        super().__init__(message, hint=hint, requirements=[vars(one) for one in requirements])
+        self.requirements = tuple(requirements)
 
 
 class PlanOutdated(Conflict):

@@ -22,7 +22,16 @@ from registry.tables import (
     version_parents,
     versions,
 )
-from registry.versions import AbsentParent, Measurement, ModelSummary, Parent, StoredFile, Version, VersionSummary
+from registry.versions import (
+    PARITY_METRICS,
+    AbsentParent,
+    Measurement,
+    ModelSummary,
+    Parent,
+    StoredFile,
+    Version,
+    VersionSummary,
+)
 
 _parent = versions.alias("parent")  # making one takes longer than most queries
 
@@ -192,7 +201,11 @@ def bind_ids(ids: Sequence[int]) -> BindParameter[Sequence[int]]:
 def is_verified() -> Any:
     """Whether parity was measured and every measurement passed: by one look into the index for each version."""
     passed = func.min(case((validations.c.passed.is_(True), 1), else_=0))
-    of_parity = and_(validations.c.version_id == versions.c.id, validations.c.suite == "parity")
+    of_parity = and_(
+        validations.c.version_id == versions.c.id,
+        validations.c.suite == "parity",
+        validations.c.metric.in_(PARITY_METRICS),
+    )
     return func.coalesce(select(passed).where(of_parity).correlate(versions).scalar_subquery(), 0) == 1
 
 

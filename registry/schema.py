@@ -24,7 +24,7 @@ from registry.errors import SchemaOutdated, SchemaTooNew, SchemaUnknown
 if TYPE_CHECKING:
     from alembic.config import Config
 
-SCHEMA_REVISION = "0009"
+SCHEMA_REVISION = "0010"
 MIGRATION_LOCK = 0x1E45_0002
 _ONE_MIGRATION = threading.Lock()  # Alembic's context is global to the process
 

@@ -235,6 +235,28 @@ validations = Table(
     Column("details", JSON, nullable=False),
     Column("environment", JSON, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
+    # of runs of a suite; NULL in what registering measured
+    Column("run_id", String(32), index=True),
+    Column("suite_version", String(32)),
+    Column("direction", String(8)),  # which way is better: lower or higher
+    Column("seed", BigInteger),
+    Column("device", String(64)),
+    Column("seconds", Float),
+    Column("parameters", JSON(none_as_null=True)),
+    Column("weights_digest", String(SHA256_HEX)),  # of the weights that were measured
+    sqlite_autoincrement=True,
+)
+
+gates = Table(
+    "gates",
+    metadata,
+    Column("id", _id, primary_key=True),
+    Column("model_id", _id, ForeignKey("models.id"), nullable=False),
+    Column("alias", _text(96), nullable=False),
+    Column("requirement", Text, nullable=False),
+    Column("set_at", UtcDateTime, nullable=False),
+    Column("removed_at", UtcDateTime),
+    Index(None, "model_id", "alias"),
     sqlite_autoincrement=True,
 )
 

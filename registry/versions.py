@@ -9,6 +9,9 @@ from typing import Any
 
 from registry.plain_text import escape
 
+PARITY_METRICS = ("raw", "processed", "bridge")
+"""What parity is measured of; a run of the suite may also have failed."""
+
 
 @dataclass(frozen=True)
 class Parent:
@@ -58,7 +61,11 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One recorded metric; `value` is None when it was not measured."""
+    """One recorded metric; `value` is None when it was not measured.
+
+    What follows `created_at` is of runs of a suite, and None in what registering measured: `direction` says which way
+    is better, `parameters` what the suite was asked, and `weights_digest` which weights were measured.
+    """
 
     suite: str
     metric: str
@@ -72,6 +79,14 @@ class Measurement:
     details: Mapping[str, Any]
     environment: Mapping[str, Any]
     created_at: datetime
+    run_id: str | None = None
+    suite_version: str | None = None
+    direction: str | None = None
+    seed: int | None = None
+    device: str | None = None
+    seconds: float | None = None
+    parameters: Mapping[str, Any] | None = None
+    weights_digest: str | None = None
 
 
 @dataclass(frozen=True)
@@ -113,7 +128,7 @@ class Version:
     @property
     def parity(self) -> dict[str, Measurement]:
         """The newest parity measurements, by metric (`raw`, `processed`, `bridge`); empty when it was not verified."""
-        return {m.metric: m for m in self.validations if m.suite == "parity"}
+        return {m.metric: m for m in self.validations if m.suite == "parity" and m.metric in PARITY_METRICS}
 
     @property
     def is_verified(self) -> bool:

@@ -19,8 +19,10 @@ GRANT INSERT ON
     {schema}.aliases,
     {schema}.tags,
     {schema}.validations,
+    {schema}.gates,
     {schema}.events
 TO {role};
 GRANT UPDATE (protected_at) ON {schema}.models TO {role};
 GRANT UPDATE (retired_at, weights_digest) ON {schema}.versions TO {role};
 GRANT UPDATE (removed_at) ON {schema}.aliases TO {role};
+GRANT UPDATE (removed_at) ON {schema}.gates TO {role};

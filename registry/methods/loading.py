@@ -64,6 +64,7 @@ class Loading(OpenedRegistry):
         device: str | torch.device | None = None,
         n_devices: int = 1,
         verify: Verify = "changed",
+        require: Sequence[str] = (),
         progress: Progress = no_progress,
     ) -> HookedTransformer:
         """Return the HookedTransformer that `ref` names, with its registered tokenizer.
@@ -76,9 +77,10 @@ class Loading(OpenedRegistry):
         The first load writes the tensors as they are wanted to a derived file, and later ones map it: they take no
         memory of their own until they are written to, which never reaches the file. `verify` says when files are
         hashed: `"always"`, when they have `"changed"` on disk since this machine hashed them, or `"never"`, when only
-        their sizes are checked.
+        their sizes are checked. `require` are thresholds, `"loss < 3.2"`, which its newest measurements have to meet.
 
         Raises:
+            RequirementsUnmet: they do not, or were not made.
             ProcessingConflict: raw weights are wanted of a version that was registered with its norms folded.
             UnknownRef, AmbiguousRef: with the candidates.
             VersionRetired: the version was taken out of use.
@@ -103,7 +105,18 @@ class Loading(OpenedRegistry):
             n_devices=n_devices,
             verify=verify,
         )
-        return load_network(self.derived, self.fetch(ref, progress=progress), options, progress)
+        version = self.fetch(ref, progress=progress)
+        if require:
+            self._refuse_unmet(version, require)
+        return load_network(self.derived, version, options, progress)
+
+    def _refuse_unmet(self, version: Version, require: Sequence[str]) -> None:
+        from registry.requirements import refuse_unmet
+        from registry.resolve import resolve_ref
+
+        with self.database.read() as connection:
+            version_id = resolve_ref(connection, version.ref).id
+            refuse_unmet(connection, version_id, version.ref, require, what="load")
 
     def load_bridge(
         self,

@@ -27,7 +27,7 @@ from registry.sketch import Sketch, unpack
 from registry.tables import RELATIONS
 from registry.transfer.files import check_files
 from registry.transfer.form import FORMAT, FORMAT_VERSION, Entry, Manifest, RecordedParent, VersionRecord, encode
-from registry.versions import AbsentParent, StoredFile
+from registry.versions import PARITY_METRICS, AbsentParent, StoredFile
 from registry.weights import MAX_DIMENSIONS, MAX_NAME_BYTES, MAX_TENSORS
 
 MAX_BYTES = 64 * 2**20
@@ -269,7 +269,10 @@ def _parse_absent(value: Any) -> AbsentParent:
 
 def _parse_validation(value: Any) -> dict[str, Any]:
     names = ("suite", "metric", "value", "bound", "passed", "unit", "dtype", "n_samples", "dataset_digest")
-    found = _object(value, (*names, "details", "environment", "created_at"), "a measurement")
+    of_runs = ("run_id", "suite_version", "direction", "seed", "device", "seconds", "parameters", "weights_digest")
+    # an older release knew no runs
+    known = {**dict.fromkeys(of_runs), **_plain_object(value, "a measurement")}
+    found = _object(known, (*names, "details", "environment", "created_at", *of_runs), "a measurement")
     row: dict[str, Any] = {
         "suite": _text(found["suite"], "a suite", 64),
         "metric": _text(found["metric"], "a metric", 64),
@@ -283,8 +286,16 @@ def _parse_validation(value: Any) -> dict[str, Any]:
         "details": _plain_object(found["details"], "the details"),
         "environment": _plain_object(found["environment"], "the environment"),
         "created_at": _instant(found["created_at"]),
+        "run_id": _maybe(found["run_id"], lambda one: _matching(_OPERATION, one, "a run")),
+        "suite_version": _maybe(found["suite_version"], lambda one: _text(one, "a suite's version", 32)),
+        "direction": _maybe(found["direction"], lambda one: _one_of(one, ("lower", "higher"), "a direction")),
+        "seed": _maybe(found["seed"], lambda one: _number(one, "a seed")),
+        "device": _maybe(found["device"], lambda one: _text(one, "a device", 64)),
+        "seconds": _maybe(found["seconds"], lambda one: _float(one, "a duration")),
+        "parameters": _maybe(found["parameters"], lambda one: _plain_object(one, "the parameters")),
+        "weights_digest": _maybe(found["weights_digest"], lambda one: _digest(one, "measured weights")),
     }
-    if row["suite"] == "parity":
+    if row["suite"] == "parity" and row["metric"] in PARITY_METRICS:
         value, bound = _float(row["value"], "parity"), _float(row["bound"], "the bound of parity")
         _float(row["details"].get("noise_floor"), "the noise floor")
         if row["passed"] is not (value <= bound):

@@ -1,0 +1,132 @@
+"""Rank versions by a metric, on the data that most of them were measured on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, func, select
+
+from registry.errors import InvalidInput
+from registry.results import Results
+from registry.search.run import Search, search_refs
+from registry.tables import models, validations, versions
+
+_AT_ONCE = 400
+
+
+@dataclass(frozen=True)
+class Rank:
+    """One version's place: `low` and `high` are its interval where the suite gave one; equal values share a rank."""
+
+    rank: int
+    ref: str
+    value: float
+    low: float | None
+    high: float | None
+    n_samples: int | None
+    step: int | None
+    dataset_digest: str | None
+    measured_at: datetime
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """Versions from the best to the worst by `metric`; `direction` says which way is better.
+
+    `elsewhere` were measured on other data, whose values say nothing beside these; `unmeasured` were not measured.
+    """
+
+    metric: str
+    direction: str
+    unit: str | None
+    dataset_digest: str | None
+    ranks: Results[Rank]
+    elsewhere: Results[Rank]
+    unmeasured: tuple[str, ...]
+
+
+def rank_versions(connection: Connection, what: str, by: str, limit: int | None = None) -> Leaderboard:
+    """Rank the versions of a model, or those that a search finds. Raises InvalidInput if none was measured."""
+    is_model = connection.execute(select(models.c.id).where(models.c.name == what)).scalar() is not None
+    refs = search_refs(connection, Search(f"model = '{what}'" if is_model else what))
+    metric = by.removeprefix("metric.")
+    rows = _read_newest(connection, refs, metric)
+    if not rows:
+        raise InvalidInput(
+            f"None of the {len(refs):,} versions has a value for {metric!r}.",
+            hint="Measure them first: lensreg validate REF… --suite …",
+        )
+    suites = {row.suite for row in rows}
+    if len(suites) > 1:
+        listed = ", ".join(sorted(f"{suite}.{metric}" for suite in suites))
+        raise InvalidInput(f"{metric} is measured by several suites.", hint=f"Say which: {listed}.")
+    direction = next((row.direction for row in rows if row.direction), "lower")
+    ((main, _),) = Counter(row.dataset_digest for row in rows).most_common(1)
+    ranked = _rank([row for row in rows if row.dataset_digest == main], direction)
+    elsewhere = _rank([row for row in rows if row.dataset_digest != main], direction)
+    measured = {_name(row) for row in rows}
+    return Leaderboard(
+        f"{rows[0].suite}.{rows[0].metric}",
+        direction,
+        rows[0].unit,
+        main,
+        Results(ranked[:limit], Rank),
+        Results(elsewhere, Rank),
+        tuple(ref for ref in refs if ref not in measured),
+    )
+
+
+def _read_newest(connection: Connection, refs: Sequence[str], metric: str) -> list[Any]:
+    """Read the newest value of the metric of each version, if it has one; `metric` may have its suite before it."""
+    suite, dot, name = metric.partition(".")
+    named = validations.c.metric == metric
+    if dot:
+        named |= (validations.c.suite == suite) & (validations.c.metric == name)
+    rows: list[Any] = []
+    for start in range(0, len(refs), _AT_ONCE):
+        wanted = [ref.rpartition("@v") for ref in refs[start : start + _AT_ONCE]]
+        newest = (
+            select(func.max(validations.c.id).label("id"))
+            .select_from(validations.join(versions).join(models))
+            .where(named, models.c.name.in_({name for name, _, _ in wanted}))
+            .group_by(validations.c.version_id, validations.c.suite)
+            .subquery()
+        )
+        query = (
+            select(models.c.name.label("model"), versions.c.number, versions.c.step, validations)
+            .select_from(newest.join(validations, validations.c.id == newest.c.id).join(versions).join(models))
+            .where(validations.c.value.is_not(None))
+        )
+        asked = {(name, int(number)) for name, _, number in wanted}
+        rows += [row for row in connection.execute(query) if (row.model, row.number) in asked]
+    return rows
+
+
+def _rank(rows: Sequence[Any], direction: str) -> list[Rank]:
+    sign = -1 if direction == "higher" else 1
+    ordered = sorted(rows, key=lambda row: (sign * row.value, row.model, row.number))
+    ranks: list[Rank] = []
+    for index, row in enumerate(ordered):
+        same = ranks and ranks[-1].value == row.value
+        ranks.append(
+            Rank(
+                ranks[-1].rank if same else index + 1,
+                _name(row),
+                row.value,
+                row.details.get("low"),
+                row.details.get("high"),
+                row.n_samples,
+                row.step,
+                row.dataset_digest,
+                row.created_at,
+            )
+        )
+    return ranks
+
+
+def _name(row: Any) -> str:
+    return f"{row.model}@v{row.number}"

@@ -1,0 +1,147 @@
+"""Validate versions with suites, and ask for what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from registry.errors import InvalidInput
+from registry.methods.comparing import Comparing
+from registry.progress import Progress, no_progress
+
+if TYPE_CHECKING:
+    from registry.leaderboard import Leaderboard
+    from registry.requirements import Requirement
+    from registry.validate import ValidationRun
+
+
+class Validating(Comparing):
+    """Methods that measure."""
+
+    def validate(
+        self,
+        refs: str | Sequence[str],
+        suite: str,
+        *,
+        data: str | Path | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        require: Sequence[str] = (),
+        dtype: str | None = None,
+        device: str | None = None,
+        again: bool = False,
+        progress: Progress = no_progress,
+        done: Callable[[ValidationRun], None] | None = None,
+    ) -> list[ValidationRun]:
+        """Run a suite on one version or several, record what it measures, and return it, in order.
+
+        Args:
+            refs: which versions.
+            suite: `parity`, `structure`, `loss`, `accuracy`, `drift`, or one that a plugin brings.
+            data: what it runs on: a .txt or .jsonl file, or a folder that `datasets` saved.
+            parameters: the suite's others.
+            require: thresholds, as `"loss < 3.2"`; a result says whether it met them.
+            dtype: in which networks run; None leaves it to the suite.
+            device: where they run.
+            again: measure also what was measured already with the same suite, parameters and packages.
+            progress: is told how far one run is.
+            done: is called with each result as it comes.
+
+        A suite that raises is recorded as failed, and the others go on. What is measured already is not measured again,
+        so that a run that was interrupted goes on where it was.
+
+        Raises:
+            InvalidInput: there is no such suite or parameter, or a threshold cannot be read.
+            UnknownRef: one of the versions is not there; nothing is measured then.
+        """
+        found = []
+        for run in self.validate_each(
+            refs,
+            suite,
+            data=data,
+            parameters=parameters,
+            require=require,
+            dtype=dtype,
+            device=device,
+            again=again,
+            progress=progress,
+        ):
+            if done is not None:
+                done(run)
+            found.append(run)
+        return found
+
+    def validate_each(
+        self,
+        refs: str | Sequence[str],
+        suite: str,
+        *,
+        data: str | Path | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        require: Sequence[str] = (),
+        dtype: str | None = None,
+        device: str | None = None,
+        again: bool = False,
+        progress: Progress = no_progress,
+    ) -> Iterator[ValidationRun]:
+        """Do what `validate` does, one result at a time; everything is checked before the first."""
+        from registry.thresholds import parse_threshold
+        from registry.validate import find_done, validate_version
+        from registry.validation.subject import Subject
+        from registry.validation.suites import make_suite
+
+        given = dict(parameters or {})
+        if data is not None:
+            given["data"] = str(data)
+        made = make_suite(suite, given)
+        thresholds = [parse_threshold(text) for text in require]
+        versions = [self._find(ref) for ref in ([refs] if isinstance(refs, str) else refs)]
+        if not versions:
+            raise InvalidInput("No version was named.", hint="Name one or more.")
+        for version in versions:
+            subject = Subject(self, version, dtype, device, progress)
+            there = None if again else find_done(self.database, subject, made, thresholds)
+            yield there or validate_version(self.database, subject, made, thresholds)
+
+    def check_requirements(self, ref: str, require: Sequence[str] = ()) -> list[Requirement]:
+        """Say whether a version meets thresholds by its newest measurements: those given, or those of an alias's gate.
+
+        What was not measured does not meet them; nothing is measured here.
+        """
+        from registry.refs import parse_ref
+        from registry.requirements import check_requirements, read_gate
+        from registry.resolve import resolve_ref
+
+        with self.database.read() as connection:
+            asked = parse_ref(ref)
+            texts = list(require)
+            if not texts and asked.kind == "alias" and asked.model and asked.alias:
+                texts = list(read_gate(connection, asked.model, asked.alias))
+            return check_requirements(connection, resolve_ref(connection, ref).id, texts)
+
+    def set_gate(self, alias: str, require: Sequence[str]) -> tuple[str, ...]:
+        """Make `NAME@ALIAS` refuse versions that do not meet the thresholds; none take the gate away."""
+        from registry.aliases import split_alias
+        from registry.requirements import set_gate
+
+        model, name = split_alias(alias)
+        return self.database.change(lambda connection: set_gate(connection, model, name, require))
+
+    def gate(self, alias: str) -> tuple[str, ...]:
+        """Return the thresholds that `NAME@ALIAS` requires."""
+        from registry.aliases import split_alias
+        from registry.requirements import read_gate
+
+        with self.database.read() as connection:
+            return read_gate(connection, *split_alias(alias))
+
+    def leaderboard(self, what: str, by: str, *, limit: int | None = None) -> Leaderboard:
+        """Rank the versions of the model `what`, or those that the search `what` finds, by the metric `by`; best first.
+
+        Only values that were measured on the same data are ranked with each other: those on the data that most of the
+        versions were measured on. The others are listed apart.
+        """
+        from registry.leaderboard import rank_versions
+
+        with self.database.read() as connection:
+            return rank_versions(connection, what, by, limit)

@@ -1,0 +1,183 @@
+"""Validate versions: run a suite, and record what it measured, or that it failed; rows are added, never changed."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+import traceback
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Connection, or_, select
+
+from registry.audit import append_event
+from registry.database import Database
+from registry.environment import describe_environment
+from registry.errors import RegistryError
+from registry.resolve import resolve_ref
+from registry.rows import check_row
+from registry.tables import validations
+from registry.thresholds import FAILED, Threshold
+from registry.validation.metric import Measured, Metric, judge
+from registry.validation.subject import DTYPE, Subject
+from registry.validation.suites import Suite
+
+
+@dataclass(frozen=True)
+class ValidationRun:
+    """What one run of a suite gave for one version; `error` is what it raised, `is_new` False if it was there."""
+
+    ref: str
+    suite: str
+    metrics: tuple[Metric, ...]
+    seconds: float
+    dataset_digest: str | None
+    error: str | None = None
+    is_new: bool = True
+
+    @property
+    def passed(self) -> bool | None:
+        """Whether all thresholds were met; None if there was none."""
+        judged = [one.passed for one in self.metrics if one.passed is not None]
+        return all(judged) if judged else None
+
+
+def validate_version(
+    database: Database, subject: Subject, suite: Suite, thresholds: Sequence[Threshold] = ()
+) -> ValidationRun:
+    """Run a suite on one version and record it. What the suite raises is recorded as a failure, and not raised."""
+    started = time.monotonic()
+    error, trace = None, None
+    try:
+        measured = suite.run(subject)
+    except RegistryError as failure:
+        measured, error = Measured([_fail(failure.code, failure.message)]), failure.message
+    except Exception as failure:  # noqa: BLE001 (a suite is anybody's code; the others have to go on)
+        trace = "".join(traceback.format_exception(failure))[-4000:]
+        error = f"{type(failure).__name__}: {failure}"
+        measured = Measured([_fail("exception", error, trace)])
+    seconds = time.monotonic() - started
+    name = measured.suite or suite.name
+    metrics = judge(name, measured.metrics, thresholds)
+    run = ValidationRun(subject.version.ref, name, metrics, seconds, measured.dataset_digest, error)
+    rows = [_make_row(one, run, suite, subject, measured) for one in metrics]
+    run_id = uuid.uuid4().hex
+    database.change(lambda connection: _record(connection, run_id, subject, run, suite, rows))
+    return run
+
+
+def find_done(
+    database: Database, subject: Subject, suite: Suite, thresholds: Sequence[Threshold] = ()
+) -> ValidationRun | None:
+    """Return the newest run of this very suite on this version if it is not stale; None if there is none."""
+    with database.read() as connection:
+        version_id = resolve_ref(connection, subject.version.ref).id
+        rows = connection.execute(
+            select(validations)
+            .where(validations.c.version_id == version_id, validations.c.suite_version == suite.version)
+            .where(or_(validations.c.suite == suite.name, validations.c.suite.startswith(f"{suite.name}-")))
+            .order_by(validations.c.id.desc())
+        ).all()
+    key = _make_key(suite, subject)
+    for row in rows:
+        if row.parameters == key and row.metric != FAILED and tell_stale(row, subject.version.weights_digest) is None:
+            same = [one for one in reversed(rows) if one.run_id == row.run_id]
+            metrics = judge(row.suite, [_read_metric(one) for one in same], thresholds)
+            return ValidationRun(
+                subject.version.ref, row.suite, metrics, row.seconds or 0.0, row.dataset_digest, is_new=False
+            )
+    return None
+
+
+def tell_stale(row: Any, weights_digest: str | None) -> str | None:
+    """Say why a recorded result no longer stands for what would be measured now; None if it does."""
+    if row.weights_digest is not None and row.weights_digest != weights_digest:
+        return "the weights are others"
+    now = describe_environment()["packages"]
+    then = (row.environment or {}).get("packages", {})
+    changed = [
+        f"{name} {then.get(name)} → {now.get(name)}"
+        for name in ("torch", "transformers", "transformer-lens")
+        if then.get(name) != now.get(name)
+    ]
+    return ", ".join(changed) or None
+
+
+def _fail(code: str, message: str, trace: str | None = None) -> Metric:
+    details = {"error": code, "message": message[:2000]}
+    return Metric(FAILED, None, passed=False, details=details | ({"traceback": trace} if trace else {}))
+
+
+def _make_key(suite: Suite, subject: Subject) -> dict[str, Any]:
+    """Say what decides a result beside the version: the suite's parameters, dtype and device."""
+    given: Any = suite
+    return {**dataclasses.asdict(given), "dtype": subject.dtype, "device": subject.device}
+
+
+def _make_row(metric: Metric, run: ValidationRun, suite: Suite, subject: Subject, measured: Measured) -> dict[str, Any]:
+    finite = metric.value is not None and math.isfinite(metric.value)
+    details = {**metric.details, **({} if finite or metric.value is None else {"value": metric.value})}
+    return {
+        "suite": run.suite,
+        "metric": metric.name,
+        "value": metric.value if finite else None,
+        "bound": metric.bound,
+        "passed": metric.passed,
+        "unit": metric.unit,
+        "dtype": subject.dtype or DTYPE,
+        "n_samples": metric.n_samples,
+        "dataset_digest": run.dataset_digest,
+        "details": _write_out(details),
+        "environment": describe_environment(),
+        "suite_version": suite.version,
+        "direction": metric.direction,
+        "seed": measured.seed,
+        "device": subject.device or "cpu",
+        "seconds": run.seconds,
+        "parameters": _make_key(suite, subject),
+        "weights_digest": subject.version.weights_digest,
+    }
+
+
+def _write_out(value: Any) -> Any:
+    """Write NaN and infinities as text: databases differ in what they make of them."""
+    if isinstance(value, Mapping):
+        return {str(key): _write_out(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_write_out(one) for one in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _record(
+    connection: Connection,
+    run_id: str,
+    subject: Subject,
+    run: ValidationRun,
+    suite: Suite,
+    rows: Sequence[Mapping[str, Any]],
+) -> None:
+    version = resolve_ref(connection, subject.version.ref)
+    now = datetime.now(UTC)
+    whole = [{**row, "version_id": version.id, "run_id": run_id, "created_at": now} for row in rows]
+    connection.execute(validations.insert(), [dict(check_row(validations, row)) for row in whole])
+    append_event(
+        connection,
+        "version.validated",
+        version.ref,
+        {
+            "suite": run.suite,
+            "suite_version": suite.version,
+            "run": run_id,
+            "dataset_digest": run.dataset_digest,
+            "metrics": {str(row["metric"]): row["value"] for row in rows},
+            "passed": run.passed,
+        },
+    )
+
+
+def _read_metric(row: Any) -> Metric:
+    return Metric(row.metric, row.value, row.unit, row.direction, row.n_samples, row.bound, row.passed, row.details)

@@ -1,0 +1,1 @@
+"""Suites of validations: what they are given, what they measure, and which there are."""
