@@ -48,6 +48,8 @@ def log(session: Session, /, subject: str | None, limit: int, before: int | None
         if session.output != "json":
             row["details"] = json.dumps(row["details"], sort_keys=True)
             row.pop("environment")
+        if session.output == "table":
+            row["at"] = event.at[:19].replace("T", " ")  # to the second, in UTC
         return row
 
     columns = [

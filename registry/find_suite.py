@@ -14,7 +14,7 @@ from typing import TypeVar
 from sqlalchemy import Connection, select
 
 from registry.database import Database
-from registry.errors import SourceNotFound
+from registry.errors import SourceError, SourceNotFound
 from registry.progress import Counter, Progress
 from registry.runs import find_checkpoints
 from registry.sources.hub_id import HubId, parse_hub_id
@@ -56,7 +56,11 @@ def find_suite(database: Database, suite: str, progress: Progress) -> SuiteAudit
             hint="Give a model's NAME, a folder of checkpoint-N, or ORG/NAME.",
             path=suite,
         )
-    return audit_suite(suite, find_suite_on_hub(hub_id, progress))
+    try:
+        return audit_suite(suite, find_suite_on_hub(hub_id, progress))
+    except SourceError as error:
+        message = f"{suite} is no registered model and no folder here, and on the Hub: {error.message}"
+        raise type(error)(message, hint=error.hint, **error.fields) from error
 
 
 def find_registered_suite(connection: Connection, model: str) -> list[SuiteStep]:
