@@ -26,6 +26,7 @@ N_SHOWN = 40
 @click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="Run both on this text and compare.")
 @click.option("--prompts", "file", type=click.File("r", encoding="utf-8"), help="Run both on each line of a file.")
 @click.option("--raw", is_flag=True, help="Run both unprocessed.")
+@click.option("--report", type=click.Path(dir_okay=False), help="Write all of it as one HTML page, with pictures.")
 @output_option("table", "json", "ids")
 @registry_options
 @click.pass_obj
@@ -39,6 +40,7 @@ def diff(
     prompts: tuple[str, ...],
     file: Any,
     raw: bool,
+    report: str | None,
 ) -> None:
     """Show what changed from the version A to the version B.
 
@@ -46,7 +48,7 @@ def diff(
     from their digests alone, reading no weights. ids prints the names of the tensors that are not equal.
 
     With --weights: how far and in how many directions every tensor moved. With --prompt: what both compute on the same
-    tokens.
+    tokens. --report compares the weights too, and needs matplotlib.
     """
     from cli.compare import behaviour_as_dict, print_behaviour, print_weights, read_prompts, weights_as_dict
     from cli.progress import show_progress
@@ -56,10 +58,22 @@ def diff(
     with show_progress() as progress:
         found = registry.diff(a, b, read=read, progress=progress)
         more = None
-        if weights or texts:
+        if weights or texts or report:
             more = registry.compare(
-                a, b, weights=weights, ranks=ranks, prompts=texts, processed=not raw, progress=progress
+                a,
+                b,
+                weights=weights or report is not None,
+                ranks=ranks,
+                prompts=texts,
+                processed=not raw,
+                progress=progress,
             )
+    if report is not None and more is not None:
+        from cli.output import say
+        from registry.report.page import save_report
+
+        save_report(more, report)
+        say(f"wrote {report}", err=True)
     if session.output == "json":
         from cli.output import print_json
 

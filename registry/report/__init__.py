@@ -1,0 +1,1 @@
+"""Pictures of comparisons, and the page that holds them."""

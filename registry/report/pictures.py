@@ -1,0 +1,196 @@
+"""Draw comparisons with matplotlib, as SVG in the colour of the text around it, or as PNG on a ground of its own."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from registry.compare.components import COMPONENTS
+from registry.errors import PackageMissing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from registry.compare.results import BehaviourComparison
+    from registry.compare.weights import WeightComparison
+
+# what is drawn in it becomes `currentColor` in the SVG; no figure would have that colour by itself
+_INK, _CURRENT = "#010203", "currentColor"
+_BLUE, _ORANGE = "#3b82f6", "#ea7317"
+_MAP = "viridis"
+_CELL = 0.28  # inches
+
+
+def draw_parts(found: WeightComparison) -> Figure:
+    """Draw the relative distance of every component by layer."""
+    layers = sorted({one.layer for one in found.parts if one.layer is not None})
+    components = [
+        one for one in COMPONENTS if any(part.component == one for part in found.parts if part.layer is not None)
+    ]
+    values = {(one.layer, one.component): one.relative_distance for one in found.parts}
+    rows = [[values.get((layer, component)) for layer in layers] for component in components]
+    return _draw_map(rows, components, layers, "layer", "")
+
+
+def draw_weight_heads(found: WeightComparison) -> Figure | None:
+    """Draw the relative distance of every head's queries by layer; None if no heads were compared."""
+    values = {(one.layer, one.head): one.relative_distance for one in found.heads if one.name.endswith("W_Q")}
+    return _draw_heads(values)
+
+
+def draw_pattern_heads(found: BehaviourComparison) -> Figure | None:
+    """Draw by how much every head's attention pattern diverges; None if patterns were not compared."""
+    values = {(one.layer, one.head): one.pattern_jsd for one in found.heads}
+    return _draw_heads(values)
+
+
+def draw_layers(found: BehaviourComparison) -> Figure:
+    """Draw the residual stream by layer: cosine, norms, and KL of the logit lens."""
+
+    def draw(figure: Figure) -> None:
+        numbers = [one.layer for one in found.layers]
+        top, middle, bottom = figure.subplots(3, 1, sharex=True)
+        if all(one.cosine is not None for one in found.layers):
+            top.plot(numbers, [one.cosine for one in found.layers], "o-", color=_BLUE, markersize=3)
+        top.set_ylabel("cosine")
+        middle.plot(numbers, [one.norm_a for one in found.layers], "o-", color=_BLUE, markersize=3, label=found.a)
+        middle.plot(numbers, [one.norm_b for one in found.layers], "s--", color=_ORANGE, markersize=3, label=found.b)
+        middle.set_ylabel("norm")
+        middle.legend(frameon=False, fontsize=8)
+        bottom.plot(numbers, [one.logit_lens_kl for one in found.layers], "o-", color=_BLUE, markersize=3)
+        bottom.set_ylabel("logit-lens KL (nats)")
+        bottom.set_xlabel("layers that have run")
+        _count_in_whole_numbers(bottom)
+        for axes in (top, middle, bottom):
+            axes.spines[["top", "right"]].set_visible(False)
+
+    return _make_figure((6.6, 5.4), draw)
+
+
+def draw_attributions(found: BehaviourComparison) -> Figure | None:
+    """Draw how much more each component adds to the logit of the next token; None if nothing was predicted."""
+    if all(one.layer is None for one in found.attributions):
+        return None
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        for component, colour, offset in (("attention", _BLUE, -0.2), ("MLP", _ORANGE, 0.2)):
+            mine = [
+                (one.layer + offset, one.difference)
+                for one in found.attributions
+                if one.component == component and one.layer is not None
+            ]
+            axes.bar([x for x, _ in mine], [more for _, more in mine], 0.4, color=colour, label=component)
+        axes.axhline(0, color=_INK, linewidth=0.6)
+        axes.set_xlabel("layer")
+        _count_in_whole_numbers(axes)
+        axes.set_ylabel("more to the logit of the next token")
+        axes.legend(frameon=False, fontsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+
+    return _make_figure((6.6, 2.8), draw)
+
+
+def draw_positions(found: BehaviourComparison) -> Figure:
+    """Draw KL of the next token by position."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        axes.plot([one.position for one in found.positions], [one.kl for one in found.positions], "-", color=_BLUE)
+        axes.set_xlabel("position")
+        _count_in_whole_numbers(axes)
+        axes.set_ylabel("KL of the next token (nats)")
+        axes.spines[["top", "right"]].set_visible(False)
+
+    return _make_figure((6.6, 2.4), draw)
+
+
+def write_svg(figure: Figure) -> str:
+    """Write a figure as an SVG element in the colour of the text around it; the same figures give the same text."""
+    text = io.StringIO()
+    figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = text.getvalue()
+    return svg[svg.index("<svg") :].replace(_INK, _CURRENT)
+
+
+def write_png(figure: Figure) -> bytes:
+    """Write a figure as PNG on white."""
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=160, facecolor="#ffffff", metadata={"Software": None})
+    return data.getvalue()
+
+
+def _draw_heads(values: Mapping[tuple[int, int], float]) -> Figure | None:
+    if not values:
+        return None
+    layers = sorted({layer for layer, _ in values})
+    heads = sorted({head for _, head in values})
+    rows = [[values.get((layer, head)) for layer in layers] for head in heads]
+    return _draw_map(rows, heads, layers, "layer", "head")
+
+
+def _draw_map(
+    rows: Sequence[Sequence[float | None]],
+    row_names: Sequence[Any],
+    column_names: Sequence[Any],
+    x_label: str,
+    y_label: str,
+) -> Figure:
+    """Draw a heat map from 0 up; what is None stays empty."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        numbers = [[float("nan") if value is None else value for value in row] for row in rows]
+        highest = max((value for row in rows for value in row if value is not None), default=0.0)
+        # cells, not an image: the page forbids itself to load any
+        image = axes.pcolormesh(numbers, cmap=_MAP, vmin=0.0, vmax=highest or 1.0, edgecolors="face", linewidth=0.1)
+        axes.set_aspect("equal")
+        axes.invert_yaxis()
+        axes.set_yticks([index + 0.5 for index in range(len(row_names))], [str(name) for name in row_names])
+        shown = range(0, len(column_names), max(1, len(column_names) // 16))
+        axes.set_xticks([index + 0.5 for index in shown], [str(column_names[index]) for index in shown])
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        bar = figure.colorbar(image, ax=axes, shrink=0.9, pad=0.02)
+        bar.outline.set_visible(False)
+        if bar.solids is not None:
+            bar.solids.set_rasterized(False)
+            bar.solids.set_edgecolor("face")
+        axes.spines[:].set_visible(False)
+
+    width = max(3.6, _CELL * len(column_names) + 2.2)
+    return _make_figure((min(width, 14.0), max(1.5, _CELL * len(row_names) + 1.1)), draw)
+
+
+def _count_in_whole_numbers(axes: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _make_figure(size: tuple[float, float], draw: Callable[[Figure], None]) -> Figure:
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise PackageMissing(
+            "matplotlib is not installed.", package="matplotlib", hint="Install it: pip install 'lens-registry[plots]'"
+        ) from None
+    settings: Any = {
+        "svg.hashsalt": "lensreg",
+        "svg.fonttype": "none",
+        "font.size": 9,
+        "text.color": _INK,
+        "axes.labelcolor": _INK,
+        "axes.edgecolor": _INK,
+        "xtick.color": _INK,
+        "ytick.color": _INK,
+        "legend.labelcolor": _INK,
+    }
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure)
+        figure.canvas.draw()
+    return figure

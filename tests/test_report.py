@@ -1,0 +1,116 @@
+"""The page of a comparison: whole, needing nothing else, and drawn by a real browser."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from registry import Registry
+from registry.compare_versions import Comparison
+from registry.errors import StorageError
+from registry.report.page import save_report, write_report
+from registry.report.pictures import draw_layers, draw_parts, write_png, write_svg
+from tests.adapters import make_adapted, save_adapter
+
+# parity is not what is tested here
+pytestmark = pytest.mark.filterwarnings("ignore:.*registered without verification")
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory, make_checkpoint: Callable[..., Path]) -> Comparison:
+    """A base and a LoRA of rank 4 that was merged into it, compared in every way."""
+    folder = tmp_path_factory.mktemp("compared")
+    registry = Registry(str(folder / "registry.db"), folder / "store")
+    registry.register("base", make_checkpoint("llama"), parity="skip")
+    adapter = save_adapter(folder / "adapter", make_adapted("llama", r=4, target_modules=["q_proj"]))
+    registry.register("lora", adapter, parent="base", parity="skip")
+    found = registry.compare("base", "lora", weights=True, prompts=["w1 w2 w3", "w9 w8 w7 w6"])
+    registry.close()
+    return found
+
+
+class _Page(HTMLParser):
+    """What a page holds: its tags with their attributes, and its text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_says_what_was_found_and_loads_nothing(compared: Comparison) -> None:
+    page = _Page(write_report(compared))
+    assert compared.weights is not None and compared.behaviour is not None
+    for said in (
+        "base@v1 → lora@v1",
+        "2 of 34 tensors changed",
+        f"{compared.behaviour.kl:.5g} nats",
+        "blocks.1.attn.W_Q",
+    ):
+        assert said in page.text
+    kinds = {tag for tag, _ in page.tags}
+    assert "svg" in kinds
+    assert not kinds & {"script", "img", "image", "link", "iframe"}
+    links = [value for _, attributes in page.tags for name, value in attributes.items() if name.endswith("href")]
+    assert all(str(link).startswith("#") for link in links)
+    assert "#010203" not in write_report(compared)
+
+
+def test_pictures_are_the_same_for_the_same_figures_and_in_the_colour_of_the_text(compared: Comparison) -> None:
+    assert compared.weights is not None and compared.behaviour is not None
+    one, other = (write_svg(draw_parts(compared.weights)) for _ in range(2))
+    assert one == other
+    assert one.startswith("<svg") and "currentColor" in one
+    assert write_png(draw_layers(compared.behaviour)).startswith(b"\x89PNG")
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs the browser: chromium")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_browser_draws_it_readable_in_the_light_and_in_the_dark(
+    compared: Comparison, tmp_path: Path, scheme: str
+) -> None:
+    """The text's colour and the ground's, as the browser computes them, are far apart; every picture has its size."""
+    import numpy as np
+    from matplotlib.image import imread
+
+    save_report(compared, tmp_path / "report.html")
+    dark = ["--force-dark-mode", "--blink-settings=preferredColorScheme=0"] if scheme == "dark" else []
+    shot = tmp_path / "shot.png"
+    command = [
+        "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+        f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1000,1800", f"--screenshot={shot}", *dark,
+        (tmp_path / "report.html").as_uri(),
+    ]  # fmt: skip
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    pixels = imread(shot)[..., :3]
+    ground = pixels[5, 5]
+    assert (ground.mean() > 0.9) == (scheme == "light")
+    title = np.abs(pixels[20:80, 20:400] - ground).max()
+    assert title > 0.7  # ink on that ground
+    colours = np.unique((pixels.reshape(-1, 3) * 15).astype(int), axis=0)
+    assert len(colours) > 40  # the heat maps are there
+
+
+def test_what_was_not_asked_for_is_left_out(compared: Comparison) -> None:
+    page = write_report(Comparison(compared.a, compared.b, compared.records))
+    assert "<h2>What is recorded</h2>" in page
+    assert not re.search("<h2>(Weights|Behaviour)</h2>", page)
+
+
+def test_a_page_that_cannot_be_written_is_said_to_be(compared: Comparison, tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="cannot be written"):
+        save_report(compared, tmp_path / "nowhere" / "report.html")
+    assert list(tmp_path.iterdir()) == []
