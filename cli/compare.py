@@ -17,11 +17,11 @@ N_SHOWN = 10
 
 def print_weights(found: WeightComparison) -> None:
     """Print the changes by layer and component, and the tensors that changed most."""
-    from cli.output import Column, print_rows, say
+    from cli.output import Column, print_rows, say, say_title
 
     after = f", after {', '.join(found.processing)}" if found.processing else ""
     total = len(found.tensors)
-    click.secho(f"\nweights: {found.n_changed:,} of {total:,} tensors changed{after}", bold=True)
+    say_title(f"\nweights: {found.n_changed:,} of {total:,} tensors changed{after}")
     if found.n_changed:
         say(f"together by {format_share(found.relative_distance)} of the norm of {found.a}\n")
         rows, components = _by_layer(found)
@@ -56,10 +56,10 @@ def print_weights(found: WeightComparison) -> None:
 
 def print_behaviour(found: BehaviourComparison) -> None:
     """Print how far the predictions are apart, by layer, and the heads and components that moved most."""
-    from cli.output import Column, print_rows, say
+    from cli.output import Column, print_rows, say, say_title
 
     after = f", after {', '.join(found.processing)}" if found.processing else ""
-    click.secho(f"\nbehaviour on {found.n_prompts:,} prompts, {found.n_tokens:,} tokens{after}", bold=True)
+    say_title(f"\nbehaviour on {found.n_prompts:,} prompts, {found.n_tokens:,} tokens{after}")
     say(f"KL of the next token {found.kl:.4g} nats, the same top-1 token in {found.top1_agreement:.1%}")
     if found.loss_a is not None and found.loss_b is not None:
         say(f"loss {found.loss_a:.4f} → {found.loss_b:.4f} nats per token")

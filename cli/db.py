@@ -48,4 +48,4 @@ def grants(name: str, role: str, schema: str) -> None:
     """
     from registry.grants import write_grants
 
-    click.echo(write_grants(role, name, schema), nl=False)  # type: ignore[arg-type]
+    say(write_grants(role, name, schema), nl=False)  # type: ignore[arg-type]

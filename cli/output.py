@@ -117,6 +117,11 @@ def say(text: str, *, err: bool = False, nl: bool = True) -> None:
     click.echo(clean(text), err=err, nl=nl)
 
 
+def say_title(text: str) -> None:
+    """Print what stands over a part of what was asked for."""
+    click.secho(clean(text), bold=True)
+
+
 def print_exactly(text: str) -> None:
     """Print what another program reads back, such as a path that the user chose himself."""
     click.echo(text)

@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 from registry.database import Database
+from registry.permissions import create_file, file_mode
 
 BALLAST_BYTES = 256 * 2**10
 
@@ -23,8 +24,9 @@ def set_ballast_aside(database: Database) -> None:
     try:
         if path.exists() and path.stat().st_size == BALLAST_BYTES:
             return
-        # bytes that no file system can keep in less room
-        path.write_bytes(os.urandom(BALLAST_BYTES))
+        path.unlink(missing_ok=True)
+        with create_file(path, file_mode(path.parent)) as file:
+            file.write(os.urandom(BALLAST_BYTES))  # which no file system can keep in less room
     except OSError:
         with contextlib.suppress(OSError):  # half of it would only be in the way
             path.unlink(missing_ok=True)

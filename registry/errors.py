@@ -39,8 +39,8 @@ RegistryError
 ├── Conflict
 │   ├── VersionInUse            version-in-use          .users
 │   ├── LineageConflict         lineage-conflict
-│   ├── PlanOutdated            plan-outdated
 │   ├── RequirementsUnmet       requirements-unmet      .requirements
+│   ├── PlanOutdated            plan-outdated
 │   ├── TransferConflict        transfer-conflict       .conflicts
 │   └── ProcessingConflict      processing-conflict     .applied
 ├── StorageError

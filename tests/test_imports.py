@@ -13,6 +13,7 @@ import pytest
 import registry
 from registry import Registry, RegistryError, errors
 from registry.architecture import Difference
+from registry.requirements import Requirement
 from tests.processes import run_code
 from tests.records import record, record_all
 
@@ -199,6 +200,7 @@ def _make(error: type[RegistryError]) -> RegistryError:
         "ParityFailure": {"parity": parity},
         "UnrelatedParent": {"evidence": {"verdict": "unrelated"}},
         "VersionInUse": {"users": ["m@best"]},
+        "RequirementsUnmet": {"requirements": [Requirement("loss < 3", "loss.loss", 3.5, False, "loss.loss is 3.5")]},
         "ArtifactMissing": {"digest": "0" * 64},
         "ArtifactCorrupt": {"digest": "0" * 64},
     }

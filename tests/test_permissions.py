@@ -37,7 +37,8 @@ def _fill(folder: Path, checkpoint: Path) -> None:
 
 def _check_sidecars(folder: Path) -> None:
     modes = {path.name: _mode(path) for path in folder.iterdir()}
-    assert set(modes) == {"registry.db", "registry.db-wal", "registry.db-shm", "registry.db.lock"}
+    names = ("registry.db", "registry.db-wal", "registry.db-shm", "registry.db.lock", "registry.db.ballast")
+    assert set(modes) == set(names)
     assert len(set(modes.values())) == 1, modes
 
 
@@ -140,4 +141,8 @@ def test_many_threads_make_one_file_and_no_lock_of_theirs_is_lost(tmp_path: Path
     for thread in threads:
         thread.join()
     assert sorted(refs) == [f"m@v{number}" for number in range(1, 9)]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["registry.db", "registry.db.lock"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "registry.db",
+        "registry.db.ballast",
+        "registry.db.lock",
+    ]

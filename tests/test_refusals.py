@@ -499,7 +499,9 @@ def test_no_value_of_a_used_field_gives_an_untyped_error(
         try:
             done = shared.register("nonsense", folder, dry_run=True)
         except RegistryError as error:
-            assert error.code in ("unsupported-config", "weights-mismatch", "parity-failure"), value
+            codes = ("unsupported-config", "weights-mismatch", "parity-failure")
+            # a number that no float holds is refused as JSON already
+            assert error.code in codes or (error.code == "malformed-artifact" and value == math.inf), value
         else:
             assert done.parity is not None and done.parity.passed, value
     assert read_contents(shared) == before

@@ -14,12 +14,13 @@ import torch
 
 from registry import Registry
 from registry.errors import InvalidInput, MalformedArtifact, RegistryError, SourceNotFound
-from registry.validate import FAILED, ValidationRun
+from registry.thresholds import FAILED, parse_threshold
+from registry.validate import ValidationRun
 from registry.validation.accuracy import wilson_interval
 from registry.validation.batches import run_batches
 from registry.validation.data import Data
 from registry.validation.loss import estimate_error
-from registry.validation.metric import Metric, judge, parse_threshold
+from registry.validation.metric import Metric, judge
 from registry.validation.suites import list_suites, make_suite
 from tests.checkpoints import edit_weights
 

@@ -109,8 +109,12 @@ def draw_positions(found: BehaviourComparison) -> Figure:
 
 def write_svg(figure: Figure) -> str:
     """Write a figure as an SVG element in the colour of the text around it; the same figures give the same text."""
+    import matplotlib
+
     text = io.StringIO()
-    figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    settings: Any = {"svg.hashsalt": "lensreg", "svg.fonttype": "none"}
+    with matplotlib.rc_context(settings):
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = text.getvalue()
     return svg[svg.index("<svg") :].replace(_INK, _CURRENT)
 
@@ -179,8 +183,6 @@ def _make_figure(size: tuple[float, float], draw: Callable[[Figure], None]) -> F
             "matplotlib is not installed.", package="matplotlib", hint="Install it: pip install 'lens-registry[plots]'"
         ) from None
     settings: Any = {
-        "svg.hashsalt": "lensreg",
-        "svg.fonttype": "none",
         "font.size": 9,
         "text.color": _INK,
         "axes.labelcolor": _INK,

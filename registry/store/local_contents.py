@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from registry.errors import ArtifactCorrupt, ArtifactMissing, StoreUnavailable
+from registry.permissions import make_folder
 from registry.store.contents import Claim, Leftover, LeftoverKind, StoredBlob
 from registry.store.sealed import read_sealed, write_sealed
 
@@ -118,7 +119,7 @@ class LocalContents:
             path.unlink(missing_ok=True)
             return
         doomed = self.root / "tmp" / f"deleted-{uuid.uuid4().hex}"  # a folder goes as a whole, or is left over again
-        doomed.parent.mkdir(exist_ok=True)
+        make_folder(doomed.parent)
         path.rename(doomed)
         shutil.rmtree(doomed)
 
@@ -144,7 +145,7 @@ class LocalContents:
             if before is None:
                 return None
             folder = self.root / "quarantine"
-            folder.mkdir(exist_ok=True)
+            make_folder(folder)
             taken = {one.name for one in _list(folder)}
             aside = folder / next(name for n in range(len(taken) + 1) if (name := f"{digest}.{n}") not in taken)
             path.rename(aside)
@@ -177,7 +178,7 @@ class LocalContents:
         folder = self.root / "registries"
         path = folder / f"{claim.registry_id}.json"
         with self._typed_errors():
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             is_first = not path.exists()
             with self.stage() as staging:
                 write_sealed(path, vars(claim), staging)

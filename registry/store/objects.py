@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from registry.errors import ArtifactCorrupt, ArtifactMissing, SourceChanged, StorageError
+from registry.permissions import make_folder
 from registry.progress import Counter, Progress, no_progress
 from registry.store.bucket import Bucket, StoredObject
 from registry.store.local import LocalStore, StagedFile
@@ -190,7 +191,7 @@ class ObjectStore(ObjectContents, LocalStore):
                 # as if it were older, so that whatever is written to it later shows in its time
                 aged = time.time_ns() - _AGED_SECONDS * 10**9
                 os.utime(fresh, ns=(aged, aged))
-                path.parent.mkdir(parents=True, exist_ok=True)
+                make_folder(path.parent)
                 fresh.replace(path)
                 self.stamps.record(path, digest, path.stat())
 
@@ -220,7 +221,7 @@ class ObjectStore(ObjectContents, LocalStore):
 
         lock = FileLock(self.root / "locks" / digest[:2], timeout=_LOCK_SECONDS)
         try:
-            Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+            make_folder(Path(lock.lock_file).parent)
             lock.acquire()
         except (OSError, NotImplementedError, Timeout) as error:
             _log.debug("no lock: %s", error)

@@ -17,6 +17,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from registry.permissions import make_folder
+
 MAX_BYTES = 50 * 10**9
 HELD_SECONDS = 900.0
 
@@ -41,7 +43,7 @@ class CacheRoom:
         for digest in digests:
             mark = self._find_mark(digest)
             with contextlib.suppress(OSError):  # a cache that is read only keeps no order of use
-                mark.parent.mkdir(parents=True, exist_ok=True)
+                make_folder(mark.parent)
                 mark.touch()
                 os.utime(mark)
 

@@ -29,6 +29,7 @@ from registry.tables import (
 )
 from registry.transfer.form import RECEIVED, Manifest, VersionRecord
 from registry.transfer.plan import Placed
+from registry.versions import Measurement
 
 _IN_VERSIONS = (
     "step", "family", "fingerprint", "weights_digest", "vocabulary_digest", "layout", "dtype", "n_parameters",
@@ -89,7 +90,8 @@ def write_versions(
         for one in page
         for row in one.record.validations
     ]
-    here = [(one, {"created_at": now, **row}) for one in page for row in one.measurements]
+    unknown = dict.fromkeys(Measurement.__dataclass_fields__)  # what only runs of suites say
+    here = [(one, {**unknown, "created_at": now, **row}) for one in page for row in one.measurements]
     _insert_all(connection, validations, rows([*measured, *here]))
     _insert_parents(connection, page, known)
     _insert_missing(connection, tensor_digests, ("weights_digest",), [one.tensors for one in page if one.tensors])
