@@ -181,8 +181,10 @@ class LocalContents:
             make_folder(folder)
             is_first = not path.exists()
             with self.stage() as staging:
-                write_sealed(path, vars(claim), staging)
-            for one in (path, folder, self.root) if is_first else ():
+                if path.is_dir():  # a power cut can leave that on a file system without a journal
+                    path.rename(staging / "no-claim")
+                write_sealed(path, vars(claim), staging, sync=True)
+            for one in (folder, self.root) if is_first else (folder,):
                 _sync(one)
 
 

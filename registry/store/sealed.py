@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,17 @@ from typing import Any
 from registry.permissions import create_file, file_mode
 
 
-def write_sealed(path: Path, content: Mapping[str, Any], staging: Path) -> None:
-    """Write `content` to `path` by way of the folder `staging`, which is on the same file system."""
+def write_sealed(path: Path, content: Mapping[str, Any], staging: Path, *, sync: bool = False) -> None:
+    """Write `content` to `path` by way of the folder `staging`, which is on the same file system.
+
+    With `sync` its bytes are on disk before it has its name.
+    """
     fresh = staging / f"{path.name}.sealed"
     with create_file(fresh, file_mode(path.parent)) as file:
         file.write(seal(content).encode())
+        if sync:
+            file.flush()
+            os.fsync(file.fileno())
     fresh.replace(path)
 
 

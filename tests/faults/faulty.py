@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,11 @@ def put_rows_first() -> None:
     publish, write = LocalStore.publish, Database.write
     waiting: list[tuple[LocalStore, list[StagedFile]]] = []
 
-    def publish_later(self: LocalStore, files: Iterable[StagedFile]) -> None:
+    def publish_later(self: LocalStore, files: Iterable[StagedFile], *how: Any, **more: Any) -> None:
         waiting.append((self, list(files)))
+
+    def verify_nothing(self: LocalStore, digest: str, size_bytes: int, **how: Any) -> None:
+        """Leave out the look at blobs within the transaction, which would refuse rows without them."""
 
     def link_later(self: LocalStore, files: Iterable[tuple[str, str]]) -> Path:
         return self.root
@@ -31,9 +35,11 @@ def put_rows_first() -> None:
         with write(self) as connection:
             yield connection
         while waiting:
+            time.sleep(0.02)  # as long as a disk takes to sync; in memory there would be hardly a moment to strike
             publish(*waiting.pop())
 
     LocalStore.publish, LocalStore.link_folder, Database.write = publish_later, link_later, write_first
+    LocalStore.verify = verify_nothing
 
 
 def sync_nothing() -> None:

@@ -80,8 +80,8 @@ def _interrupt(chance: Chance) -> Outcome:
             number = chooser.randrange(len(changes))
             interrupt = _Interrupt(chooser.randint(1, lengths[number]))
             kept = interrupt.run(changes[number])
-            struck += isinstance(kept, KeyboardInterrupt)
-            if kept is not None and not isinstance(kept, (KeyboardInterrupt, RegistryError)):
+            struck += _is_interrupt(kept)
+            if kept is not None and not _is_interrupt(kept) and not isinstance(kept, RegistryError):
                 broken.append(f"{kept!r} came out of an interrupt at {interrupt.where}")
             del kept  # with its traceback, and whatever that holds
             started = time.monotonic()
@@ -98,6 +98,13 @@ def _interrupt(chance: Chance) -> Outcome:
         logging.getLogger("sqlalchemy.pool").disabled = False
         registry.close()
     return Outcome(struck, tuple(broken))
+
+
+def _is_interrupt(kept: BaseException | None) -> bool:
+    """Say whether an interrupt came out, or what SQLAlchemy stumbled over when one cut its own steps."""
+    while kept is not None and not isinstance(kept, KeyboardInterrupt):
+        kept = kept.__context__
+    return kept is not None
 
 
 def _register_rows(registry: Registry) -> None:
