@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from registry.checkpoint import Checkpoint
-from registry.hooked_weights import check_hooked_weights
 from registry.networks import check_tensors
 from registry.progress import Progress
 from registry.registration import Request
@@ -17,7 +16,6 @@ from registry.stage import Files, Weights
 from registry.tokenizer_files import check_tokenizer_files
 from registry.tokenizers import check_tokenizer, load_tokenizer
 from registry.verify import Parity
-from registry.verify_hooked import verify_hooked_weights
 from registry.verify_weights import verify_weights
 
 
@@ -49,6 +47,8 @@ def verify_checkpoint(
 def _check_tensors(checkpoint: Checkpoint, weights: Weights) -> None:
     """Check the staged tensors' names, shapes and dtypes against the architecture."""
     if checkpoint.family is None:
+        from registry.hooked_weights import check_hooked_weights  # it needs a HookedTransformer, the others do not
+
         check_hooked_weights(checkpoint.architecture, weights.tensors, HOOKED_CONFIG)
     else:
         check_tensors(checkpoint.family, checkpoint.values, weights.tensors)
@@ -60,6 +60,8 @@ def _measure_parity(
     """Measure parity and refuse disparity, or with `skip` look for NaN and infinities; take the sketch either way."""
     choice, location = request.parity, request.source
     if checkpoint.family is None:
+        from registry.verify_hooked import verify_hooked_weights
+
         applied = checkpoint.processing or ()
         return verify_hooked_weights(
             checkpoint.architecture, applied, paths, choice=choice, location=location, progress=progress
