@@ -47,12 +47,13 @@ faults: $(READY)  ## provoke every fault for three minutes, and look for what th
 faults-long: $(READY)  ## ten times that, and write down what came of it in docs/reliability.md
 	@$(BIN)/python -m tests.faults --seconds 1800 --write
 
-check: $(READY) tl4 faults  ## all that CI runs: format, lint, types, import rules, docs, and every test
+check: $(READY) tl4  ## all that CI runs: format, lint, types, import rules, docs, and every test
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m pytest
+	@$(BIN)/python -m tests.faults --seconds 180
 
 docs: $(READY)  ## write the generated pages again
 	@$(BIN)/python docs/write_cli_reference.py
