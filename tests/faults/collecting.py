@@ -106,7 +106,9 @@ def _race(chance: Chance, collector: Callable[[Path, timedelta, float], None], u
         registry.close()
         until = time.monotonic() + _ROUND_SECONDS
         seeds = [rng.randrange(2**32) for _ in range(3)]
-        works = [partial(_write_again, folder, seed, until) for seed in seeds]
+        # whoever brings in again what was lost heals it: the control is to see what nobody heals
+        n_contents = 10**9 if until_broken else _N_CONTENTS
+        works = [partial(_write_again, folder, seed, until, n_contents) for seed in seeds]
         works.append(partial(collector, folder, grace, until))
         children = [_fork(work, folder / "said") for work in works]
         for child in children:
@@ -123,13 +125,13 @@ def _race(chance: Chance, collector: Callable[[Path, timedelta, float], None], u
     return Outcome(n_deleted if not until_broken else n_rounds, tuple(broken), notes)
 
 
-def _write_again(folder: Path, seed: int, until: float) -> None:
+def _write_again(folder: Path, seed: int, until: float, n_contents: int) -> None:
     """Register, or only bring blobs in, as a registration does that comes to nothing; retire now and then."""
     rng = random.Random(seed)
     registry = _open(folder)
     scratch = folder / f"scratch-{seed}"
     while time.monotonic() < until:
-        content = f"content {rng.randrange(_N_CONTENTS)}".encode() * 50
+        content = f"content {rng.randrange(n_contents)}".encode() * 50
         link = rng.random() < 0.7
         if rng.random() < 0.5:
             put(registry.store, scratch, content, link=link)
