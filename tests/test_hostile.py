@@ -44,7 +44,11 @@ def _mark(index: int, case: Case) -> object:
     return pytest.param(replace(case, only_register=True), id=case.name, marks=[pytest.mark.slow])
 
 
-@pytest.mark.parametrize("case", [_mark(index, case) for index, case in enumerate(CASES)])
+# three of five: all of them take too long beside the other tests, and `python -m tests.hostile` judges the whole corpus
+_JUDGED = [_mark(index, case) for index, case in enumerate(CASES) if index % 5 in (0, 1, 3)]
+
+
+@pytest.mark.parametrize("case", _JUDGED)
 def test_every_file_of_the_corpus_gets_its_verdict(case: Case) -> None:
     if case.as_nobody and os.geteuid() != 0:
         pytest.skip("only root can give up root's rights")

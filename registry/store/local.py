@@ -101,9 +101,14 @@ class LocalStore(LocalContents):
         A folder made later can get the number of one that was deleted: on a file system without a journal, after a
         power cut, the name of the deleted one is still there, and fsck may decide that it is the right one.
         """
+        blobs = self.root / "blobs"
+        make_folder(blobs)
+        mode = folder_mode(blobs)
         for number in range(256):
-            make_folder(self.root / "blobs" / f"{number:02x}")
-        _sync(self.root / "blobs")
+            with contextlib.suppress(FileExistsError):  # another process is at it too
+                (blobs / f"{number:02x}").mkdir(0o700)
+                set_mode(blobs / f"{number:02x}", mode)
+        _sync(blobs)
 
     def copy_in(
         self,
