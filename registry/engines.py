@@ -69,7 +69,10 @@ def make_engine(url: URL, frozen: Path | None) -> Engine:
 
         engine = make_postgres_engine(url, read_bounds(url))
     else:
-        options = {"creator": partial(_connect_frozen, frozen), "poolclass": NullPool} if frozen else {}
+        # without a bound: an interrupt within SQLAlchemy's own steps can lose a place in a pool for good
+        options: dict[str, Any] = {"max_overflow": -1}
+        if frozen:
+            options = {"creator": partial(_connect_frozen, frozen), "poolclass": NullPool}
         engine = sqlalchemy.create_engine(url, connect_args={"timeout": BUSY_SECONDS}, **options)
         event.listen(engine, "connect", _set_up_sqlite)
         event.listen(engine, "invalidate", _undo)
