@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,37 +54,6 @@ class Validating(Comparing):
             InvalidInput: there is no such suite or parameter, or a threshold cannot be read.
             UnknownRef: one of the versions is not there; nothing is measured then.
         """
-        found = []
-        for run in self.validate_each(
-            refs,
-            suite,
-            data=data,
-            parameters=parameters,
-            require=require,
-            dtype=dtype,
-            device=device,
-            again=again,
-            progress=progress,
-        ):
-            if done is not None:
-                done(run)
-            found.append(run)
-        return found
-
-    def validate_each(
-        self,
-        refs: str | Sequence[str],
-        suite: str,
-        *,
-        data: str | Path | None = None,
-        parameters: Mapping[str, Any] | None = None,
-        require: Sequence[str] = (),
-        dtype: str | None = None,
-        device: str | None = None,
-        again: bool = False,
-        progress: Progress = no_progress,
-    ) -> Iterator[ValidationRun]:
-        """Do what `validate` does, one result at a time; everything is checked before the first."""
         from registry.thresholds import parse_threshold
         from registry.validate import find_done, validate_version
         from registry.validation.subject import Subject
@@ -98,10 +67,15 @@ class Validating(Comparing):
         versions = [self._find(ref) for ref in ([refs] if isinstance(refs, str) else refs)]
         if not versions:
             raise InvalidInput("No version was named.", hint="Name one or more.")
+        found = []
         for version in versions:
             subject = Subject(self, version, dtype, device, progress)
             there = None if again else find_done(self.database, subject, made, thresholds)
-            yield there or validate_version(self.database, subject, made, thresholds)
+            run = there or validate_version(self.database, subject, made, thresholds)
+            if done is not None:
+                done(run)
+            found.append(run)
+        return found
 
     def check_requirements(self, ref: str, require: Sequence[str] = ()) -> list[Requirement]:
         """Say whether a version meets thresholds by its newest measurements: those given, or those of an alias's gate.
