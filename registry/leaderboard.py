@@ -10,7 +10,9 @@ from typing import Any
 
 from sqlalchemy import Connection, func, select
 
-from registry.errors import InvalidInput
+from registry.errors import InvalidInput, InvalidName
+from registry.refs import Ref, check_model_name
+from registry.resolve import explain_miss
 from registry.results import Results
 from registry.search.run import Search, search_refs
 from registry.tables import models, validations, versions
@@ -52,6 +54,8 @@ class Leaderboard:
 def rank_versions(connection: Connection, what: str, by: str, limit: int | None = None) -> Leaderboard:
     """Rank the versions of a model, or those that a search finds. Raises InvalidInput if none was measured."""
     is_model = connection.execute(select(models.c.id).where(models.c.name == what)).scalar() is not None
+    if not is_model and _may_be_a_model(what):
+        raise explain_miss(connection, what, Ref("newest", model=what))
     refs = search_refs(connection, Search(f"model = '{what}'" if is_model else what))
     metric = by.removeprefix("metric.")
     rows = _read_newest(connection, refs, metric)
@@ -78,6 +82,15 @@ def rank_versions(connection: Connection, what: str, by: str, limit: int | None 
         Results(elsewhere, Rank),
         tuple(ref for ref in refs if ref not in measured),
     )
+
+
+def _may_be_a_model(text: str) -> bool:
+    """Whether a text is written as a model's name is, which no search can be."""
+    try:
+        check_model_name(text)
+    except InvalidName:
+        return False
+    return True
 
 
 def _read_newest(connection: Connection, refs: Sequence[str], metric: str) -> list[Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from registry import Registry
-from registry.errors import InvalidInput, InvalidRef, RequirementsUnmet
+from registry.errors import InvalidInput, InvalidRef, RequirementsUnmet, UnknownRef
 from registry.resolve import resolve_ref
 from registry.tables import validations
 from tests.records import record
@@ -130,6 +130,8 @@ def test_higher_can_be_better_and_searches_can_be_ranked(any_registry: Registry)
         measure(any_registry, name, "accuracy", {"accuracy": share}, direction="higher")
     board = any_registry.leaderboard("model in ('a', 'b')", "accuracy.accuracy")
     assert [one.ref for one in board.ranks] == ["b@v1", "a@v1"]
+    with pytest.raises(UnknownRef, match="no model 'nobody'"):
+        any_registry.leaderboard("nobody", "accuracy")
     with pytest.raises(InvalidInput, match="None of the 1 versions has a value for 'loss'"):
         any_registry.leaderboard("a", "loss")
     measure(any_registry, "a", "another", {"accuracy": 0.1})
