@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from cli.options import Session, output_option, registry_options
 from cli.output import say
+
+if TYPE_CHECKING:
+    from registry.grants import Role
 
 
 @click.group()
@@ -41,11 +46,11 @@ def status(session: Session) -> None:
 @click.argument("name")
 @click.option("--role", type=click.Choice(["read", "register", "admin"]), required=True, help="What NAME may do.")
 @click.option("--schema", default="public", show_default=True, help="The schema that holds the registry's tables.")
-def grants(name: str, role: str, schema: str) -> None:
+def grants(name: str, role: Role, schema: str) -> None:
     """Print the SQL that gives the Postgres role NAME its rights; nothing is run.
 
     Its administrator runs it, and again after `lensreg db upgrade`: lensreg db grants --role read ann | psql …
     """
     from registry.grants import write_grants
 
-    say(write_grants(role, name, schema), nl=False)  # type: ignore[arg-type]
+    say(write_grants(role, name, schema), nl=False)

@@ -7,6 +7,7 @@ a hundred. So values are counted before they are made.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
 MAX_DEPTH = 64
@@ -78,8 +79,7 @@ def _check_text(text: str) -> None:
 def _make_unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     unique = dict(pairs)
     if len(unique) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
         raise BadJsonError(f"has the key {twice[:80]!r} twice")
     return unique
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -184,8 +184,8 @@ def _roll_up(layer: int | None, component: Component, changes: Sequence[WeightCh
     )
 
 
-def _norm(norms: object) -> float:
-    return math.hypot(*norms)  # type: ignore[misc]
+def _norm(norms: Iterable[float]) -> float:
+    return math.hypot(*norms)
 
 
 def _place(layer: int | None, component: Component) -> int:
