@@ -22,6 +22,7 @@ from registry import Registry
 if TYPE_CHECKING:
     from tests.hub_server import FakeHub
     from tests.object_server import ObjectServer
+    from tests.warm_children import WarmChildren
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here may ask a network
 # nothing here may write to the user's cache; a folder for each process, and for what it starts
@@ -66,13 +67,13 @@ def postgres_url() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def make_database(postgres_url: str) -> Iterator[str]:
-    """Make an empty database on the Postgres server, and give its URL."""
+def make_database(postgres_url: str, template: str = "template1") -> Iterator[str]:
+    """Make a database on the Postgres server, empty or as the template is, and give its URL."""
     name = f"lensreg_{uuid.uuid4().hex}"
     url = sqlalchemy.make_url(postgres_url).set(drivername="postgresql+psycopg")
     admin = sqlalchemy.create_engine(url, isolation_level="AUTOCOMMIT")
     with admin.connect() as connection:
-        connection.execute(sqlalchemy.text(f"CREATE DATABASE {name}"))
+        connection.execute(sqlalchemy.text(f"CREATE DATABASE {name} TEMPLATE {template}"))
     yield url.set(database=name).render_as_string(hide_password=False)
     with admin.connect() as connection:
         connection.execute(sqlalchemy.text(f"DROP DATABASE {name} WITH (FORCE)"))
@@ -86,29 +87,58 @@ def fresh_postgres(postgres_url: str) -> Iterator[str]:
         yield url
 
 
+def migrate_once(url: str, store: Path) -> None:
+    """Let a registry set up its database, so that the tests can begin with copies: migrating takes longest of all."""
+    with contextlib.closing(Registry(url, store)) as registry:
+        assert registry.models() == []
+
+
+@pytest.fixture(scope="session")
+def migrated_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the files of an empty registry on SQLite, to be copied."""
+    folder = tmp_path_factory.mktemp("migrated")
+    migrate_once(str(folder / "registry.db"), folder / "store")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def migrated_postgres(postgres_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The name of a Postgres database that holds an empty registry, to be a template."""
+    with make_database(postgres_url) as url:
+        migrate_once(url, tmp_path_factory.mktemp("migrated") / "store")
+        yield str(sqlalchemy.make_url(url).database)
+
+
 @pytest.fixture(params=["sqlite", "postgres"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of a fresh database; every test that asks for it runs on SQLite and on Postgres."""
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of a fresh database; every test that asks for it runs on SQLite and on Postgres.
+
+    It is empty, but for tests that ask for `any_registry` too: that one's tables are in it.
+    """
+    is_migrated = "any_registry" in request.fixturenames
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'registry.db'}"
-    url: str = request.getfixturevalue("fresh_postgres")
-    return url
+        if is_migrated:
+            shutil.copytree(request.getfixturevalue("migrated_folder"), tmp_path, dirs_exist_ok=True)
+        yield f"sqlite:///{tmp_path / 'registry.db'}"
+        return
+    template = request.getfixturevalue("migrated_postgres") if is_migrated else "template1"
+    with make_database(request.getfixturevalue("postgres_url"), template) as url:
+        yield url
 
 
 @pytest.fixture
 def any_registry(database_url: str, tmp_path: Path) -> Iterator[Registry]:
     """A fresh registry, on SQLite and on Postgres."""
-    registry = Registry(database_url, tmp_path / "store")
-    yield registry
-    registry.close()
+    with contextlib.closing(Registry(database_url, tmp_path / "store")) as registry:
+        yield registry
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> Iterator[Registry]:
+def registry(migrated_folder: Path, tmp_path: Path) -> Iterator[Registry]:
     """A fresh registry on SQLite, for tests in which the database plays no part."""
-    registry = Registry(str(tmp_path / "registry.db"), tmp_path / "store")
-    yield registry
-    registry.close()
+    shutil.copytree(migrated_folder, tmp_path, dirs_exist_ok=True)
+    with contextlib.closing(Registry(str(tmp_path / "registry.db"), tmp_path / "store")) as registry:
+        yield registry
 
 
 @pytest.fixture(scope="session")
@@ -120,6 +150,23 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
         return save_checkpoint(tmp_path_factory.mktemp(family), family, **options)  # type: ignore[arg-type]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def warm_children() -> Iterator[WarmChildren]:
+    """What forks the children that read pickles, once it has imported torch."""
+    from tests.warm_children import WarmChildren
+
+    with contextlib.closing(WarmChildren()) as children:
+        yield children
+
+
+@pytest.fixture(scope="module")
+def pickles_in_forks(warm_children: WarmChildren) -> Iterator[None]:
+    """For tests of what is in pickles, not of the child that reads them: it starts without importing torch."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("registry.sources.pickles.run_python", warm_children.run)
+        yield
 
 
 @pytest.fixture(scope="session")

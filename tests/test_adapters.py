@@ -36,6 +36,8 @@ from tests.adapters import CONFIG, WEIGHTS, edit_adapter, edit_tensors, make_ada
 from tests.checkpoints import edit_config, make_tokenizer
 from tests.contents import read_contents
 
+pytestmark = pytest.mark.usefixtures("pickles_in_forks")
+
 MakeCheckpoint = Callable[..., Path]
 Tensors = dict[str, torch.Tensor]
 PICKLE = "adapter_model.bin"

@@ -32,6 +32,8 @@ from tests.adapters import make_adapted, save_adapter
 from tests.checkpoints import edit_config
 from tests.contents import read_contents
 
+pytestmark = pytest.mark.usefixtures("pickles_in_forks")
+
 MakeCheckpoint = Callable[..., Path]
 NAMES = [family.name for family in BRIDGED_FAMILIES.values()]
 OLD_FALCON: dict[str, Any] = {"new_decoder_architecture": False, "num_kv_heads": None}

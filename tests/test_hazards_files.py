@@ -32,6 +32,8 @@ from tests.checkpoints import edit_config, make_network
 from tests.contents import read_contents
 from tests.hostile.pickled import Call
 
+pytestmark = pytest.mark.usefixtures("pickles_in_forks")
+
 MakeCheckpoint = Callable[..., Path]
 Tensors = dict[str, torch.Tensor]
 WEIGHTS, BIN = "model.safetensors", "pytorch_model.bin"

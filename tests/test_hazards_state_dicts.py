@@ -27,6 +27,8 @@ from registry.errors import (
 from tests.contents import read_contents
 from tests.networks import assert_identical, compare, make_hooked, save_state_dict, train
 
+pytestmark = pytest.mark.usefixtures("pickles_in_forks")
+
 MakeCheckpoint = Callable[..., Path]
 Tensors = dict[str, torch.Tensor]
 FAMILIES = ["gpt2", "llama"]

@@ -34,6 +34,8 @@ from tests.checkpoints import make_tokenizer
 from tests.contents import read_contents
 from tests.networks import CUSTOM, assert_identical, compare, log_probs, make_hooked, save_state_dict, train
 
+pytestmark = pytest.mark.usefixtures("pickles_in_forks")
+
 MakeCheckpoint = Callable[..., Path]
 FAMILIES = ["gpt2", "llama"]
 BOUND = 1e-4

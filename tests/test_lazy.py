@@ -34,6 +34,8 @@ from tests.contents import read_contents
 from tests.hub_server import FakeHub
 from tests.processes import run_code
 
+pytestmark = pytest.mark.usefixtures("pickles_in_forks")
+
 MakeCheckpoint = Callable[..., Path]
 WEIGHTS = "model.safetensors"
 

@@ -13,6 +13,8 @@ from registry import Registry
 from registry.errors import ArchitectureMismatch, InvalidInput, LineageConflict, MalformedArtifact, SourceNotFound
 from tests.checkpoints import edit_config
 
+pytestmark = pytest.mark.usefixtures("pickles_in_forks")
+
 STEPS = (500, 1000, 1500, 10000)  # in another order than their names
 
 

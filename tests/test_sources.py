@@ -33,6 +33,8 @@ from registry.sources.json_file import read_json_object
 from tests.checkpoints import edit_config
 from tests.contents import read_contents
 
+pytestmark = pytest.mark.usefixtures("pickles_in_forks")
+
 MakeCheckpoint = Callable[..., Path]
 Tensors = dict[str, torch.Tensor]
 

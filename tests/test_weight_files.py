@@ -24,6 +24,8 @@ from registry.sources.wrappers import WRAPPERS, copy_without_prefix, find_prefix
 from registry.weights import digest_tensors, digest_weights, read_header
 from tests.checkpoints import make_network
 
+pytestmark = pytest.mark.usefixtures("pickles_in_forks")
+
 MakeCheckpoint = Callable[..., Path]
 Tensors = dict[str, torch.Tensor]
 WEIGHTS, BIN = "model.safetensors", "pytorch_model.bin"

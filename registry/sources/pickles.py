@@ -114,22 +114,22 @@ def run_child(
         "name": name,
     }
     task_file.write_text(json.dumps({**task, **limits}))
-    command = [sys.executable, "-I", "-W", "ignore", "-c", _START, str(task_file.absolute()), *_list_import_paths()]
-    with errors.open("wb") as stderr:
-        try:
-            code = subprocess.run(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=stderr,
-                timeout=_WALL_SECONDS + 2 * slow,
-                check=False,
-            ).returncode
-        except subprocess.TimeoutExpired as error:
-            raise UnsafeArtifact(f"{name} took too long to be read.", hint=_RESAVE) from error
+    try:
+        code = run_python(task_file.absolute(), errors, _WALL_SECONDS + 2 * slow)
+    except subprocess.TimeoutExpired as error:
+        raise UnsafeArtifact(f"{name} took too long to be read.", hint=_RESAVE) from error
     if code or not answer.exists():
         raise UnsafeArtifact(f"{name} cannot be read safely: {_describe_death(code, errors)}.", hint=_RESAVE)
     return _read_answer(answer, name)
+
+
+def run_python(task_file: Path, errors: Path, seconds: float) -> int:
+    """Run `unpickle.main` in an interpreter of its own, and return its exit code; raises TimeoutExpired."""
+    command = [sys.executable, "-I", "-W", "ignore", "-c", _START, str(task_file), *_list_import_paths()]
+    with errors.open("wb") as stderr:
+        return subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr, timeout=seconds, check=False
+        ).returncode
 
 
 def note_pickles(unpickled: UnpickledWeights) -> list[Finding]:
