@@ -23,6 +23,7 @@ from benchmarks.environments import find_rivals, make_environments
 from benchmarks.machine import describe_machine, read_free_bytes
 from benchmarks.page import Section, write_page
 from benchmarks.plan import ROOT, Plan
+from benchmarks.worker import fork_workers
 
 SUBJECTS = {
     "loading-160m": "benchmarks.subjects.loading:measure_small",
@@ -54,6 +55,8 @@ def main() -> None:
     )
     if given.into:
         plan = replace(plan, work=given.into.parent)
+        if plan.quick:
+            fork_workers()
         module, _, name = SUBJECTS[given.only[0]].partition(":")
         given.into.write_bytes(pickle.dumps(getattr(import_module(module), name)(plan)))
         return

@@ -12,21 +12,24 @@ import json
 import os
 import re
 import select
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from benchmarks.plan import ROOT
 
 SAMPLE_EVERY_SECONDS = 0.004
+_forks = False
 
 
 class WayFailed(Exception):
@@ -65,13 +68,18 @@ class Worker:
     ) -> None:
         self._memory_bytes = memory_bytes
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the process)
-        self._process = subprocess.Popen(
-            [str(python), "-m", "benchmarks.worker", target, json.dumps(arguments, default=str)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            cwd=ROOT,
-            bufsize=0,
+        written = json.dumps(arguments, default=str)
+        self._process: _Fork | subprocess.Popen[bytes] = (
+            _Fork(target, written, self._log)
+            if _forks and python == sys.executable
+            else subprocess.Popen(
+                [str(python), "-m", "benchmarks.worker", target, written],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._log,
+                cwd=ROOT,
+                bufsize=0,
+            )
         )
         self._left = b""
         try:
@@ -146,7 +154,64 @@ def settle_memory() -> None:
     ctypes.CDLL(None).malloc_trim(0)
 
 
+def fork_workers() -> None:
+    """Let workers be forks of this process from now on: they start at once, and what they measure means nothing."""
+    global _forks
+    import transformer_lens  # noqa: F401 (it takes seconds, and nearly all of them import it)
+
+    _forks = True
+
+
+class _Fork:
+    """A fork of this process that serves requests: as much of a Popen as a Worker asks of it."""
+
+    def __init__(self, target: str, arguments: str, log: IO[bytes]) -> None:
+        requests, ours = os.pipe()
+        answered, answers = os.pipe()
+        sys.stdout.flush()
+        self.pid = os.fork()
+        if not self.pid:
+            os.close(ours)  # or its requests would never end
+            for theirs, place in ((requests, 0), (answers, 1), (log.fileno(), 2)):
+                os.dup2(theirs, place)
+            sys.stdin = os.fdopen(0)
+            try:
+                serve(target, arguments)
+            except BaseException:  # noqa: BLE001 (a fork must not go on)
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(1)
+        os.close(requests)
+        os.close(answers)
+        self.stdin, self.stdout = os.fdopen(ours, "wb", buffering=0), os.fdopen(answered, "rb", buffering=0)
+        self.returncode: int | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.stdin.close()
+        self.stdout.close()
+        self.wait()
+
+    def kill(self) -> None:
+        """End it; it may have ended."""
+        if self.returncode is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+    def wait(self) -> None:
+        """Wait for its end."""
+        if self.returncode is None:
+            self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
 def main() -> None:
+    """Serve what the command line names."""
+    serve(*sys.argv[1:])
+
+
+def serve(target: str, arguments: str) -> None:
     """Serve the requests that come line by line, until there are no more."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
@@ -155,8 +220,8 @@ def main() -> None:
     def say(**what: Any) -> None:
         print(json.dumps(what), file=answers, flush=True)
 
-    module, _, name = sys.argv[1].partition(":")
-    way: Way = getattr(import_module(module), name)(**json.loads(sys.argv[2]))
+    module, _, name = target.partition(":")
+    way: Way = getattr(import_module(module), name)(**json.loads(arguments))
     say(ready=True)
     for line in sys.stdin:
         request = json.loads(line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import subprocess
@@ -57,12 +58,13 @@ def _alembic(database: Database, command: Any, *args: str) -> None:
         command(config, *args)
 
 
-def test_a_fresh_database_is_set_up_on_first_use(any_registry: Registry, database: Database) -> None:
+def test_a_fresh_database_is_set_up_on_first_use(database_url: str, database: Database, tmp_path: Path) -> None:
     assert read_revision(database) == (None, True)
-    assert any_registry.models() == []
-    assert read_revision(database) == (SCHEMA_REVISION, False)
-    assert set(_dump(database)) == {*metadata.tables, "alembic_version"}
-    assert any_registry.status()["schema"] == SCHEMA_REVISION
+    with contextlib.closing(Registry(database_url, tmp_path / "store")) as registry:
+        assert registry.models() == []
+        assert read_revision(database) == (SCHEMA_REVISION, False)
+        assert set(_dump(database)) == {*metadata.tables, "alembic_version"}
+        assert registry.status()["schema"] == SCHEMA_REVISION
 
 
 def test_opening_again_changes_nothing(any_registry: Registry, database_url: str) -> None:

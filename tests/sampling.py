@@ -1,0 +1,18 @@
+"""Which cases of a large corpus this run takes: others in every run, the same for the same seed.
+
+All processes of a run share $LENSREG_TEST_SEED, which pytest prints; with $LENSREG_TEST_SHARE=1 (`make test-long`)
+every case is taken.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+
+SEED = os.environ.setdefault("LENSREG_TEST_SEED", str(random.SystemRandom().randrange(10**6)))
+SHARE = float(os.environ.setdefault("LENSREG_TEST_SHARE", "0.25"))
+
+
+def is_sampled(case: str) -> bool:
+    """Say whether this run takes the case of this name."""
+    return random.Random(f"{SEED} {case}").random() < SHARE
