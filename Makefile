@@ -10,7 +10,7 @@ REFERENCE_TL4 := $(VENV_TL4)/reference
 # `make bench` stops a way to load at so much private memory; the usual ones may want more for 1.5 billion parameters
 MEMORY_GB ?= 14
 
-.PHONY: demo test tl4 faults faults-long check docs families bench lineage-rates format clean
+.PHONY: demo test test-long tl4 lint faults faults-long check docs families bench lineage-rates format clean
 .DEFAULT_GOAL := check
 
 $(READY): pyproject.toml constraints.txt
@@ -24,6 +24,10 @@ demo: $(READY)  ## a tour on a real model: register, fine-tune, load by name, re
 
 test: $(READY)  ## the quick tests
 	@$(BIN)/python -m pytest -m 'not slow'
+
+test-long: $(READY)  ## every case of the corpora of which the other tests take a sample
+	@LENSREG_TEST_SHARE=1 $(BIN)/python -m pytest --override-ini timeout=1800 tests/test_mutations.py
+	@$(BIN)/python -m tests.hostile
 
 $(READY_TL4): tests/tl4/requirements.txt constraints.txt
 	@echo "Setting up $(VENV_TL4)"
@@ -47,11 +51,14 @@ faults: $(READY)  ## provoke every fault for three minutes, and look for what th
 faults-long: $(READY)  ## ten times that, and write down what came of it in docs/reliability.md
 	@$(BIN)/python -m tests.faults --seconds 1800 --write
 
-check: $(READY) tl4  ## all that CI runs: format, lint, types, import rules, docs, and every test
+lint: $(READY)  ## format, lint, types, import rules
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+check: $(READY)  ## all that CI runs: format, lint, types, import rules, docs, and every test
+	@$(MAKE) --no-print-directory --jobs 2 lint tl4
 	@$(BIN)/python -m pytest
 	@$(BIN)/python -m tests.faults --seconds 180
 
