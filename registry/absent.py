@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, exists, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Row, and_, bindparam, exists, func, or_, select
 
 from registry.architecture import Architecture, check_allowed, find_differences, refuse_differences
 from registry.audit import append_event
@@ -20,7 +20,7 @@ from registry.errors import ArchitectureMismatch, InvalidInput, LineageConflict,
 from registry.lineage import is_ancestor
 from registry.query import read_version
 from registry.resolve import ResolvedRef, resolve_ref
-from registry.rows import check_row
+from registry.rows import insert_rows
 from registry.sketches import compare_recorded
 from registry.sources.hub_id import parse_hub_id
 from registry.sources.source import Finding
@@ -29,6 +29,23 @@ from registry.versions import AbsentParent, StoredFile, Version
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _DIGEST = re.compile(r"(.*)#sha256:([0-9a-f]{64})")
+# declarations that are not joined yet: all, those of a version, and those that mean exactly what a version is
+_OPEN = (
+    select(absent_parents)
+    .where(~exists().where(version_parents.c.absent_id == absent_parents.c.id))
+    .order_by(absent_parents.c.id)
+)
+_OPEN_OF = _OPEN.where(absent_parents.c.version_id == bindparam("id"))
+_OPEN_THAT_MEAN = _OPEN.where(
+    or_(
+        absent_parents.c.digest.in_(bindparam("digests", expanding=True)),
+        and_(
+            absent_parents.c.digest.is_(None),
+            absent_parents.c.repo == bindparam("repo"),
+            absent_parents.c.revision == bindparam("commit"),
+        ),
+    )
+)
 
 
 def parse_absent_parent(text: str, relation: str = "finetuned", allowed: Iterable[str] = ()) -> AbsentParent:
@@ -61,8 +78,7 @@ def declare_parents(connection: Connection, version_id: int, declared: Sequence[
         }
         for one in declared
     ]
-    if rows:
-        connection.execute(absent_parents.insert(), [check_row(absent_parents, row) for row in rows])
+    insert_rows(connection, absent_parents, rows)
 
 
 def find_declared(connection: Connection, declared: AbsentParent) -> list[int]:
@@ -78,16 +94,27 @@ def find_declared(connection: Connection, declared: AbsentParent) -> list[int]:
     return list(connection.execute(query).scalars())
 
 
-def join_parents(connection: Connection, version: Version, version_id: int) -> None:
+def join_parents(
+    connection: Connection,
+    version_id: int,
+    weights_digest: str | None,
+    files: Sequence[StoredFile],
+    provenance: Mapping[str, Any],
+) -> None:
     """Join the parents that a new version declares and that are here, and the declarations that mean this version.
 
     What cannot be joined stays absent. An event says either. The caller's transaction must be the only writer.
     """
-    for row in _select_open(connection, absent_parents.c.version_id == version_id):
+    for row in connection.execute(_OPEN_OF, {"id": version_id}).all():
         for parent_id in find_declared(connection, _as_declared(row)):
             if parent_id != version_id and _try_to_join(connection, row, parent_id):
                 break
-    for row in _select_open(connection, _means(version)):
+    means = {
+        "digests": _digests_of(weights_digest, files),
+        "repo": provenance.get("repo"),
+        "commit": provenance.get("commit"),
+    }
+    for row in connection.execute(_OPEN_THAT_MEAN, means).all():
         if row.version_id != version_id:
             _try_to_join(connection, row, version_id)
 
@@ -224,17 +251,7 @@ def _refuse_contradiction(declared: AbsentParent, parent: Version) -> None:
 
 def _select_open(connection: Connection, condition: ColumnElement[bool]) -> list[Row[Any]]:
     """Return the declarations that are not joined yet."""
-    joined = exists().where(version_parents.c.absent_id == absent_parents.c.id)
-    query = select(absent_parents).where(condition, ~joined).order_by(absent_parents.c.id)
-    return list(connection.execute(query))
-
-
-def _means(version: Version) -> ColumnElement[bool]:
-    """Match the declarations that mean this version exactly."""
-    by_digest = _has_digest(version.weights_digest, version.files)
-    if not version.provenance.get("repo"):
-        return by_digest
-    return or_(by_digest, and_(absent_parents.c.digest.is_(None), _is_commit(version.provenance)))
+    return list(connection.execute(_OPEN.where(condition)))
 
 
 def _is_commit(provenance: Mapping[str, Any]) -> ColumnElement[bool]:

@@ -23,6 +23,9 @@ from registry.rows import check_row
 from registry.tables import events
 
 GENESIS = "0" * 64
+_HEAD = select(events.c.sequence, events.c.digest).order_by(events.c.sequence.desc()).limit(1)
+_FIRST = select(events.c.digest).where(events.c.sequence == 1)
+_INSERT = events.insert()
 
 
 @dataclass(frozen=True)
@@ -96,13 +99,13 @@ def append_events(connection: Connection, changes: Iterable[tuple[str, str, Mapp
         previous = digest_event(check_row(events, row))
         rows.append({**row, "digest": previous})
     if rows:
-        connection.execute(events.insert(), rows)
+        connection.execute(_INSERT, rows)
         note_event(connection, previous)
 
 
 def read_registry_id(connection: Connection) -> str | None:
     """Return what tells this registry from every other: the digest of its first event; None while there is none."""
-    return connection.execute(select(events.c.digest).where(events.c.sequence == 1)).scalar()
+    return connection.execute(_FIRST).scalar()
 
 
 def read_events(
@@ -149,9 +152,7 @@ def _make_conditions(filters: EventFilters) -> Iterator[ColumnElement[bool]]:
 
 def read_head(connection: Connection) -> Head:
     """Return where the trail ends: keep it elsewhere, and `verify_chain` notices if the end was cut off."""
-    row = connection.execute(
-        select(events.c.sequence, events.c.digest).order_by(events.c.sequence.desc()).limit(1)
-    ).first()
+    row = connection.execute(_HEAD).first()
     return Head(row.sequence, row.digest) if row else Head(0, GENESIS)
 
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from sqlalchemy import Connection, select
 
-from registry.audit import read_head
+from registry.audit import read_head, read_registry_id
 from registry.database import Database
 from registry.errors import StorageError, StoreNotOwned
 from registry.store import LocalStore
@@ -37,10 +37,10 @@ def change_with_blobs(
         for digest, size_bytes in blobs.items():
             store.verify(digest, size_bytes)
         done = work(connection)
-        claim = make_claim(connection, database)
+        registry_id = read_registry_id(connection)
         # before the rows are there, or another registry's gc might find blobs that nobody claims
-        if claim is not None and not store.has_claim(claim.registry_id):
-            store.write_claim(claim)
+        if registry_id is not None and not store.has_claim(registry_id):
+            store.write_claim(_describe_claim(connection, database, registry_id))
         return done
 
     done = database.change(check_and_work)
@@ -59,10 +59,12 @@ def claim_store(database: Database, store: LocalStore) -> None:
 
 def make_claim(connection: Connection, database: Database) -> Claim | None:
     """Say whose blobs these are; None while the registry's trail is empty, and it thus has no id."""
-    first = connection.execute(select(events.c.digest).where(events.c.sequence == 1)).scalar()
-    if first is None:
-        return None
-    return Claim(first, f"{database} on {platform.node() or 'this machine'}", read_head(connection).digest)
+    registry_id = read_registry_id(connection)
+    return None if registry_id is None else _describe_claim(connection, database, registry_id)
+
+
+def _describe_claim(connection: Connection, database: Database, registry_id: str) -> Claim:
+    return Claim(registry_id, f"{database} on {platform.node() or 'this machine'}", read_head(connection).digest)
 
 
 def refuse_foreign_store(database: Database, store: LocalStore, *, adopt: bool = False) -> None:

@@ -33,32 +33,81 @@ from registry.versions import (
     VersionSummary,
 )
 
-_parent = versions.alias("parent")  # making one takes longer than most queries
+_parent = versions.alias("parent")
+
+# Queries that are asked often are made once: to make one takes longer than to run it.
+_VERSION = (
+    select(versions, models.c.name.label("model"), architectures.c.fields.label("architecture"))
+    .join(models)
+    .join(architectures)
+    .where(versions.c.id == bindparam("id"))
+)
+_FILES = (
+    select(version_files.c.name, version_files.c.role, blobs.c.digest, blobs.c.size_bytes)
+    .join_from(version_files, blobs)
+    .where(version_files.c.version_id == bindparam("id"))
+    .order_by(version_files.c.name)
+)
+_PARENTS = (
+    select(
+        models.c.name,
+        _parent.c.number,
+        version_parents.c.relation,
+        version_parents.c.admitted_differences,
+        version_parents.c.evidence,
+        absent_parents.c.repo,
+        absent_parents.c.revision,
+    )
+    .select_from(
+        version_parents.join(_parent, _parent.c.id == version_parents.c.parent_id)
+        .join(models, models.c.id == _parent.c.model_id)
+        .outerjoin(absent_parents, absent_parents.c.id == version_parents.c.absent_id)
+    )
+    .where(version_parents.c.version_id == bindparam("id"))
+    .order_by(version_parents.c.parent_id)
+)
+_joined_as = and_(
+    version_parents.c.version_id == absent_parents.c.version_id,  # which has an index
+    version_parents.c.absent_id == absent_parents.c.id,
+)
+_DECLARED = (
+    select(absent_parents, models.c.name, _parent.c.number)
+    .select_from(
+        absent_parents.outerjoin(version_parents, _joined_as)
+        .outerjoin(_parent, _parent.c.id == version_parents.c.parent_id)
+        .outerjoin(models, models.c.id == _parent.c.model_id)
+    )
+    .order_by(absent_parents.c.id)
+)
+_ABSENT_PARENTS = _DECLARED.where(absent_parents.c.version_id == bindparam("id"))
+_ALIASES = (
+    select(aliases.c.name)
+    .where(aliases.c.version_id == bindparam("id"), aliases.c.removed_at.is_(None))
+    .order_by(aliases.c.name)
+)
+_TAGS = select(tags.c.key, tags.c.value).where(tags.c.version_id == bindparam("id")).order_by(tags.c.key)
+_VALIDATIONS = (
+    select(*(validations.c[name] for name in Measurement.__dataclass_fields__))
+    .where(validations.c.version_id == bindparam("id"))
+    .order_by(validations.c.id)
+)
 
 
 def read_version(connection: Connection, version_id: int) -> Version:
     """Read everything that is recorded of one version."""
-    row = connection.execute(
-        select(versions, models.c.name.label("model"), architectures.c.fields)
-        .join(models)
-        .join(architectures)
-        .where(versions.c.id == version_id)
-    ).one()
-    names = [name for name in Version.__dataclass_fields__ if name in row._fields]
+    this = {"id": version_id}
+    row = connection.execute(_VERSION, this).one()._asdict()
+    facts = {name: row[name] for name in Version.__dataclass_fields__ if name in row}
+    facts["processing"] = None if row["processing"] is None else tuple(row["processing"])
+    facts["findings"] = tuple(row["findings"])
     return Version(
-        **{name: getattr(row, name) for name in names if name not in ("findings", "processing")},
-        processing=None if row.processing is None else tuple(row.processing),
-        findings=tuple(row.findings),
-        architecture=row.fields,
-        files=_read_files(connection, version_id),
-        parents=_read_parents(connection, [version_id])[version_id],
-        absent_parents=read_absent_parents(connection, [version_id])[version_id],
-        aliases=_read_aliases(connection, [version_id])[version_id],
-        tags={
-            tag.key: tag.value
-            for tag in connection.execute(select(tags).where(tags.c.version_id == version_id).order_by(tags.c.key))
-        },
-        validations=_read_validations(connection, version_id),
+        **facts,
+        files=tuple(StoredFile(*file) for file in connection.execute(_FILES, this)),
+        parents=tuple(_make_parent(edge) for edge in connection.execute(_PARENTS, this)),
+        absent_parents=tuple(_make_absent(one) for one in connection.execute(_ABSENT_PARENTS, this)),
+        aliases=tuple(connection.execute(_ALIASES, this).scalars()),
+        tags={tag.key: tag.value for tag in connection.execute(_TAGS, this)},
+        validations=tuple(Measurement(*one) for one in connection.execute(_VALIDATIONS, this)),
     )
 
 
@@ -209,68 +258,22 @@ def is_verified() -> Any:
     return func.coalesce(select(passed).where(of_parity).correlate(versions).scalar_subquery(), 0) == 1
 
 
-def _read_files(connection: Connection, version_id: int) -> tuple[StoredFile, ...]:
-    rows = connection.execute(
-        select(version_files.c.name, version_files.c.role, blobs.c.digest, blobs.c.size_bytes)
-        .join_from(version_files, blobs)
-        .where(version_files.c.version_id == version_id)
-        .order_by(version_files.c.name)
-    )
-    return tuple(StoredFile(*row) for row in rows)
-
-
-def _read_parents(connection: Connection, ids: Sequence[int]) -> dict[int, tuple[Parent, ...]]:
-    rows = connection.execute(
-        select(
-            version_parents.c.version_id,
-            models.c.name,
-            _parent.c.number,
-            version_parents.c.relation,
-            version_parents.c.admitted_differences,
-            version_parents.c.evidence,
-            absent_parents.c.repo,
-            absent_parents.c.revision,
-        )
-        .select_from(
-            version_parents.join(_parent, _parent.c.id == version_parents.c.parent_id)
-            .join(models, models.c.id == _parent.c.model_id)
-            .outerjoin(absent_parents, absent_parents.c.id == version_parents.c.absent_id)
-        )
-        .where(version_parents.c.version_id.in_(ids))
-        .order_by(version_parents.c.parent_id)
-    )
-    found: dict[int, tuple[Parent, ...]] = defaultdict(tuple)
-    for row in rows:
-        declared = None if row.repo is None else f"hf://{row.repo}@{row.revision}"
-        admitted = tuple(row.admitted_differences)
-        edge = Parent(f"{row.name}@v{row.number}", row.relation, admitted, declared, row.evidence)
-        found[row.version_id] += (edge,)
-    return found
-
-
 def read_absent_parents(connection: Connection, ids: Iterable[int]) -> dict[int, tuple[AbsentParent, ...]]:
     """Return the parents that these versions declare without their being registered, joined since or not."""
-    joined_as = and_(
-        version_parents.c.version_id == absent_parents.c.version_id,  # which has an index
-        version_parents.c.absent_id == absent_parents.c.id,
-    )
-    declared = absent_parents.outerjoin(version_parents, joined_as)
-    rows = connection.execute(
-        select(absent_parents, models.c.name, _parent.c.number)
-        .select_from(
-            declared.outerjoin(_parent, _parent.c.id == version_parents.c.parent_id).outerjoin(
-                models, models.c.id == _parent.c.model_id
-            )
-        )
-        .where(absent_parents.c.version_id.in_(bind_ids(list(ids))))
-        .order_by(absent_parents.c.id)
-    )
     found: dict[int, tuple[AbsentParent, ...]] = defaultdict(tuple)
-    for row in rows:
-        joined = None if row.name is None else f"{row.name}@v{row.number}"
-        one = AbsentParent(row.repo, row.revision, row.digest, row.relation, tuple(row.allowed), joined)
-        found[row.version_id] += (one,)
+    for row in connection.execute(_DECLARED.where(absent_parents.c.version_id.in_(bind_ids(list(ids))))):
+        found[row.version_id] += (_make_absent(row),)
     return found
+
+
+def _make_parent(row: Any) -> Parent:
+    declared = None if row.repo is None else f"hf://{row.repo}@{row.revision}"
+    return Parent(f"{row.name}@v{row.number}", row.relation, tuple(row.admitted_differences), declared, row.evidence)
+
+
+def _make_absent(row: Any) -> AbsentParent:
+    joined = None if row.name is None else f"{row.name}@v{row.number}"
+    return AbsentParent(row.repo, row.revision, row.digest, row.relation, tuple(row.allowed), joined)
 
 
 def _read_parent_refs(connection: Connection, ids: Sequence[int]) -> dict[int, tuple[str, ...]]:
@@ -297,9 +300,3 @@ def _read_aliases(connection: Connection, ids: Sequence[int]) -> dict[int, tuple
     for row in rows:
         found[row.version_id] += (row.name,)
     return found
-
-
-def _read_validations(connection: Connection, version_id: int) -> tuple[Measurement, ...]:
-    columns = [validations.c[name] for name in Measurement.__dataclass_fields__]
-    rows = connection.execute(select(*columns).where(validations.c.version_id == version_id).order_by(validations.c.id))
-    return tuple(Measurement(*row) for row in rows)

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Table, and_, exists, func, or_, select
+from sqlalchemy import Connection, and_, bindparam, exists, func, or_, select
 
 from registry.absent import declare_parents, join_parents
 from registry.architecture import Architecture, Difference
 from registry.audit import append_event
 from registry.query import read_version
-from registry.rows import check_row
+from registry.rows import insert_missing, insert_row, insert_rows
 from registry.sketch import Sketch
 from registry.sketches import record_sketch
 from registry.sources.source import Finding
@@ -30,6 +30,36 @@ from registry.tables import (
 from registry.tensor_digests import record_tensors
 from registry.versions import AbsentParent, StoredFile, Version
 from registry.weights import TensorForm
+
+_model_id = select(models.c.id).where(models.c.name == bindparam("model")).scalar_subquery()
+# whether the operation was recorded, the model's id, and the number of its newest version
+_WHERE_TO = select(
+    select(versions.c.id).where(versions.c.operation_id == bindparam("operation_id")).scalar_subquery(),
+    _model_id,
+    select(func.max(versions.c.number)).where(versions.c.model_id == _model_id).scalar_subquery(),
+)
+_of_these_files = exists().where(
+    version_files.c.version_id == versions.c.id,
+    version_files.c.role == "weights",
+    version_files.c.digest.in_(bindparam("files", expanding=True)),
+)
+_in_use = (
+    select(versions.c.id)
+    .join_from(versions, models)
+    .where(
+        models.c.name == bindparam("model"),
+        versions.c.fingerprint == bindparam("fingerprint"),
+        versions.c.retired_at.is_(None),
+    )
+    .order_by(versions.c.id)
+)
+_OF_SAME_FILES = _in_use.where(_of_these_files)
+_OF_SAME_WEIGHTS = _in_use.where(
+    or_(
+        versions.c.weights_digest == bindparam("weights_digest"),
+        and_(versions.c.weights_digest.is_(None), _of_these_files),
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -83,23 +113,11 @@ def find_existing(
     Where the weights digest is not known yet, of what is asked for or of a version, the same files must do.
     """
     of_weights = {(file.name, file.digest) for file in files if file.role == "weights"}
-    holds_them = exists().where(
-        version_files.c.version_id == versions.c.id,
-        version_files.c.role == "weights",
-        version_files.c.digest.in_({digest for _, digest in of_weights}),
-    )
-    unknown = and_(versions.c.weights_digest.is_(None), holds_them)
-    ids = connection.execute(
-        select(versions.c.id)
-        .join_from(versions, models)
-        .where(
-            models.c.name == model,
-            holds_them if weights_digest is None else or_(versions.c.weights_digest == weights_digest, unknown),
-            versions.c.fingerprint == fingerprint,
-            versions.c.retired_at.is_(None),
-        )
-        .order_by(versions.c.id)
-    ).scalars()
+    this: dict[str, Any] = {"model": model, "fingerprint": fingerprint, "files": [digest for _, digest in of_weights]}
+    if weights_digest is None:
+        ids = connection.execute(_OF_SAME_FILES, this).scalars()
+    else:
+        ids = connection.execute(_OF_SAME_WEIGHTS, this | {"weights_digest": weights_digest}).scalars()
     tokenizer = {(file.name, file.digest) for file in files if file.role == "tokenizer"}
     found = [read_version(connection, version_id) for version_id in ids]
     return [
@@ -119,41 +137,34 @@ def record_version(connection: Connection, draft: Draft) -> int:
     The caller's transaction must be the only writer. A draft whose operation was recorded already (its COMMIT's answer
     was lost) gives that version.
     """
-    done = connection.execute(select(versions.c.id).where(versions.c.operation_id == draft.operation_id)).scalar()
+    this = {"operation_id": draft.operation_id, "model": draft.model}
+    done, model_id, newest = connection.execute(_WHERE_TO, this).one()
     if done is not None:
         return int(done)
     now = datetime.now(UTC)
-    model_id = _insert_model(connection, draft.model, now)
-    number = 1 + (
-        connection.execute(select(func.max(versions.c.number)).where(versions.c.model_id == model_id)).scalar() or 0
-    )
-    _insert_missing(
-        connection,
-        architectures,
-        "fingerprint",
-        [{"fingerprint": draft.architecture.fingerprint, "fields": dict(draft.architecture.fields)}],
-    )
-    _insert_missing(
+    number = 1 + (newest or 0)
+    fingerprint, fields = draft.architecture.fingerprint, dict(draft.architecture.fields)
+    insert_missing(connection, architectures, [{"fingerprint": fingerprint, "fields": fields}])
+    insert_missing(
         connection,
         blobs,
-        "digest",
         [{"digest": file.digest, "size_bytes": file.size_bytes, "created_at": now} for file in draft.files],
     )
-    version_id = _insert_version(connection, draft, model_id, number, now)
-    _insert_all(
+    if model_id is None:
+        model_id = insert_row(connection, models, {"name": draft.model, "created_at": now})
+    version_id = insert_row(connection, versions, _make_row(draft, model_id, number, now))
+    of_version = {"version_id": version_id}
+    insert_rows(
         connection,
         version_files,
-        [
-            {"version_id": version_id, "name": file.name, "role": file.role, "digest": file.digest}
-            for file in draft.files
-        ],
+        [of_version | {"name": file.name, "role": file.role, "digest": file.digest} for file in draft.files],
     )
-    _insert_all(
+    insert_rows(
         connection,
         version_parents,
         [
-            {
-                "version_id": version_id,
+            of_version
+            | {
                 "parent_id": edge.id,
                 "relation": edge.relation,
                 "admitted_differences": [difference.as_dict() for difference in edge.admitted_differences],
@@ -162,22 +173,16 @@ def record_version(connection: Connection, draft: Draft) -> int:
             for edge in draft.parents
         ],
     )
-    _insert_all(
-        connection, tags, [{"version_id": version_id, "key": key, "value": value} for key, value in draft.tags.items()]
-    )
-    _insert_all(
-        connection,
-        validations,
-        [{"version_id": version_id, "created_at": now, **measurement} for measurement in draft.measurements],
-    )
+    insert_rows(connection, tags, [of_version | {"key": key, "value": value} for key, value in draft.tags.items()])
+    insert_rows(connection, validations, [{**of_version, "created_at": now, **one} for one in draft.measurements])
     declare_parents(connection, version_id, draft.absent_parents)
     if draft.weights_digest is not None and draft.tensor_digests:
         record_tensors(connection, draft.weights_digest, draft.tensors, draft.tensor_digests)
     if draft.sketch is not None and draft.weights_digest is not None:
-        record_sketch(connection, draft.architecture.fingerprint, draft.weights_digest, draft.sketch)
+        record_sketch(connection, fingerprint, draft.weights_digest, draft.sketch)
     _record_sketches(connection, draft.parent_sketches)
     append_event(connection, "version.registered", f"{draft.model}@v{number}", _describe(draft))
-    join_parents(connection, read_version(connection, version_id), version_id)
+    join_parents(connection, version_id, draft.weights_digest, draft.files, draft.provenance)
     return version_id
 
 
@@ -205,11 +210,8 @@ def record_fetched(
     if filled.rowcount != 1:
         return False
     now = datetime.now(UTC)
-    _insert_all(
-        connection,
-        validations,
-        [{"version_id": version_id, "created_at": now, **measurement} for measurement in measurements],
-    )
+    rows = [{"version_id": version_id, "created_at": now, **measurement} for measurement in measurements]
+    insert_rows(connection, validations, rows)
     version = read_version(connection, version_id)
     details = {
         "weights_digest": weights_digest,
@@ -223,7 +225,7 @@ def record_fetched(
         record_sketch(connection, version.fingerprint, weights_digest, sketch)
     _record_sketches(connection, parent_sketches)
     append_event(connection, "version.fetched", version.ref, details)
-    join_parents(connection, version, version_id)
+    join_parents(connection, version_id, weights_digest, version.files, version.provenance)
     return True
 
 
@@ -279,16 +281,8 @@ def _record_sketches(connection: Connection, taken: Sequence[tuple[Version, Sket
             record_sketch(connection, version.fingerprint, version.weights_digest, sketch)
 
 
-def _insert_model(connection: Connection, name: str, now: datetime) -> int:
-    model_id = connection.execute(select(models.c.id).where(models.c.name == name)).scalar()
-    if model_id is None:
-        inserted = connection.execute(models.insert().values(name=name, created_at=now)).inserted_primary_key
-        model_id = inserted[0] if inserted else None
-    return int(model_id or 0)
-
-
-def _insert_version(connection: Connection, draft: Draft, model_id: int, number: int, now: datetime) -> int:
-    row = {
+def _make_row(draft: Draft, model_id: int, number: int, now: datetime) -> dict[str, Any]:
+    return {
         "model_id": model_id,
         "number": number,
         "step": draft.step,
@@ -309,20 +303,6 @@ def _insert_version(connection: Connection, draft: Draft, model_id: int, number:
         "operation_id": draft.operation_id,
         "created_at": now,
     }
-    inserted = connection.execute(versions.insert().values(check_row(versions, row))).inserted_primary_key
-    return int(inserted[0]) if inserted else 0
-
-
-def _insert_missing(connection: Connection, table: Table, key: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Insert the rows whose key is new; the same key always means the same content."""
-    by_key = {row[key]: row for row in rows}
-    there = set(connection.execute(select(table.c[key]).where(table.c[key].in_(by_key))).scalars())
-    _insert_all(connection, table, [row for value, row in by_key.items() if value not in there])
-
-
-def _insert_all(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
-    if rows:
-        connection.execute(table.insert(), [check_row(table, row) for row in rows])
 
 
 def _describe(draft: Draft) -> dict[str, Any]:

@@ -17,6 +17,7 @@ _STEP = re.compile(r"step([-~])(0|[1-9][0-9]{0,14})")
 _DIGEST = re.compile(r"sha256:([0-9a-f]{6,64})")
 _HEX64 = re.compile(r"[0-9a-fA-F]{64}")
 _RESERVED_ALIAS = re.compile(r"(v\d*|step\b.*|latest|last)", re.IGNORECASE)
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _TAG_KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/-]{0,127}")
 
 RefKind = Literal["newest", "number", "step", "nearest", "last", "alias", "digest"]
@@ -76,7 +77,7 @@ def check_tag_key(key: str) -> str:
 def check_text(text: str, what: str, limit: int = 10_000) -> str:
     """Return `text` if every database stores it alike: no NUL, no lone surrogates, at most `limit` characters."""
     is_text = isinstance(text, str)  # a tag's value is easily given as a number
-    if not is_text or len(text) > limit or any(one == "\x00" or "\ud800" <= one <= "\udfff" for one in text):
+    if not is_text or len(text) > limit or _UNSTORABLE.search(text):
         raise InvalidInput(
             f"The {what} cannot be stored.",
             hint=f"It must be text without NUL or lone surrogates, of at most {limit:,} characters.",

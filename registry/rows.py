@@ -1,5 +1,7 @@
 """What every database stores alike: each row is held to it before it is sent, so that none says what another does not.
 
+What is sent is made once for each table: to make a statement takes longer than to run it.
+
 SQLite would keep a NUL, a text beyond its column's length and NaN in JSON, and NaN in a number as NULL. Postgres
 refuses all of these but the last, each with an error of its own, and keeps NaN.
 """
@@ -8,16 +10,51 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Float, Integer, String, Table
+from sqlalchemy import JSON, BigInteger, Connection, Float, Insert, Integer, String, Table, bindparam, exists, select
 from sqlalchemy.types import TypeEngine
 
 from registry.errors import InvalidInput
 from registry.refs import check_text
 
 MAX_TEXT = 1_000_000
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def insert_row(connection: Connection, table: Table, row: Mapping[str, Any]) -> int:
+    """Insert a row whose id the database chooses, and return it."""
+    inserted = connection.execute(_make_insert(table), check_row(table, row)).inserted_primary_key
+    return int(inserted[0]) if inserted else 0
+
+
+def insert_rows(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert rows that all say something of the same columns."""
+    if rows:
+        connection.execute(_make_insert(table), [check_row(table, row) for row in rows])
+
+
+def insert_missing(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Insert the rows whose primary key is new, where the same key always means the same content; False if none was."""
+    if not rows:
+        return False
+    statement = _make_insert_missing(table, tuple(rows[0]))
+    return connection.execute(statement, [check_row(table, row) for row in rows]).rowcount > 0
+
+
+@cache
+def _make_insert(table: Table) -> Insert:
+    return table.insert()
+
+
+@cache
+def _make_insert_missing(table: Table, columns: tuple[str, ...]) -> Insert:
+    there = exists().where(*(column == bindparam(column.name) for column in table.primary_key))
+    row = select(*(bindparam(name, type_=table.c[name].type) for name in columns)).where(~there)
+    return table.insert().from_select(columns, row)
 
 
 def check_row(table: Table, row: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -53,7 +90,7 @@ def check_json(value: Any, what: str) -> Any:
             f"The {what} cannot be stored as JSON: {error}.", hint="NaN and Infinity are none."
         ) from None
     # written so, NUL is always \u0000, and an escaped backslash before u0000 is two of them
-    if "\\u0000" in text.replace("\\\\", "") or any("\ud800" <= one <= "\udfff" for one in text):
+    if "\\u0000" in text.replace("\\\\", "") or _SURROGATE.search(text):
         raise InvalidInput(
             f"The {what} cannot be stored.", hint="It must be text without NUL or lone surrogates throughout."
         )

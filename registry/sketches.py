@@ -8,6 +8,7 @@ from sqlalchemy import Connection, exists, not_, select
 
 from registry.compare_sketches import Evidence, compare_sketches
 from registry.errors import DatabaseError
+from registry.rows import insert_missing
 from registry.sketch import Sketch, pack, unpack
 from registry.tables import models, sketches, versions
 from registry.versions import Version
@@ -15,11 +16,7 @@ from registry.versions import Version
 
 def record_sketch(connection: Connection, fingerprint: str, weights_digest: str, sketch: Sketch) -> bool:
     """Keep the sketch of some weights in some architecture; False if it is kept already."""
-    where = (sketches.c.weights_digest == weights_digest, sketches.c.fingerprint == fingerprint)
-    if connection.execute(select(sketches.c.form).where(*where)).first() is not None:
-        return False
-    connection.execute(sketches.insert().values(**pack_row(fingerprint, weights_digest, sketch)))
-    return True
+    return insert_missing(connection, sketches, [pack_row(fingerprint, weights_digest, sketch)])
 
 
 def pack_row(fingerprint: str, weights_digest: str, sketch: Sketch) -> dict[str, Any]:

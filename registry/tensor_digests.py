@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import Connection, select
 
 from registry.errors import DatabaseError
+from registry.rows import insert_missing
 from registry.tables import tensor_digests
 from registry.weights import TensorForm, digest_weights
 
@@ -34,10 +35,7 @@ def record_tensors(
     connection: Connection, weights_digest: str, tensors: Mapping[str, TensorForm], digests: Mapping[str, str]
 ) -> bool:
     """Keep the digests of some weights' tensors; False if they are kept already."""
-    if has_tensors(connection, weights_digest):
-        return False
-    connection.execute(tensor_digests.insert().values(**pack_tensors(weights_digest, tensors, digests)))
-    return True
+    return insert_missing(connection, tensor_digests, [pack_tensors(weights_digest, tensors, digests)])
 
 
 def pack_tensors(weights_digest: str, tensors: Mapping[str, TensorForm], digests: Mapping[str, str]) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class Log:
     def note(
         self, connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any, many: bool
     ) -> None:
-        if re.match(r"SELECT|WITH|UPDATE|DELETE", statement):
+        if re.match(r"SELECT|WITH|UPDATE|DELETE|INSERT .*\bSELECT\b", statement):
             self.statements.append((statement, parameters[0] if many else parameters))
 
 
@@ -219,7 +219,7 @@ def find_scans(registry: Registry, statement: str, parameters: Any) -> set[str]:
     with registry.database.write() as connection:
         if registry.database.is_sqlite:
             rows = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters).all()
-            return {match[1] for row in rows if (match := re.match(r"SCAN (\w+)", row.detail))}
+            return {match[1] for row in rows if (match := re.match(r"SCAN (?!CONSTANT ROW)(\w+)", row.detail))}
         # with few rows reading all is quickest, so take away every way that an index could be missed
         for way in ("seqscan", "hashjoin", "mergejoin"):
             connection.execute(text(f"SET LOCAL enable_{way} = off"))

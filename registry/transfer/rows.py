@@ -114,7 +114,8 @@ def join_received(connection: Connection, ids: Sequence[int]) -> None:
     if connection.execute(select(absent_parents.c.id).where(~joined).limit(1)).first() is None:
         return
     for version_id in ids:
-        join_parents(connection, read_version(connection, version_id), version_id)
+        version = read_version(connection, version_id)
+        join_parents(connection, version_id, version.weights_digest, version.files, version.provenance)
 
 
 def _insert_versions(
