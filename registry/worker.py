@@ -7,6 +7,7 @@ to be the same.
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import pickle
 import platform
@@ -20,8 +21,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import select
+from sqlalchemy import URL, select
 
+from registry.engines import PASSWORDS
 from registry.environment import describe_environment
 from registry.errors import RegistryError, WorkerError, WorkerMismatch
 from registry.ownership import make_claim
@@ -63,7 +65,8 @@ def describe_registry(registry: OpenedRegistry, *, with_password: bool = False) 
     database, store = registry.database, registry.store
     url = database.url
     if not with_password:
-        url = url.set(password=None).difference_update_query(["password", "sslpassword"])
+        url = URL.create(url.drivername, url.username, None, url.host, url.port, url.database, url.query)
+        url = url.difference_update_query(PASSWORDS)
     with database.read() as connection:
         claim = make_claim(connection, database)
     if claim is None:
@@ -113,6 +116,15 @@ def run_in_worker(call: Call) -> Any:
 def read_code_version() -> str:
     """Return the version of lens-registry, as it is installed."""
     return str(describe_environment()["packages"]["lens-registry"])
+
+
+def close_opened() -> None:
+    """Close the registries that this process has opened as a worker."""
+    while _opened:
+        _opened.popitem()[1].close()
+
+
+atexit.register(close_opened)
 
 
 def digest_data(location: str) -> str | None:
