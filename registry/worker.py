@@ -69,8 +69,6 @@ def describe_registry(registry: OpenedRegistry, *, with_password: bool = False) 
         url = url.difference_update_query(PASSWORDS)
     with database.read() as connection:
         claim = make_claim(connection, database)
-    if claim is None:
-        raise WorkerError(f"{database} has never registered anything.", hint="Register something first.")
     token = uuid.uuid4().hex
     _senders[token] = registry  # for executors that are threads of this very process
     return {
@@ -80,9 +78,9 @@ def describe_registry(registry: OpenedRegistry, *, with_password: bool = False) 
         "is_secret": with_password,
         "store": str(registry.settings.store),
         "database": str(database),
-        "registry": claim.registry_id,
-        "head": claim.head,
-        "is_claimed": store.has_claim(claim.registry_id),
+        "registry": claim.registry_id if claim else None,
+        "head": claim.head if claim else None,
+        "is_claimed": claim is not None and store.has_claim(claim.registry_id),
         "file": _describe_file(Path(str(database.url.database))) if database.is_sqlite else None,
         "token": token,
     }
@@ -213,11 +211,12 @@ def _prove(registry: OpenedRegistry, call: Call) -> None:
     is_fresh = check_schema(database)
     with database.read() as connection:
         claim = None if is_fresh else make_claim(connection, database)
-        known = claim and connection.execute(select(events.c.sequence).where(events.c.digest == call["head"])).scalar()
-    if claim is None or claim.registry_id != call["registry"] or known is None:
-        is_older = claim is not None and claim.registry_id == call["registry"]
+        heads = select(events.c.sequence).where(events.c.digest == call["head"])
+        is_known = call["head"] is None or (claim is not None and connection.execute(heads).first() is not None)
+    is_same = not is_fresh and (claim.registry_id if claim else None) == call["registry"]
+    if not (is_same and is_known):
         raise WorkerMismatch(
-            f"The worker on {_here()} opens {database}, which is {'an older copy of it' if is_older else 'another'}, "
+            f"The worker on {_here()} opens {database}, which is {'an older copy of it' if is_same else 'another'}, "
             f"and not {call['database']}.",
             sender=call["database"],
             worker=str(database),
