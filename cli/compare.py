@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from registry.compare_versions import Comparison
     from registry.compare.results import BehaviourComparison
     from registry.compare.weights import WeightComparison
+    from registry.compare_versions import Comparison
 
 N_SHOWN = 10
 

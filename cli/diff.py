@@ -53,49 +53,33 @@ def diff(
     With --weights: how far and in how many directions every tensor moved. With --prompt: what both compute on the same
     tokens. --report compares the weights too, and needs matplotlib.
     """
-    from cli.compare import (
-        behaviour_as_dict,
-        print_behaviour,
-        print_summaries,
-        print_weights,
-        read_prompts,
-        weights_as_dict,
-    )
+    from cli.compare import print_summaries, read_prompts
     from cli.progress import show_progress
 
     texts = read_prompts(prompts, file)
     registry = session.open()
+    how: dict[str, Any] = {"weights": weights, "ranks": ranks, "prompts": texts, "processed": not raw}
     if len(others) > 1 or workers is not None or dask is not None:
         if report is not None or read or session.output == "ids":
-            raise click.UsageError("--report, --read and --output ids are for two versions, compared here.")
+            raise click.UsageError("--report, --read and --output ids are for two versions that are compared here.")
         with show_progress() as progress:
-            many = registry.compare_many(
-                a,
-                others,
-                weights=weights,
-                ranks=ranks,
-                prompts=texts,
-                processed=not raw,
-                workers=workers,
-                dask=dask,
-                progress=progress,
-            )
+            many = registry.compare_many(a, others, **how, workers=workers, dask=dask, progress=progress)
         print_summaries(many, session.output)
-        return
-    (b,) = others
+    else:
+        _diff_two(session, a, others[0], how, read=read, report=report)
+
+
+def _diff_two(session: Session, a: str, b: str, how: dict[str, Any], *, read: bool, report: str | None) -> None:
+    from cli.compare import behaviour_as_dict, print_behaviour, print_weights, weights_as_dict
+    from cli.progress import show_progress
+
+    registry = session.open()
     with show_progress() as progress:
         found = registry.diff(a, b, read=read, progress=progress)
         more = None
-        if weights or texts or report:
-            more = registry.compare(
-                a,
-                b,
-                weights=weights or report is not None,
-                ranks=ranks,
-                prompts=texts,
-                processed=not raw,
-                progress=progress,
-            )
+        if how["weights"] or how["prompts"] or report:
+            how["weights"] = how["weights"] or report is not None
+            more = registry.compare(a, b, **how, progress=progress)
     if report is not None and more is not None:
         from cli.output import say
         from registry.report.page import save_report

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -46,13 +47,20 @@ class Cluster:
 
 
 @pytest.fixture
-def cluster(tmp_path: Path, waiting: Waiting) -> Iterator[Cluster]:
+def patience() -> int:
+    """How many deaths of workers a task may survive, beside one."""
+    return 3
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, waiting: Waiting, patience: int) -> Iterator[Cluster]:
     """A scheduler that has no workers yet."""
     log, place = tmp_path / "log", tmp_path / "scheduler.json"
     command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0"]
     command += ["--no-dashboard", "--scheduler-file", str(place)]
     with log.open("ab") as file:
-        scheduler = subprocess.Popen(command, stdout=file, stderr=file)
+        variables = {**os.environ, "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": str(patience)}
+        scheduler = subprocess.Popen(command, env=variables, stdout=file, stderr=file)
     assert wait_for(place.is_file, 120), log.read_text()
     running = Cluster(json.loads(place.read_text())["address"], log, [scheduler])
     yield running
@@ -129,6 +137,55 @@ def test_a_worker_is_killed_and_every_version_is_measured_once(
         assert row[2] == "failed" or now[2 * index + 1] == row
     assert shared.verify_events() is None
     assert "a-secret-that-is-never-printed" not in cluster.log.read_text()
+
+
+def test_a_run_is_verified_on_a_cluster_and_its_versions_are_compared_there(
+    fresh_postgres: str, objects: ObjectServer, cluster: Cluster, make_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    registry = Registry(fresh_postgres, objects.url())
+    registry.register("base", make_checkpoint("gpt2"), parity="skip")
+    for name in ("one", "two"):
+        cluster.start_worker(name, _variables(registry, tmp_path, name))
+    steps = (30, 200, 1000)
+    for seed, step in enumerate(steps, 1):
+        shutil.copytree(make_checkpoint("gpt2", seed=seed), tmp_path / "run" / f"checkpoint-{step}")
+    plan = registry.plan_run("run", tmp_path / "run", parent="base")
+    stages: list[str] = []
+    done = list(
+        registry.register_run(plan, dask=cluster.address, progress=lambda stage, done, total: stages.append(stage))
+    )
+    assert [one.version.ref for _, one in done if one and one.version] == ["run@v1", "run@v2", "run@v3"]
+    assert "verifying" not in stages, "that was done elsewhere"
+    assert [one.step for one in reversed(registry.history("run"))] == list(steps)
+    assert [parent.ref for parent in registry.version("run@v3").parents] == ["run@v2"]
+    assert registry.version("run@v2").validations[0].passed is True
+    refs = ["run@v3", "run@v1"]
+    found = registry.compare_many("base", refs, weights=True, prompts=["w1 w2 w3"], dask=cluster.address)
+    assert [(one.a, one.b, one.error) for one in found] == [("base@v1", ref, None) for ref in refs]
+    here = registry.compare("base", "run@v3", weights=True, prompts=["w1 w2 w3"])
+    assert found[0].weights == here.weights
+    assert found[0].behaviour is not None
+    assert here.behaviour is not None
+    assert found[0].behaviour.kl == pytest.approx(here.behaviour.kl, rel=1e-5)
+    registry.close()
+
+
+@pytest.mark.parametrize("patience", [0])
+def test_a_version_that_kills_its_workers_is_an_error_and_the_others_go_on(
+    registry: Registry, cluster: Cluster, waiting: Waiting, tmp_path: Path, make_checkpoint: Callable[..., Path]
+) -> None:
+    """The scheduler gives it up after as many deaths as it allows, here the first."""
+    for seed in range(2):
+        registry.register("m", make_checkpoint("gpt2", seed=seed), parity="skip")
+    cluster.start_worker("one", {})
+    waiting.hold("m@v1")
+    killer = threading.Thread(target=lambda: os.kill(waiting.wait_for("m@v1"), signal.SIGKILL))
+    killer.start()
+    runs = registry.validate(["m@v1", "m@v2"], "waiting", parameters=waiting.parameters, dask=cluster.address)
+    killer.join()
+    assert "KilledWorker" in (runs[0].error or "")
+    assert (runs[0].is_recorded, runs[1].error) == (False, None)
+    assert [row[0] for row in list_measured(registry, ["m@v1", "m@v2"])] == ["m@v2"]
 
 
 def test_what_a_worker_refuses_comes_back_as_it_is(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -16,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from cli.main import main
 from registry import Registry
 from registry.errors import (
     ClusterUnavailable,
@@ -400,6 +403,42 @@ def test_other_data_at_the_same_path_is_refused(many: Registry, tmp_path: Path, 
     with pytest.raises(WorkerMismatch, match="is not there") as caught:
         carry_out(many, order, no_progress)
     assert "shared file system" in (caught.value.hint or "")
+
+
+def test_many_versions_are_compared_with_one(
+    many: Registry,
+    threads: ThreadPoolExecutor,
+    make_checkpoint: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    many.register("other", make_checkpoint("qwen2"), parity="skip")
+    refs = ["m@v3", "other", "m", "m@v2"]
+    options: dict[str, Any] = {"weights": True, "prompts": ["w1 w2 w3", [5, 6, 7]], "processed": False}
+    came: list[str] = []
+    found = many.compare_many("m@v1", refs, executor=threads, done=lambda one: came.append(one.b), **options)
+    assert [(one.a, one.b) for one in found] == [("m@v1", ref) for ref in ["m@v3", "other@v1", "m@v4", "m@v2"]]
+    assert sorted(came) == ["m@v2", "m@v3", "m@v4", "other@v1"]
+    assert pickle.loads(pickle.dumps(found)) == found
+    for one in (found[0], found[2], found[3]):
+        assert one == many.compare("m@v1", one.b, **options)
+        assert one.weights is not None
+        assert one.weights.n_changed > 0
+    assert found == many.compare_many("m@v1", refs, **options)
+    assert (found[1].weights, found[1].behaviour) == (None, None)
+    assert "vocabulary" in (found[1].error or "")
+    place = ["--registry", str(many.database.url.database), "--store", str(many.store)]
+    with pytest.raises(SystemExit):
+        main(["diff", "m@v1", *refs, "--raw", "--weights", "--prompt", "w1 w2 w3", *place])
+    out, err = capsys.readouterr()
+    lines = [line.split() for line in out.splitlines()]
+    assert [line[1] for line in lines[-4:]] == ["m@v3", "other@v1", "m@v4", "m@v2"]
+    assert "other@v1: " in err
+    with pytest.raises(SystemExit):
+        main(["diff", "m@v1", *refs, "-o", "json", *place])
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [(row["b"], row["n_fields"] > 0, row["kl"]) for row in rows] == [
+        (ref, ref == "other@v1", None) for ref in ("m@v3", "other@v1", "m@v4", "m@v2")
+    ]
 
 
 def test_places_that_cannot_be_meant_are_refused(many: Registry, threads: ThreadPoolExecutor) -> None:
