@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import Session, output_option, parity_option, parse_tags, registry_options
+from cli.options import Session, output_option, parity_option, parse_tags, registry_options, workers_options
 from cli.output import say
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 @click.option("--note", metavar="TEXT", help="Remark for people, on every step.")
 @parity_option
 @click.option("--link", is_flag=True, help="Hard-link the files into the store instead of copying them.")
+@workers_options
 @click.option("--dry-run", is_flag=True, help="Only show the plan.")
 @output_option("table", "json", "ids")
 @registry_options
@@ -46,13 +47,15 @@ def add_run(
     note: str | None,
     parity: ParityChoice | None,
     link: bool,
+    workers: int | None,
+    dask: str | None,
     dry_run: bool,
 ) -> None:
     """Register every checkpoint-N in FOLDER as a step of the model NAME, in order.
 
     Each is the child of the one before it (continued), the first of --parent. Adapters are merged into --parent, each
     anew. What is there already is compared and skipped, so that it can be interrupted and repeated while the run goes
-    on. Get a step back as NAME@step-N.
+    on. Get a step back as NAME@step-N. With --workers or --dask, checkpoints are verified side by side.
     """
     from cli.output import Column, print_json, print_rows
     from cli.progress import show_progress
@@ -67,7 +70,16 @@ def add_run(
     if not dry_run:
         with show_progress() as progress:
             steps = registry.register_run(
-                plan, relation=relation, allow=allow, note=note, tags=tags, parity=parity, link=link, progress=progress
+                plan,
+                relation=relation,
+                allow=allow,
+                note=note,
+                tags=tags,
+                parity=parity,
+                link=link,
+                workers=workers,
+                dask=dask,
+                progress=progress,
             )
             for row, (_, done) in zip(rows, steps, strict=True):
                 if done is not None and done.version is not None:

@@ -11,6 +11,7 @@ import click
 if TYPE_CHECKING:
     from registry.compare.results import BehaviourComparison
     from registry.compare.weights import WeightComparison
+    from registry.compare_versions import Comparison
 
 N_SHOWN = 10
 
@@ -103,6 +104,46 @@ def print_behaviour(found: BehaviourComparison) -> None:
         )
     for note in found.notes:
         say(note)
+
+
+def print_summaries(found: Sequence[Comparison], output: str) -> None:
+    """Print a line for each of several comparisons with one version."""
+    from cli.output import Column, print_rows, say
+
+    rows = [_summarise(one) for one in found]
+    names = [name for name in rows[0] if name != "error"] if output == "table" else list(rows[0])
+    shown = [name for name in names if any(row[name] is not None for row in rows)] if output == "table" else names
+    table = [{name: _show_figure(name, row[name]) for name in names} for row in rows] if output == "table" else rows
+    columns = [Column(name.replace("_", " "), name, name not in ("a", "b", "tensors")) for name in shown]
+    print_rows(table, columns, output, "", "b")
+    for one in found:
+        if one.error is not None:
+            say(f"{one.b}: {one.error}", err=True)
+
+
+def _summarise(found: Comparison) -> dict[str, Any]:
+    weights, behaviour = found.weights, found.behaviour
+    return {
+        "a": found.a,
+        "b": found.b,
+        "n_fields": len(found.records.architecture),
+        "tensors": str(found.records.tensors) if found.records.tensors else None,
+        "n_changed": weights.n_changed if weights else None,
+        "relative_distance": weights.relative_distance if weights else None,
+        "kl": behaviour.kl if behaviour else None,
+        "top1_agreement": behaviour.top1_agreement if behaviour else None,
+        "loss_a": behaviour.loss_a if behaviour else None,
+        "loss_b": behaviour.loss_b if behaviour else None,
+        "error": found.error,
+    }
+
+
+def _show_figure(name: str, value: Any) -> str:
+    if value is None:
+        return ""
+    if name == "relative_distance":
+        return format_share(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def weights_as_dict(found: WeightComparison) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import Session, output_option, ref_argument, registry_options
+from cli.options import Session, output_option, ref_argument, registry_options, workers_options
 from cli.output import print_ids, say
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ N_SHOWN = 40
 
 @click.command()
 @ref_argument("a")
-@ref_argument("b")
+@ref_argument("others", several=True)
 @click.option(
     "--read", is_flag=True, help="Read weights that were registered before tensors' digests were kept, and keep them."
 )
@@ -27,13 +27,14 @@ N_SHOWN = 40
 @click.option("--prompts", "file", type=click.File("r", encoding="utf-8"), help="Run both on each line of a file.")
 @click.option("--raw", is_flag=True, help="Run both unprocessed.")
 @click.option("--report", type=click.Path(dir_okay=False), help="Write all of it as one HTML page, with pictures.")
+@workers_options
 @output_option("table", "json", "ids")
 @registry_options
 @click.pass_obj
 def diff(
     session: Session,
     a: str,
-    b: str,
+    others: tuple[str, ...],
     read: bool,
     weights: bool,
     ranks: bool,
@@ -41,8 +42,10 @@ def diff(
     file: Any,
     raw: bool,
     report: str | None,
+    workers: int | None,
+    dask: str | None,
 ) -> None:
-    """Show what changed from the version A to the version B.
+    """Show what changed from the version A to the version REF, or in a line for each to several.
 
     From what is recorded of them: architecture field by field, and which tensors are equal, changed, added or gone,
     from their digests alone, reading no weights. ids prints the names of the tensors that are not equal.
@@ -50,24 +53,33 @@ def diff(
     With --weights: how far and in how many directions every tensor moved. With --prompt: what both compute on the same
     tokens. --report compares the weights too, and needs matplotlib.
     """
-    from cli.compare import behaviour_as_dict, print_behaviour, print_weights, read_prompts, weights_as_dict
+    from cli.compare import print_summaries, read_prompts
     from cli.progress import show_progress
 
     texts = read_prompts(prompts, file)
     registry = session.open()
+    how: dict[str, Any] = {"weights": weights, "ranks": ranks, "prompts": texts, "processed": not raw}
+    if len(others) > 1 or workers is not None or dask is not None:
+        if report is not None or read or session.output == "ids":
+            raise click.UsageError("--report, --read and --output ids are for two versions that are compared here.")
+        with show_progress() as progress:
+            many = registry.compare_many(a, others, **how, workers=workers, dask=dask, progress=progress)
+        print_summaries(many, session.output)
+    else:
+        _diff_two(session, a, others[0], how, read=read, report=report)
+
+
+def _diff_two(session: Session, a: str, b: str, how: dict[str, Any], *, read: bool, report: str | None) -> None:
+    from cli.compare import behaviour_as_dict, print_behaviour, print_weights, weights_as_dict
+    from cli.progress import show_progress
+
+    registry = session.open()
     with show_progress() as progress:
         found = registry.diff(a, b, read=read, progress=progress)
         more = None
-        if weights or texts or report:
-            more = registry.compare(
-                a,
-                b,
-                weights=weights or report is not None,
-                ranks=ranks,
-                prompts=texts,
-                processed=not raw,
-                progress=progress,
-            )
+        if how["weights"] or how["prompts"] or report:
+            how["weights"] = how["weights"] or report is not None
+            more = registry.compare(a, b, **how, progress=progress)
     if report is not None and more is not None:
         from cli.output import say
         from registry.report.page import save_report

@@ -95,6 +95,18 @@ def output_option(*formats: str, also: tuple[str, ...] = ()) -> Callable[[F], F]
     )
 
 
+def workers_options(function: F) -> F:
+    """Add --workers and --dask."""
+    function = click.option(
+        "--dask",
+        metavar="ADDRESS",
+        help="Do it on the Dask cluster with this scheduler, tcp://HOST:8786, or its scheduler file.",
+    )(function)
+    return click.option(
+        "--workers", type=click.IntRange(1), metavar="N", help="Do it in N processes of this machine at once."
+    )(function)
+
+
 def limit_option(function: F) -> F:
     """Add --limit."""
     return click.option(

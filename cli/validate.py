@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import Session, output_option, ref_argument, registry_options
+from cli.options import Session, output_option, ref_argument, registry_options, workers_options
 
 if TYPE_CHECKING:
     from registry.validate import ValidationRun
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 @click.option("--require", multiple=True, metavar="'METRIC < N'", help="A threshold, with <, <=, > or >=.")
 @click.option("--dtype", help="In which the networks run; the suite's own choice without it.")
 @click.option("--device", help="Where they run.")
+@workers_options
 @click.option("--again", is_flag=True, help="Measure also what was measured already.")
 @output_option("table", "json", "csv")
 @registry_options
@@ -48,6 +49,8 @@ def validate(
     require: tuple[str, ...],
     dtype: str | None,
     device: str | None,
+    workers: int | None,
+    dask: str | None,
     again: bool,
 ) -> None:
     """Run suites on the versions that the REFs mean, and record what they measure.
@@ -72,6 +75,8 @@ def validate(
                 dtype=dtype,
                 device=device,
                 again=again,
+                workers=workers,
+                dask=dask,
                 progress=progress,
             )
     _print(runs, session.output)

@@ -25,13 +25,17 @@ from registry.versions import Version
 
 @dataclass(frozen=True)
 class Comparison:
-    """What changed from version `a` to version `b`; `weights` and `behaviour` are None if they were not asked for."""
+    """What changed from version `a` to version `b`; `weights` and `behaviour` are None if they were not asked for.
+
+    `error` says why they are None although they were: of several comparisons one may fail, and the others go on.
+    """
 
     a: str
     b: str
     records: RecordedDiff
     weights: WeightComparison | None = None
     behaviour: BehaviourComparison | None = None
+    error: str | None = None
 
 
 def compare_weights(

@@ -79,7 +79,7 @@ class Database:
         return self.url.get_backend_name() == "sqlite"
 
     def __str__(self) -> str:
-        return self.url.render_as_string(hide_password=True)
+        return self.url.difference_update_query(engines.PASSWORDS).render_as_string(hide_password=True)
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:

@@ -35,6 +35,8 @@ _DRIVERS = {
     "postgresql": "postgresql+psycopg",
     "postgresql+psycopg": "postgresql+psycopg",
 }
+PASSWORDS = ("password", "sslpassword")
+"""Where libpq takes secrets in the query of a URL."""
 
 
 def parse_url(text: str) -> URL:

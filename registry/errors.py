@@ -36,6 +36,10 @@ RegistryError
 │   ├── UnsupportedBridge       unsupported-bridge
 │   └── UnsupportedLayout       unsupported-layout
 ├── PackageMissing              package-missing         .package
+├── WorkerError                 worker-error            what was sent to another process failed there
+│   ├── ClusterUnavailable      cluster-unavailable
+│   ├── WorkerLost              worker-lost             .tasks
+│   └── WorkerMismatch          worker-mismatch         .sender .worker
 ├── Conflict
 │   ├── VersionInUse            version-in-use          .users
 │   ├── LineageConflict         lineage-conflict
@@ -335,6 +339,39 @@ class PackageMissing(RegistryError):
     def __init__(self, message: str, *, package: str = "", hint: str | None = None) -> None:
         super().__init__(message, hint=hint, package=package)
         self.package = package
+
+
+class WorkerError(RegistryError):
+    """What was sent to a worker failed there, for a reason that is none of ours."""
+
+    code = "worker-error"
+
+
+class ClusterUnavailable(WorkerError):
+    code = "cluster-unavailable"
+
+
+class WorkerLost(WorkerError):
+    """Workers ended before they were done with the `tasks`; what they had recorded stays."""
+
+    code = "worker-lost"
+
+    def __init__(self, message: str, *, tasks: Sequence[str] = (), hint: str | None = None) -> None:
+        super().__init__(message, hint=hint, tasks=list(tasks))
+        self.tasks = tuple(tasks)
+
+
+class WorkerMismatch(WorkerError):
+    """A worker has other code, or sees another registry, store or data, than whoever sent it work."""
+
+    code = "worker-mismatch"
+
+    def __init__(
+        self, message: str, *, sender: str | None = None, worker: str | None = None, hint: str | None = None
+    ) -> None:
+        super().__init__(message, hint=hint, sender=sender, worker=worker)
+        self.sender = sender
+        self.worker = worker
 
 
 class Conflict(RegistryError):

@@ -56,16 +56,24 @@ if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
     from registry.verify import Parity
+    from registry.verify_ahead import VerifiedAhead
     from registry.verify_checkpoint import Verified
 
 
 def register_version(
-    database: Database, store: LocalStore, request: Request, progress: Progress = no_progress
+    database: Database,
+    store: LocalStore,
+    request: Request,
+    progress: Progress = no_progress,
+    ahead: VerifiedAhead | None = None,
 ) -> Registration:
-    """Register what `request` describes, or raise a RegistryError and leave nothing behind."""
+    """Register what `request` describes, or raise a RegistryError and leave nothing behind.
+
+    What was verified `ahead`, of the very bytes that are staged now, is not verified again.
+    """
     _check_request(request)
     with database.read() as connection:
-        found = {ref: _read_parent(connection, database, store, ref, progress) for ref in request.parents}
+        found = {ref: read_parent(connection, database, store, ref, progress) for ref in request.parents}
     parents = dict(found.values())  # two refs may mean one version
     with open_working_folder(store, dry_run=request.dry_run) as folder:
         unpacked = folder / "unpacked"
@@ -91,14 +99,17 @@ def register_version(
             dry_run=request.dry_run,
             progress=progress,
         )
-        weights = _describe_weights(request, checkpoint, files, progress)
+        weights = describe_staged_weights(request, checkpoint, files, progress)
         with database.read() as connection:
             unchanged = find_unchanged(connection, request, checkpoint, weights, files)
         if unchanged:
             return heal_unchanged(database, store, unchanged, files, weights, request, progress)
-        from registry.verify_checkpoint import verify_checkpoint  # torch, which what is there already does without
+        if ahead is not None and ahead.is_of(request, checkpoint, weights, files):
+            verified = ahead.verified
+        else:
+            from registry.verify_checkpoint import verify_checkpoint  # torch, which what is there already does without
 
-        verified = verify_checkpoint(request, checkpoint, weights, files, progress)
+            verified = verify_checkpoint(request, checkpoint, weights, files, progress)
         with database.read() as connection:
             findings = _find_notable(connection, request.name, checkpoint, weights, verified, files, edges)
         weighed = _weigh(database, store, request, edges, parents, verified.sketch, progress)
@@ -157,7 +168,7 @@ def _save_network(network: HookedTransformer, folder: Path) -> Path:
     return save_network(network, folder / "network")
 
 
-def _describe_weights(request: Request, checkpoint: Checkpoint, files: Files, progress: Progress) -> Weights:
+def describe_staged_weights(request: Request, checkpoint: Checkpoint, files: Files, progress: Progress) -> Weights:
     """Digest the staged tensors, or describe by their headers those that are left where they are."""
     if checkpoint.family is None:
         return digest_staged_hooked_weights(files.paths("weights"), progress, files.staged)
@@ -167,9 +178,10 @@ def _describe_weights(request: Request, checkpoint: Checkpoint, files: Files, pr
     return digest_staged_weights(checkpoint.family, checkpoint.values, paths, progress, files.staged)
 
 
-def _read_parent(
+def read_parent(
     connection: Connection, database: Database, store: LocalStore, ref: str, progress: Progress
 ) -> tuple[int, ParentVersion]:
+    """Return the id of a parent, which must be in use, and the parent with the way to its files."""
     resolved = resolve_ref(connection, ref)
     refuse_retired(resolved)
     version = read_version(connection, resolved.id)

@@ -7,11 +7,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from concurrent.futures import BrokenExecutor, Future
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from registry.database import Database
-from registry.errors import InvalidInput, MalformedArtifact, SourceNotFound, StorageError, UnknownRef, VersionRetired
+from registry.errors import (
+    InvalidInput,
+    MalformedArtifact,
+    SourceNotFound,
+    StorageError,
+    UnknownRef,
+    VersionRetired,
+    WorkerLost,
+    WorkerMismatch,
+)
+from registry.executors import Place, Task, open_crew, read_outcome
 from registry.progress import Progress, no_progress
 from registry.query import list_history, read_version
 from registry.refs import check_model_name
@@ -23,6 +36,11 @@ from registry.sources.json_file import read_json_object
 from registry.store import LocalStore
 from registry.versions import Version, VersionSummary
 from registry.weights import digest_file
+from registry.worker import pin_version
+
+if TYPE_CHECKING:
+    from registry.methods.opened import OpenedRegistry
+    from registry.verify_ahead import VerifiedAhead
 
 TRAINER_STATE = "trainer_state.json"
 # what Hugging Face's Trainer names its checkpoints
@@ -71,24 +89,75 @@ def plan_run(database: Database, name: str, folder: Path, parent: str | None = N
     return RunPlan(name, parent, tuple(RunStep(step, path, there[step]) for step, path in steps.items()), ignored)
 
 
+def register_run_with(
+    registry: OpenedRegistry, plan: RunPlan, base: Request, place: Place, progress: Progress = no_progress
+) -> Iterator[tuple[RunStep, Registration | None]]:
+    """Do what `register_run` does, with the checkpoints verified ahead by workers, side by side.
+
+    Each is registered here, in the order of the steps, once all before it are: so they are numbered in that order, and
+    each is compared with the one before it. One that cannot be verified ahead, for whatever reason, is verified here.
+    Raises WorkerMismatch if workers have other code, or see something else.
+    """
+    from registry.verify_ahead import verify_ahead
+
+    database, store = registry.database, registry.store
+    new = [one for one in plan.steps if one.version is None]
+    if place.is_here or not new:
+        yield from register_run(database, store, plan, base, progress)
+        return
+    parents = (plan.parent,) if plan.parent else ()
+    pins = tuple(pin_version(_read(database, ref)) for ref in parents)
+    with open_crew(registry, place, len(new)) as crew:
+        ahead = {}
+        for one in new:
+            source = str(one.folder.absolute())
+            request = replace(base, name=plan.name, source=source, step=one.step, parents=parents)
+            ahead[one.step] = crew.submit(verify_ahead, Task(one.folder.name, (request,), pins))
+        yield from register_run(database, store, plan, base, progress, ahead)
+
+
 def register_run(
-    database: Database, store: LocalStore, plan: RunPlan, base: Request, progress: Progress = no_progress
+    database: Database,
+    store: LocalStore,
+    plan: RunPlan,
+    base: Request,
+    progress: Progress = no_progress,
+    ahead: Mapping[int, Future[VerifiedAhead]] = MappingProxyType({}),
 ) -> Iterator[tuple[RunStep, Registration | None]]:
     """Register the steps that are not there yet, in order, and give each as it is done; None if it was skipped.
 
-    `base` holds what is the same for all: tags, note, parity. A step that fails ends the run with its error; those
-    before it stay registered. Raises LineageConflict if a step is there with other weights.
+    `base` holds what is the same for all: tags, note, parity; `ahead` what is being verified already, by step. A step
+    that fails ends the run with its error; those before it stay registered.
+
+    Raises LineageConflict if a step is there with other weights.
     """
     previous: Version | None = None
-    for one in plan.steps:
+    for number, one in enumerate(plan.steps):
+        progress("steps", number, len(plan.steps))
         there = None if one.version is None else _read(database, one.version)
         if there is not None and _is_same(store, there, one.folder):
             previous = there
             yield one, None
             continue
-        done = register_version(database, store, _make_request(plan, one, base, previous), progress)
+        request = _make_request(plan, one, base, previous)
+        done = register_version(database, store, request, progress, _wait_for(ahead.get(one.step), one))
         previous = done.version
         yield one, done if done.outcome == "registered" else None
+    progress("steps", len(plan.steps), len(plan.steps))
+
+
+def _wait_for(future: Future[VerifiedAhead] | None, one: RunStep) -> VerifiedAhead | None:
+    """Return what a worker found; None if it is to be found here, where what was wrong is raised in its turn."""
+    if future is None:
+        return None
+    try:
+        outcome = read_outcome(future, one.folder.name)
+    except (BrokenExecutor, WorkerLost):
+        return None
+    if isinstance(outcome.error, WorkerMismatch):
+        raise outcome.error
+    found: VerifiedAhead | None = outcome.value
+    return found
 
 
 def find_checkpoints(folder: Path) -> tuple[Mapping[int, Path], tuple[str, ...]]:

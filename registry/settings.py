@@ -66,6 +66,11 @@ def read_settings(url: str | None = None, store: str | Path | None = None) -> Se
     )
 
 
+def read_given_place() -> tuple[str | None, str | None]:
+    """Return what the environment itself names as the database and as the store; None where it names none."""
+    return os.environ.get("LENSREG_URL") or None, os.environ.get("LENSREG_STORE") or None
+
+
 def _read_store(store: str | Path) -> Path | str:
     if isinstance(store, str) and "://" in store:
         return store

@@ -29,7 +29,10 @@ from registry.validation.suites import Suite
 
 @dataclass(frozen=True)
 class ValidationRun:
-    """What one run of a suite gave for one version; `error` is what it raised, `is_new` False if it was there."""
+    """What one run of a suite gave for one version; `error` is what it raised, `is_new` False if it was there.
+
+    `is_recorded` is False where a worker could not even record that it failed.
+    """
 
     ref: str
     suite: str
@@ -38,6 +41,7 @@ class ValidationRun:
     dataset_digest: str | None
     error: str | None = None
     is_new: bool = True
+    is_recorded: bool = True
 
     @property
     def passed(self) -> bool | None:
@@ -46,10 +50,30 @@ class ValidationRun:
         return all(judged) if judged else None
 
 
+def find_recorded(database: Database, ref: str, run_id: str) -> ValidationRun | None:
+    """Return a run as it is recorded; None if it is not."""
+    with database.read() as connection:
+        rows = connection.execute(
+            select(validations).where(validations.c.run_id == run_id).order_by(validations.c.id)
+        ).all()
+    if not rows:
+        return None
+    error = next((row.details["message"] for row in rows if row.metric == FAILED), None)
+    metrics = tuple(map(_read_metric, rows))
+    return ValidationRun(ref, rows[0].suite, metrics, rows[0].seconds or 0.0, rows[0].dataset_digest, error)
+
+
 def validate_version(
-    database: Database, subject: Subject, suite: Suite, thresholds: Sequence[Threshold] = ()
+    database: Database,
+    subject: Subject,
+    suite: Suite,
+    thresholds: Sequence[Threshold] = (),
+    run_id: str | None = None,
 ) -> ValidationRun:
-    """Run a suite on one version and record it. What the suite raises is recorded as a failure, and not raised."""
+    """Run a suite on one version and record it. What the suite raises is recorded as a failure, and not raised.
+
+    With a `run_id` that is recorded by then, by a worker that was thought lost say, that run is what counts.
+    """
     started = time.monotonic()
     error, trace = None, None
     try:
@@ -65,9 +89,10 @@ def validate_version(
     metrics = judge(name, measured.metrics, thresholds)
     run = ValidationRun(subject.version.ref, name, metrics, seconds, measured.dataset_digest, error)
     rows = [_make_row(one, run, suite, subject, measured) for one in metrics]
-    run_id = uuid.uuid4().hex
-    database.change(lambda connection: _record(connection, run_id, subject, run, suite, rows))
-    return run
+    own_id = run_id or uuid.uuid4().hex
+    if database.change(lambda connection: _record(connection, own_id, subject, run, suite, rows)):
+        return run
+    return find_recorded(database, run.ref, own_id) or run
 
 
 def find_done(
@@ -159,7 +184,10 @@ def _record(
     run: ValidationRun,
     suite: Suite,
     rows: Sequence[Mapping[str, Any]],
-) -> None:
+) -> bool:
+    """Write the rows of a run and its event, unless they are there."""
+    if connection.execute(select(validations.c.id).where(validations.c.run_id == run_id).limit(1)).first() is not None:
+        return False
     version = resolve_ref(connection, subject.version.ref)
     now = datetime.now(UTC)
     whole = [{**row, "version_id": version.id, "run_id": run_id, "created_at": now} for row in rows]
@@ -177,6 +205,7 @@ def _record(
             "passed": run.passed,
         },
     )
+    return True
 
 
 def _read_metric(row: Any) -> Metric:

@@ -5,12 +5,21 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from registry import Registry
-from registry.errors import ArchitectureMismatch, InvalidInput, LineageConflict, MalformedArtifact, SourceNotFound
+from registry.errors import (
+    ArchitectureMismatch,
+    InvalidInput,
+    LineageConflict,
+    MalformedArtifact,
+    SourceNotFound,
+    WorkerMismatch,
+)
 from tests.checkpoints import edit_config
 
 pytestmark = pytest.mark.usefixtures("pickles_in_forks")
@@ -114,6 +123,116 @@ def test_checkpoints_that_are_converted_are_skipped_too(
     assert _register(registry, run, None) == [f"run@v{number}" for number in (1, 2, 3, 4)]
     assert registry.version("run@v1").parents == ()
     assert _register(registry, run, None) == [None] * 4
+
+
+class _Elsewhere(ThreadPoolExecutor):
+    """Does what it is given at once, in another thread, and then what `after` says; `given` is how much it was."""
+
+    def __init__(self, after: Callable[[int], object] = bool) -> None:
+        super().__init__(1)
+        self.given, self.after = 0, after
+
+    def submit(self, function: Any, /, *arguments: Any, **options: Any) -> Future[Any]:
+        future = super().submit(function, *arguments, **options)
+        wait([future])
+        self.given += 1
+        self.after(self.given)
+        return future
+
+
+def _describe(registry: Registry) -> list[tuple[object, ...]]:
+    """Describe all that verifying finds, and what comes of it."""
+    versions = [registry.version(one.ref) for one in reversed(registry.history("run"))]
+    return [
+        (
+            one.ref,
+            one.step,
+            one.weights_digest,
+            one.vocabulary_digest,
+            [(parent.ref, parent.relation, parent.evidence) for parent in one.parents],
+            [(row.metric, row.value, row.passed, row.details) for row in one.validations],
+        )
+        for one in versions
+    ]
+
+
+def _register_verified(registry: Registry, run: Path, **options: Any) -> list[str]:
+    """Register with parity, and return the stages that happened here."""
+    stages: list[str] = []
+    plan = registry.plan_run("run", run, parent="base")
+    list(registry.register_run(plan, progress=lambda stage, done, total: stages.append(stage), **options))
+    return stages
+
+
+def test_checkpoints_that_were_verified_elsewhere_are_registered_as_if_here(
+    registry: Registry, base: Path, run: Path, tmp_path: Path
+) -> None:
+    registry.register("base", base, parity="skip")
+    elsewhere = Registry(str(tmp_path / "other.db"), tmp_path / "other")
+    elsewhere.register("base", base, parity="skip")
+    shutil.rmtree(run / "checkpoint-10000")
+    assert "verifying" in _register_verified(registry, run)
+    with _Elsewhere() as executor:
+        assert "verifying" not in _register_verified(elsewhere, run, executor=executor)
+        assert executor.given == 3
+        assert _describe(elsewhere) == _describe(registry)
+        assert _describe(elsewhere)[0][5]
+        _register_verified(elsewhere, run, executor=executor)
+        assert executor.given == 3, "what is there is not sent"
+    assert elsewhere.verify_events() is None
+    elsewhere.close()
+
+
+def test_a_checkpoint_that_changes_after_it_was_verified_is_verified_again(
+    registry: Registry, base: Path, run: Path, make_checkpoint: Callable[..., Path]
+) -> None:
+    registry.register("base", base, parity="skip")
+    for step in STEPS[2:]:
+        shutil.rmtree(run / f"checkpoint-{step}")
+
+    def change(number: int) -> None:
+        if number == 1:
+            shutil.copyfile(make_checkpoint("gpt2", seed=9) / "model.safetensors", weights)
+
+    weights = run / "checkpoint-500" / "model.safetensors"
+    with _Elsewhere(change) as executor:
+        stages = _register_verified(registry, run, executor=executor)
+    here: list[str] = []
+    other = registry.register("other", run / "checkpoint-500", progress=lambda stage, done, total: here.append(stage))
+    assert stages.count("verifying") == here.count("verifying") > 0, "that of one of two"
+    assert other.version is not None
+    assert registry.version("run@step-500").weights_digest == other.version.weights_digest
+    assert [(row.metric, row.value) for row in registry.version("run@step-500").validations] == [
+        (row.metric, row.value) for row in other.version.validations
+    ]
+
+
+def test_what_cannot_be_verified_elsewhere_fails_here_in_its_turn(registry: Registry, base: Path, run: Path) -> None:
+    registry.register("base", base, parity="skip")
+    (run / "checkpoint-1000" / "model.safetensors").write_bytes(b"\0" * 100)
+    with _Elsewhere() as executor, pytest.raises(MalformedArtifact):
+        _register(registry, run, executor=executor)
+    assert [one.step for one in registry.history("run")] == [500]
+    plan, moved = registry.plan_run("run", run, parent="base"), run.with_name("moved")
+    run.rename(moved)  # workers do not see it, and we do
+    n_new = len(STEPS) - 1
+    with (
+        _Elsewhere(lambda number: number < n_new or moved.rename(run)) as executor,
+        pytest.raises(WorkerMismatch, match="does not see"),
+    ):
+        list(registry.register_run(plan, parity="skip", executor=executor))
+
+
+def test_a_run_is_the_first_thing_that_a_registry_gets(registry: Registry, run: Path) -> None:
+    with _Elsewhere() as executor:
+        assert _register(registry, run, None, executor=executor) == [f"run@v{number}" for number in (1, 2, 3, 4)]
+
+
+@pytest.mark.slow
+def test_processes_verify_a_run_side_by_side(registry: Registry, base: Path, run: Path) -> None:
+    registry.register("base", base, parity="skip")
+    assert "verifying" not in _register_verified(registry, run, workers=2)
+    assert [one.step for one in reversed(registry.history("run"))] == list(STEPS)
 
 
 def test_a_blob_that_is_gone_is_healed_by_repeating(registry: Registry, run: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -118,18 +119,25 @@ class Adding(OpenedRegistry):
         tags: Mapping[str, str] | None = None,
         parity: ParityChoice | None = None,
         link: bool = False,
+        workers: int | None = None,
+        dask: str | None = None,
+        executor: Executor | None = None,
         progress: Progress = no_progress,
     ) -> Iterator[tuple[RunStep, Registration | None]]:
         """Register a run's checkpoints as steps of one model, each the child of the one before (`continued`).
 
         The first is the child of the plan's parent. Gives every step as it is done, with None for what was there
-        already; it can be broken off and repeated. The other arguments are those of `register`, for every step.
+        already; it can be broken off and repeated. With `workers`, `dask` or `executor`, as in `validate`, checkpoints
+        are verified there side by side, and registered here in order. The other arguments are those of `register`, for
+        every step.
 
         Raises:
             LineageConflict: a step is there with other weights.
+            WorkerMismatch: a worker has other code, or sees another registry, store or folder.
         """
+        from registry.executors import Place
         from registry.registration import Request
-        from registry.runs import register_run
+        from registry.runs import register_run_with
 
         base = Request(
             name=plan.name,
@@ -141,7 +149,7 @@ class Adding(OpenedRegistry):
             parity=parity,
             link=link,
         )
-        return register_run(self.database, self.store, plan, base, progress)
+        return register_run_with(self, plan, base, Place(workers, dask, executor), progress)
 
     def register_network(
         self,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from typing import TYPE_CHECKING, Any
 
+from registry.errors import RegistryError, WorkerError
 from registry.methods.asking import Asking
 from registry.methods.loading import Loading
 from registry.progress import Progress, no_progress
@@ -14,6 +16,23 @@ if TYPE_CHECKING:
 
     from registry.compare_versions import Comparison
     from registry.pair import Pair
+
+
+def compare_one(registry: Comparing, a: str, b: str, options: Mapping[str, Any], progress: Progress) -> Comparison:
+    """Compare two versions, here or in a worker; what keeps it from being done is said in the result."""
+    try:
+        return registry.compare(a, b, **options, progress=progress)
+    except WorkerError:
+        raise
+    except RegistryError as error:
+        return fail_comparison(registry, a, b, error)
+
+
+def fail_comparison(registry: Comparing, a: str, b: str, error: RegistryError | None) -> Comparison:
+    """Say why two versions could not be compared, with what is recorded of them."""
+    from registry.compare_versions import Comparison
+
+    return Comparison(a, b, registry.diff(a, b), error=error.message if error else None)
 
 
 class Comparing(Asking, Loading):
@@ -62,6 +81,50 @@ class Comparing(Asking, Loading):
             compare_weights(self.derived, one, other, ranks=ranks, progress=progress) if weights else None,
             compare_versions_on(self.derived, one, other, prompts, options, progress) if prompts else None,
         )
+
+    def compare_many(
+        self,
+        base: str,
+        refs: Sequence[str],
+        *,
+        weights: bool = False,
+        ranks: bool = True,
+        prompts: Sequence[str | Sequence[int]] = (),
+        processed: bool = True,
+        dtype: str | None = None,
+        device: str | None = None,
+        workers: int | None = None,
+        dask: str | None = None,
+        executor: Executor | None = None,
+        progress: Progress = no_progress,
+        done: Callable[[Comparison], None] | None = None,
+    ) -> list[Comparison]:
+        """Compare each of `refs` with `base`, as `compare` does, and return the comparisons in the order of `refs`.
+
+        Where one cannot be made, its `error` says why, and the others go on. `workers`, `dask` and `executor` are as in
+        `validate`; `done` is called with each comparison as it comes.
+
+        Raises:
+            UnknownRef: one of the versions is not there; nothing is compared then.
+            WorkerMismatch, WorkerLost, ClusterUnavailable: as in `validate`.
+        """
+        from registry.executors import Outcome, Place, Task, run_tasks
+        from registry.worker import pin_version
+
+        first = self._find(base)
+        others = [self._find(ref) for ref in refs]
+        options = {"weights": weights, "ranks": ranks, "prompts": tuple(prompts), "processed": processed}
+        options |= {"dtype": dtype or "float32", "device": device}
+        found: dict[int, Comparison] = {}
+
+        def take(index: int, outcome: Outcome) -> None:
+            found[index] = outcome.value or fail_comparison(self, first.ref, others[index].ref, outcome.error)
+            if done is not None:
+                done(found[index])
+
+        tasks = [Task(one.ref, (first.ref, one.ref, options), (pin_version(first), pin_version(one))) for one in others]
+        run_tasks(self, compare_one, tasks, Place(workers, dask, executor), progress, stage="comparisons", done=take)
+        return [found[index] for index in range(len(others))]
 
     def load_pair(
         self,

@@ -25,6 +25,7 @@ class OpenedRegistry:
 
     def __init__(self, url: str | None = None, store: str | Path | None = None) -> None:
         settings = read_settings(url, store)
+        self.settings = settings
         self.store = open_store(settings)
         self.derived = DerivedFiles(self.store, settings.derived_bytes)
         self._unprepared = Database(settings.url, on_network=settings.on_network)

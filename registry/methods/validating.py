@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,9 @@ class Validating(Comparing):
         dtype: str | None = None,
         device: str | None = None,
         again: bool = False,
+        workers: int | None = None,
+        dask: str | None = None,
+        executor: Executor | None = None,
         progress: Progress = no_progress,
         done: Callable[[ValidationRun], None] | None = None,
     ) -> list[ValidationRun]:
@@ -44,38 +48,61 @@ class Validating(Comparing):
             dtype: in which networks run; None leaves it to the suite.
             device: where they run.
             again: measure also what was measured already with the same suite, parameters and packages.
-            progress: is told how far one run is.
+            workers: measure in so many processes of this machine; without it, one after the other in this one.
+            dask: measure on the Dask cluster with this scheduler, an address or the path of its scheduler file.
+            executor: measure in this executor of `concurrent.futures`.
+            progress: is told how far it is.
             done: is called with each result as it comes.
 
         A suite that raises is recorded as failed, and the others go on. What is measured already is not measured again,
-        so that a run that was interrupted goes on where it was.
+        so that a run that was interrupted goes on where it was. Refs mean what they mean now, wherever they are
+        measured; docs/clusters.md says what workers need.
 
         Raises:
             InvalidInput: there is no such suite or parameter, or a threshold cannot be read.
             UnknownRef: one of the versions is not there; nothing is measured then.
+            WorkerMismatch: a worker has other code, or sees another registry, store or data.
+            WorkerLost, ClusterUnavailable: workers ended, or cannot be had; what was recorded stays.
         """
-        from registry.thresholds import parse_threshold
-        from registry.validate import find_done, validate_version
-        from registry.validation.subject import Subject
-        from registry.validation.suites import make_suite
+        from registry.executors import Outcome, Place, Task, run_tasks
+        from registry.orders import carry_out, give_orders, refuse_unrecorded, report_failure
+        from registry.worker import pin_version
 
+        place = Place(workers, dask, executor)
         given = dict(parameters or {})
         if data is not None:
-            given["data"] = str(data)
-        made = make_suite(suite, given)
-        thresholds = [parse_threshold(text) for text in require]
+            given["data"] = str(Path(data).expanduser().absolute())
         versions = [self._find(ref) for ref in ([refs] if isinstance(refs, str) else refs)]
         if not versions:
             raise InvalidInput("No version was named.", hint="Name one or more.")
-        found = []
-        for version in versions:
-            subject = Subject(self, version, dtype, device, progress)
-            there = None if again else find_done(self.database, subject, made, thresholds)
-            run = there or validate_version(self.database, subject, made, thresholds)
+        orders, there = give_orders(
+            self,
+            versions,
+            suite,
+            given,
+            require=require,
+            dtype=dtype,
+            device=device,
+            again=again,
+            is_sent=not place.is_here,
+        )
+        found = dict(there)
+        left = [index for index in range(len(versions)) if index not in there]
+
+        def take(number: int, outcome: Outcome) -> None:
+            order = orders[left[number]]
+            run = report_failure(order, outcome.error) if outcome.error is not None else outcome.value
+            found[left[number]] = run
             if done is not None:
                 done(run)
-            found.append(run)
-        return found
+
+        if done is not None:
+            for run in there.values():
+                done(run)
+        tasks = [Task(orders[index].ref, (orders[index],), (pin_version(versions[index]),)) for index in left]
+        run_tasks(self, carry_out, tasks, place, progress, done=take)
+        refuse_unrecorded(self.database, [orders[one] for one in left if found[one].is_new and found[one].is_recorded])
+        return [found[index] for index in range(len(versions))]
 
     def check_requirements(self, ref: str, require: Sequence[str] = ()) -> list[Requirement]:
         """Say whether a version meets thresholds by its newest measurements: those given, or those of an alias's gate.

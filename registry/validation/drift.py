@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, ClassVar
 
@@ -40,7 +40,7 @@ class Drift:
 
     data: str
     column: str = "text"
-    parent: str | None = None
+    parent: str | None = field(default=None, metadata={"is_ref": True})
     length: int | None = None
     max_tokens: int | None = None
     batch_size: int = 4

@@ -96,6 +96,12 @@ def make_suite(name: str, parameters: Mapping[str, Any]) -> Suite:
     return suite
 
 
+def list_refs(suite: Suite) -> list[str]:
+    """Name the parameters of a suite that are refs: those whose field says so, with `metadata={"is_ref": True}`."""
+    given: Any = suite
+    return [one.name for one in dataclasses.fields(given) if one.metadata.get("is_ref")]
+
+
 def parse_value(name: str, value: Any, hint: Any) -> Any:
     """Read a text as what the hint says: int, float, bool, str, or None too. Raises InvalidInput."""
     kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
