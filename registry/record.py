@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Table, and_, exists, func, or_, select
 from registry.absent import declare_parents, join_parents
 from registry.architecture import Architecture, Difference
 from registry.audit import append_event
+from registry.model_names import check_new_model
 from registry.query import read_version
 from registry.rows import check_row
 from registry.sketch import Sketch
@@ -282,6 +283,7 @@ def _record_sketches(connection: Connection, taken: Sequence[tuple[Version, Sket
 def _insert_model(connection: Connection, name: str, now: datetime) -> int:
     model_id = connection.execute(select(models.c.id).where(models.c.name == name)).scalar()
     if model_id is None:
+        check_new_model(connection, name)
         inserted = connection.execute(models.insert().values(name=name, created_at=now)).inserted_primary_key
         model_id = inserted[0] if inserted else None
     return int(model_id or 0)
