@@ -49,7 +49,10 @@ class Fault:
 
 @dataclass
 class FaultProxy:
-    """Passes requests on to `port`, unless a fault says otherwise; `lines` are the requests that came."""
+    """Passes requests on to `port`, unless a fault says otherwise; `lines` are the requests that came.
+
+    `put_bytes` and `got_bytes` count what blobs were sent and fetched with requests that got through to the server.
+    """
 
     port: int
     faults: list[Fault] = field(default_factory=list)
@@ -58,6 +61,8 @@ class FaultProxy:
     on_request: Callable[[str], object] | None = None
     connections: set[socket.socket] = field(default_factory=set)
     signed_digests: list[str] = field(default_factory=list)
+    put_bytes: int = 0
+    got_bytes: int = 0
 
     def __post_init__(self) -> None:
         self._over = threading.Event()
@@ -87,6 +92,11 @@ class FaultProxy:
                     fault.struck += 1
                     return fault
         return None
+
+    def count_bytes(self, put: bytes, got: bytes) -> None:
+        with self._lock:
+            self.put_bytes += len(put)
+            self.got_bytes += len(got)
 
     def wait(self) -> None:
         self._over.wait(self.hang_seconds)
@@ -162,6 +172,9 @@ class _Handler(BaseHTTPRequestHandler):
             connection.request(self.command, self.path, body, headers)
             answer = connection.getresponse()
             content = answer.read()
+            if "/blobs/" in self.path:
+                got = content if self.command == "GET" else b""
+                self.proxy.count_bytes(body if self.command == "PUT" else b"", got)
             return answer.status, dict(answer.getheaders()), content
         finally:
             connection.close()

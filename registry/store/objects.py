@@ -59,17 +59,21 @@ class ObjectStore(ObjectContents, LocalStore):
     # --- writing
 
     def publish(self, files: Iterable[StagedFile], progress: Progress = no_progress, *, replace: bool = False) -> None:
-        """Make staged files blobs: each whole in the bucket, then all in the cache.
+        """Make staged files blobs: each whole in the bucket, then in the cache; if one fails those before it are there.
 
         One that the bucket has in its size is not sent again unless it is old, or `replace` says so, which heals it.
         """
         files = list(files)
         counter = Counter(progress, "uploading", sum(file.size_bytes for file in files))
-        with self._typed_errors():
-            for file in files:
-                self._upload(file, counter.advance, replace=replace)
-        super().publish(files)
-        self.room.mark(file.digest for file in files)
+        sent: list[StagedFile] = []
+        try:
+            with self._typed_errors():
+                for file in files:
+                    self._upload(file, counter.advance, replace=replace)
+                    sent.append(file)
+        finally:
+            super().publish(sent)
+            self.room.mark(file.digest for file in sent)
         with self._typed_errors():
             self.room.make()
 
