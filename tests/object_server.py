@@ -51,7 +51,8 @@ class Fault:
 class FaultProxy:
     """Passes requests on to `port`, unless a fault says otherwise; `lines` are the requests that came.
 
-    `put_bytes` and `got_bytes` count what blobs were sent and fetched with requests that got through to the server.
+    Its clock, in the Date of its replies, is `ahead_seconds` ahead, and it does not pass on `dropped_header`.
+    `put_bytes` and `got_bytes` count what of blobs was sent and fetched with requests that got through to the server.
     """
 
     port: int
@@ -61,6 +62,8 @@ class FaultProxy:
     on_request: Callable[[str], object] | None = None
     connections: set[socket.socket] = field(default_factory=set)
     signed_digests: list[str] = field(default_factory=list)
+    ahead_seconds: float = 0
+    dropped_header: str = "connection"
     put_bytes: int = 0
     got_bytes: int = 0
 
@@ -127,6 +130,9 @@ class _Handler(BaseHTTPRequestHandler):
         with contextlib.suppress(OSError):
             super().finish()
 
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        return super().date_time_string((timestamp or time.time()) + self.proxy.ahead_seconds)
+
     def log_message(self, *args: object) -> None:
         pass
 
@@ -168,7 +174,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _pass_on(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self.proxy.port, timeout=60)
         try:
-            headers = {name: value for name, value in self.headers.items() if name.lower() != "connection"}
+            headers = {
+                name: value
+                for name, value in self.headers.items()
+                if name.lower() not in ("connection", self.proxy.dropped_header)
+            }
             connection.request(self.command, self.path, body, headers)
             answer = connection.getresponse()
             content = answer.read()
