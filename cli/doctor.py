@@ -15,19 +15,20 @@ if TYPE_CHECKING:
 
 
 @click.command()
+@click.option("--read-only", is_flag=True, help="Try nothing out with a file or an object that is deleted again.")
 @output_option("table", "json")
 @registry_options
 @click.pass_context
-def doctor(ctx: click.Context) -> None:
-    """Check packages, SQLite or Postgres, file systems, permissions, clocks, free space, schema and leftovers.
+def doctor(ctx: click.Context, read_only: bool) -> None:
+    """Check packages, SQLite or Postgres, file systems or bucket, permissions, clocks, room, schema and leftovers.
 
-    It works when the registry cannot be opened, and changes nothing. With each finding that is not ok it says what to
-    do.
+    It works when the registry cannot be opened, and changes nothing: what a file system or a bucket can do is tried
+    with a file or an object that is deleted again. With each finding that is not ok it says what to do.
 
     Exit code 0: there is no fault; 3: there is one.
     """
     session: Session = ctx.obj
-    findings = _examine(session)
+    findings = _examine(session, read_only)
     worst = [one for one in findings if one.state == "fault"]
     if session.output == "json":
         print_json({"ok": not worst, "rows": [asdict(one) for one in findings]})
@@ -37,11 +38,11 @@ def doctor(ctx: click.Context) -> None:
         ctx.exit(3)
 
 
-def _examine(session: Session) -> list[Finding]:
+def _examine(session: Session, read_only: bool) -> list[Finding]:
     from registry.errors import RegistryError
 
     try:
-        return session.open().doctor()
+        return session.open().doctor(read_only=read_only)
     except RegistryError as error:  # no database and no store can be meant by that
         from registry.doctor import Finding, examine_packages
 

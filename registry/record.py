@@ -12,6 +12,7 @@ from sqlalchemy import Connection, and_, bindparam, exists, func, or_, select
 from registry.absent import declare_parents, join_parents
 from registry.architecture import Architecture, Difference
 from registry.audit import append_event
+from registry.model_names import check_new_model
 from registry.query import read_version
 from registry.rows import insert_missing, insert_row, insert_rows
 from registry.sketch import Sketch
@@ -151,6 +152,7 @@ def record_version(connection: Connection, draft: Draft) -> int:
         [{"digest": file.digest, "size_bytes": file.size_bytes, "created_at": now} for file in draft.files],
     )
     if model_id is None:
+        check_new_model(connection, draft.model)
         model_id = insert_row(connection, models, {"name": draft.model, "created_at": now})
     version_id = insert_row(connection, versions, _make_row(draft, model_id, number, now))
     of_version = {"version_id": version_id}

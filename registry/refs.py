@@ -18,6 +18,9 @@ _DIGEST = re.compile(r"sha256:([0-9a-f]{6,64})")
 _HEX64 = re.compile(r"[0-9a-fA-F]{64}")
 _RESERVED_ALIAS = re.compile(r"(v\d*|step\b.*|latest|last)", re.IGNORECASE)
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+# devices on Windows, whatever follows the first dot (`aux.txt`): no folder or file of such a name can be made
+_DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
+_RESERVED_MODELS = ("latest", "last")  # what people write behind the @
 _TAG_KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/-]{0,127}")
 
 RefKind = Literal["newest", "number", "step", "nearest", "last", "alias", "digest"]
@@ -47,6 +50,26 @@ def check_model_name(name: str) -> str:
             f"{_show(name)} cannot name a model.",
             hint="Use one or two segments, `name` or `org/name`, of letters, digits, `.`, `_` and `-`, "
             "starting with a letter, a digit or `_`.",
+            name=name,
+        )
+    return name
+
+
+def check_new_model_name(name: str) -> str:
+    """Return `name` if a new model may have it; what is stricter here than `check_model_name` leaves old ones be."""
+    check_model_name(name)
+    segments = name.split("/")
+    device = next((segment for segment in segments if _DEVICE.fullmatch(segment)), None)
+    if device is not None:
+        raise InvalidName(
+            f"{name!r} cannot name a new model: {device!r} is the name of a device on Windows.",
+            hint="Choose another name, such as one with a word before it: my-" + device,
+            name=name,
+        )
+    if name.lower() in _RESERVED_MODELS or any(_HEX64.fullmatch(segment) for segment in segments):
+        raise InvalidName(
+            f"{name!r} cannot name a new model: it would be taken for a version or a digest.",
+            hint="Choose a name that says what it is; NAME@last and sha256:PREFIX mean something already.",
             name=name,
         )
     return name

@@ -22,6 +22,7 @@ from registry.database import Database
 from registry.errors import InvalidInput
 from registry.fetch import ParityChoice, describe_parity, fetch_version
 from registry.files import open_files
+from registry.model_names import check_new_model
 from registry.ownership import change_with_blobs
 from registry.parents import (
     check_relations,
@@ -73,6 +74,7 @@ def register_version(
     """
     _check_request(request)
     with database.read() as connection:
+        check_new_model(connection, request.name)
         found = {ref: read_parent(connection, database, store, ref, progress) for ref in request.parents}
     parents = dict(found.values())  # two refs may mean one version
     with open_working_folder(store, dry_run=request.dry_run) as folder:

@@ -49,7 +49,11 @@ class Fault:
 
 @dataclass
 class FaultProxy:
-    """Passes requests on to `port`, unless a fault says otherwise; `lines` are the requests that came."""
+    """Passes requests on to `port`, unless a fault says otherwise; `lines` are the requests that came.
+
+    Its clock, in the Date of its replies, is `ahead_seconds` ahead, and it does not pass on `dropped_header`.
+    `put_bytes` and `got_bytes` count what of blobs was sent and fetched with requests that got through to the server.
+    """
 
     port: int
     faults: list[Fault] = field(default_factory=list)
@@ -58,6 +62,10 @@ class FaultProxy:
     on_request: Callable[[str], object] | None = None
     connections: set[socket.socket] = field(default_factory=set)
     signed_digests: list[str] = field(default_factory=list)
+    ahead_seconds: float = 0
+    dropped_header: str = "connection"
+    put_bytes: int = 0
+    got_bytes: int = 0
 
     def __post_init__(self) -> None:
         self._over = threading.Event()
@@ -88,6 +96,11 @@ class FaultProxy:
                     return fault
         return None
 
+    def count_bytes(self, put: bytes, got: bytes) -> None:
+        with self._lock:
+            self.put_bytes += len(put)
+            self.got_bytes += len(got)
+
     def wait(self) -> None:
         self._over.wait(self.hang_seconds)
 
@@ -116,6 +129,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.proxy.connections.discard(self.connection)
         with contextlib.suppress(OSError):
             super().finish()
+
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        return super().date_time_string((timestamp or time.time()) + self.proxy.ahead_seconds)
 
     def log_message(self, *args: object) -> None:
         pass
@@ -158,10 +174,17 @@ class _Handler(BaseHTTPRequestHandler):
     def _pass_on(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self.proxy.port, timeout=60)
         try:
-            headers = {name: value for name, value in self.headers.items() if name.lower() != "connection"}
+            headers = {
+                name: value
+                for name, value in self.headers.items()
+                if name.lower() not in ("connection", self.proxy.dropped_header)
+            }
             connection.request(self.command, self.path, body, headers)
             answer = connection.getresponse()
             content = answer.read()
+            if "/blobs/" in self.path:
+                got = content if self.command == "GET" else b""
+                self.proxy.count_bytes(body if self.command == "PUT" else b"", got)
             return answer.status, dict(answer.getheaders()), content
         finally:
             connection.close()

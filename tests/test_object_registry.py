@@ -26,7 +26,7 @@ from registry.errors import (
     StoreUnavailable,
 )
 from registry.settings import read_settings
-from registry.store import LocalStore, open_store, uploads
+from registry.store import LocalStore, open_store, signed, uploads
 from registry.store.object_url import parse_object_url
 from registry.store.objects import ObjectStore
 from tests.object_server import CREDENTIALS, ObjectServer
@@ -249,11 +249,11 @@ def test_the_signature_of_a_request_for_uploads_is_that_of_the_specification(
 ) -> None:
     """Signature Version 4 of Amazon's documentation, for query strings, by hand: moto takes any signature."""
     asked: list[str] = []
-    monkeypatch.setattr(uploads, "urlopen", lambda request, timeout: asked.append(request.full_url) or 1 / 0)
+    monkeypatch.setattr(signed, "urlopen", lambda request, timeout: asked.append(request.full_url) or 1 / 0)
     store = objects.open(tmp_path)
     for work in (
         lambda: list(uploads.list_uploads(store.bucket)),
-        lambda: uploads._ask(store.bucket, "GET", "/a/b c", {"uploadId": "x/y+z=="}),
+        lambda: signed.ask_service(store.bucket, "GET", "/a/b c", {"uploadId": "x/y+z=="}),
     ):
         with pytest.raises(ZeroDivisionError):
             work()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 import threading
@@ -25,7 +26,7 @@ from registry.store.contents import Claim
 from registry.store.object_url import parse_object_url
 from registry.store.objects import ObjectStore
 from tests.object_server import CREDENTIALS, ObjectServer
-from tests.processes import run_at_once
+from tests.processes import needs_mounts, run_at_once, run_code
 
 _PART = bucket.PART_BYTES
 _BIG = 2 * _PART + 12345
@@ -218,6 +219,68 @@ def test_what_was_used_a_moment_ago_stays_though_the_bound_be_exceeded(objects: 
     assert shown[0] == ("downloading", 0, 5000) and shown[-1] == ("downloading", 5000, 5000)
     folder = store.link_folder((f"file-{n}", digest) for n, (digest, _) in enumerate(blobs))
     assert [(folder / f"file-{n}").read_bytes() for n in range(5)] == [bytes([n]) * 1000 for n in range(5)]
+
+
+FULL = """
+    import pathlib
+    from registry import Registry
+    from registry.errors import StorageFull
+    registry = Registry(values["folder"] + "/registry.db", values["url"])
+    store, folder = registry.store, pathlib.Path(values["folder"])
+    def tell(work):
+        try:
+            work()
+        except StorageFull as error:
+            print(json.dumps([error.message, error.hint]))
+        for left in (store.root / "tmp").iterdir():
+            print("left:", left)
+        print(json.dumps(sorted(path.name for path in store.root.glob("blobs/??/*"))))
+    def put():
+        with store.stage() as staging:
+            store.publish([store.copy_in(folder / "source", staging / "file")])
+    tell(lambda: store.check(values["small"], 1000))
+    tell(lambda: store.check(values["big"], values["n_bytes"]))
+    tell(put)
+    print(store.check(values["small"], 1000).read_bytes() == b"s" * 1000)
+"""
+
+
+@needs_mounts
+def test_a_full_disk_under_the_cache_is_said_to_be_that(objects: ObjectServer, tmp_path: Path) -> None:
+    maker = objects.open(tmp_path / "maker")
+    small, big = _put(maker, b"s" * 1000).digest, _put(maker, os.urandom(_BIG)).digest
+    (tmp_path / "source").write_bytes(os.urandom(_PART))
+    cache = Path(os.environ["LENSREG_STORE_CACHE"])
+    cache.mkdir(exist_ok=True)
+    mounts = f"mount -t tmpfs -o size=4m none {cache}"
+    keys = objects.keys()
+    lines = run_code(FULL, mounts=mounts, folder=tmp_path, url=objects.url(), small=small, big=big, n_bytes=_BIG)
+    assert [json.loads(lines[0]), json.loads(lines[2]), json.loads(lines[4])] == [[small]] * 3, lines
+    assert lines[5] == "True" and objects.keys() == keys
+    for line in (lines[1], lines[3]):
+        message, hint = json.loads(line)
+        assert f"no space left at {cache}" in message and f"the cache of s3://{objects.bucket}/team" in message
+        assert "at most 0.0 GB" in message and "$LENSREG_STORE_CACHE=" in hint and "$LENSREG_STORE_CACHE_BYTES" in hint
+        assert "--store" not in hint and "lensreg gc" not in hint
+
+
+@needs_mounts
+def test_a_cache_that_cannot_be_written_to_is_said_to_be_that(objects: ObjectServer, tmp_path: Path) -> None:
+    digest = _put(objects.open(tmp_path / "maker"), b"weights").digest
+    cache = Path(os.environ["LENSREG_STORE_CACHE"])
+    cache.mkdir(exist_ok=True)
+    code = """
+        from registry import Registry
+        from registry.errors import StoreUnavailable
+        try:
+            Registry(values["folder"] + "/registry.db", values["url"]).store.check(values["digest"], 7)
+        except StoreUnavailable as error:
+            print(json.dumps([error.message, error.hint]))
+    """
+    mounts = f"mount -t tmpfs -o ro none {cache}"
+    (line,) = run_code(code, mounts=mounts, folder=tmp_path, url=objects.url(), digest=digest)
+    message, hint = json.loads(line)
+    assert "The cache of s3://" in message and "Read-only file system" in message and "$LENSREG_STORE_CACHE" in hint
 
 
 # --- faults on the way

@@ -7,19 +7,31 @@ from pathlib import Path
 
 from registry.database import Database
 from registry.doctor import databases, places
+from registry.doctor.buckets import examine_bucket
 from registry.doctor.finding import Finding, report_errors
 from registry.doctor.packages import examine_packages, examine_sqlite_library
 from registry.errors import RegistryError
+from registry.store.bucket import Bucket
 
 
-def examine_registry(database: Database, root: Path) -> list[Finding]:
-    """Check everything; `root` is the store's folder. Nothing is written but a temporary file where one can be."""
+def examine_registry(
+    database: Database, root: Path, bucket: Bucket | None = None, *, read_only: bool = False
+) -> list[Finding]:
+    """Check everything; `root` is the store's folder, or its cache if it is in a bucket.
+
+    Nothing is written but a temporary file, or object, where one can be; with `read_only` not even that.
+    """
     findings = report_errors("packages", examine_packages)
     path = Path(str(database.url.database)) if database.is_sqlite else None
     if path is not None:
         findings.append(examine_sqlite_library())
         examine = partial(
-            places.examine_folder, "database", path.parent, is_database=True, at_own_risk=database.on_network
+            places.examine_folder,
+            "database",
+            path.parent,
+            is_database=True,
+            at_own_risk=database.on_network,
+            read_only=read_only,
         )
         findings += report_errors("database folder", examine)
         findings += report_errors("database permissions", partial(places.examine_database_file, path))
@@ -36,8 +48,12 @@ def examine_registry(database: Database, root: Path) -> list[Finding]:
     if path is not None:
         ballast = Path(f"{path}{places.BALLAST}") if databases.has_schema(schema) else None
         findings += report_errors("database", partial(places.examine_room, "database", path.parent, 0, ballast))
-    findings += report_errors("store", partial(places.examine_folder, "store", root, is_database=False))
-    findings += report_errors("store", partial(places.examine_room, "store", root, largest))
+    if bucket is not None:
+        findings += examine_bucket(bucket, read_only=read_only)
+    what = "store" if bucket is None else "cache"
+    examine = partial(places.examine_folder, what, root, is_database=False, read_only=read_only)
+    findings += report_errors(what, examine)
+    findings += report_errors(what, partial(places.examine_room, what, root, largest))
     findings += report_errors("leftovers", partial(places.examine_leftovers, root))
     return findings
 

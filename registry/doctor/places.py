@@ -22,14 +22,16 @@ _SKEW_SECONDS = 2.0
 _OLD_SECONDS = 86_400
 
 
-def examine_folder(what: str, folder: Path, *, is_database: bool, at_own_risk: bool = False) -> Iterator[Finding]:
-    """Check the folder that the database (`is_database`) or the store is in."""
+def examine_folder(
+    what: str, folder: Path, *, is_database: bool, at_own_risk: bool = False, read_only: bool = False
+) -> Iterator[Finding]:
+    """Check the folder that the database (`is_database`) or the store is in; with `read_only` nothing is tried."""
     yield _examine_mount(what, folder, is_database, at_own_risk)
     if not folder.is_dir():
         yield Finding(f"{what} folder", "note", f"{folder} is not there yet.", "It is made when something is written.")
         return
     yield from _examine_permissions(what, folder)
-    if os.access(folder, os.W_OK | os.X_OK):
+    if not read_only and os.access(folder, os.W_OK | os.X_OK):
         yield from _try_abilities(what, folder, is_database)
 
 
@@ -187,6 +189,10 @@ def examine_room(what: str, folder: Path, needed_bytes: int, ballast: Path | Non
     n_files = os.statvfs(folder).f_favail if hasattr(os, "statvfs") else _LITTLE_FILES
     has_files = n_files >= _LITTLE_FILES or os.statvfs(folder).f_files == 0  # zero where they are not counted
     to_do = "Make room: lensreg gc, lensreg cache prune."
+    if what == "cache":
+        to_do = (
+            "Make room, have it keep less ($LENSREG_STORE_CACHE_BYTES), or keep it elsewhere ($LENSREG_STORE_CACHE)."
+        )
     if free < _LITTLE_BYTES // 10:
         yield Finding(check, "fault", found, to_do)
     elif free < _LITTLE_BYTES or free < needed_bytes:

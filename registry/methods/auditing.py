@@ -24,14 +24,17 @@ if TYPE_CHECKING:
 class Auditing(OpenedRegistry):
     """Methods that show and check the record."""
 
-    def doctor(self) -> list[Finding]:
+    def doctor(self, *, read_only: bool = False) -> list[Finding]:
         """Check whether packages, database and store are fit for a registry; it works when it cannot be opened, too.
 
-        Nothing is changed, and what is wrong is a finding, not an error.
+        Nothing is changed, and what is wrong is a finding, not an error. What a file system or a bucket can do is tried
+        with a file or an object that is deleted again; with `read_only` it is not.
         """
         from registry.doctor.examine import examine_registry
+        from registry.store.objects import ObjectStore
 
-        return examine_registry(self._unprepared, self.store.root)
+        bucket = self.store.bucket if isinstance(self.store, ObjectStore) else None
+        return examine_registry(self._unprepared, self.store.root, bucket, read_only=read_only)
 
     def events(
         self,

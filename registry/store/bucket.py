@@ -11,7 +11,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cached_property
 from threading import Thread
@@ -82,6 +82,21 @@ class Bucket:
                     raise
                 raise describe_error(self.url, error) from error
 
+    def create(self, key: str, content: bytes) -> bool:
+        """Write a small object if there is none of that key, and say whether that was so.
+
+        Nothing but the doctor relies on it: some services take the condition and do not heed it.
+        """
+        import obstore
+        from obstore.exceptions import AlreadyExistsError
+
+        with self.typed_errors():
+            try:
+                _beside(obstore.put, self._store, key, content, mode="create", use_multipart=False)
+            except AlreadyExistsError:
+                return False
+            return True
+
     def read(self, key: str, size_bytes: int) -> Iterator[Any]:
         """Give the bytes of an object of this size, in order. Raises FileNotFoundError if there is none."""
         import obstore
@@ -126,6 +141,10 @@ class Bucket:
 
         with self.typed_errors():
             _beside(obstore.copy, self._store, key, other)
+
+    def within(self, seconds: float) -> Bucket:
+        """Return the same bucket, whose requests are given up after so many seconds at most."""
+        return Bucket(replace(self.url, timeout=min(self.url.timeout, seconds)), allow_http=self._allow_http)
 
     def connect(self, url: str | None = None, **config: Any) -> Any:
         """Return obstore's own store: of this bucket, or of another `url` reached in the same way."""

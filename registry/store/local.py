@@ -254,7 +254,35 @@ class LocalStore(LocalContents):
         try:
             yield
         except OSError as error:
-            raise _type_error(self, error) from error
+            raise self._type_error(error) from error
+
+    def _type_error(self, error: OSError) -> RegistryError:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return self._refuse_full(error.filename)
+        if error.errno == errno.EXDEV:
+            return StoreUnavailable(
+                f"{error.filename or self} is on another file system than the store, so it cannot be linked.",
+                hint="Leave out --link.",
+            )
+        if error.filename and not Path(os.fsdecode(error.filename)).is_relative_to(self.root):
+            return SourceNotFound(
+                f"{error.filename} cannot be read: {error.strerror}.",
+                hint="Check its permissions, and that nothing moves or deletes it meanwhile.",
+                path=str(error.filename),
+            )
+        return self._refuse_unusable(error)
+
+    def _refuse_full(self, where: str | None) -> RegistryError:
+        return StorageFull(
+            f"There is no space left at {where or self}.",
+            hint="Make room (lensreg gc), or point --store at another disk. Nothing was registered.",
+        )
+
+    def _refuse_unusable(self, error: OSError) -> RegistryError:
+        return StoreUnavailable(
+            f"The store {self} cannot be used: {error.strerror or error} ({error.filename or self}).",
+            hint="Check its permissions, or point --store or $LENSREG_STORE at another folder.",
+        )
 
 
 def _copy(source: Path, target: Path, mode: int, ranges: Iterable[Range], advance: Advance | None) -> Digests:
@@ -263,7 +291,7 @@ def _copy(source: Path, target: Path, mode: int, ranges: Iterable[Range], advanc
         if _clone(reader.fileno(), writer.fileno()):
             digests = _digest(target, ranges, advance)
         else:
-            _refuse_full(reader.fileno(), writer)
+            _refuse_too_big(reader.fileno(), writer.fileno(), target)
             with _write_back(writer) as write:
                 digests = digest_stream(reader, ranges, write, advance)
         writer.flush()
@@ -275,12 +303,12 @@ def _digest(path: Path, ranges: Iterable[Range], advance: Advance | None) -> Dig
         return digest_stream(reader, ranges, advance=advance)
 
 
-def _refuse_full(source: int, writer: BinaryIO) -> None:
+def _refuse_too_big(source: int, copy: int, target: Path) -> None:
     """Raise ENOSPC before a disk is filled to the brim with a file that cannot fit: one of holes, say."""
     if hasattr(os, "fstatvfs"):
-        disk = os.fstatvfs(writer.fileno())
+        disk = os.fstatvfs(copy)
         if os.fstat(source).st_size > disk.f_bavail * disk.f_frsize:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), writer.name)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
 
 
 @contextlib.contextmanager
@@ -353,26 +381,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _type_error(store: LocalStore, error: OSError) -> RegistryError:
-    where = error.filename or store
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StorageFull(
-            f"There is no space left at {where}.",
-            hint="Make room (lensreg gc), or point --store at another disk. Nothing was registered.",
-        )
-    if error.errno == errno.EXDEV:
-        return StoreUnavailable(
-            f"{where} is on another file system than the store, so it cannot be linked.", hint="Leave out --link."
-        )
-    if error.filename and not Path(os.fsdecode(error.filename)).is_relative_to(store.root):
-        return SourceNotFound(
-            f"{error.filename} cannot be read: {error.strerror}.",
-            hint="Check its permissions, and that nothing moves or deletes it meanwhile.",
-            path=str(error.filename),
-        )
-    return StoreUnavailable(
-        f"The store {store} cannot be used: {error.strerror or error} ({where}).",
-        hint="Check its permissions, or point --store or $LENSREG_STORE at another folder.",
-    )

@@ -17,7 +17,15 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from registry.errors import ArtifactCorrupt, ArtifactMissing, SourceChanged, StorageError
+from registry.errors import (
+    ArtifactCorrupt,
+    ArtifactMissing,
+    RegistryError,
+    SourceChanged,
+    StorageError,
+    StorageFull,
+    StoreUnavailable,
+)
 from registry.permissions import make_folder
 from registry.progress import Counter, Progress, no_progress
 from registry.store.bucket import Bucket, StoredObject
@@ -51,17 +59,21 @@ class ObjectStore(ObjectContents, LocalStore):
     # --- writing
 
     def publish(self, files: Iterable[StagedFile], progress: Progress = no_progress, *, replace: bool = False) -> None:
-        """Make staged files blobs: each whole in the bucket, then all in the cache.
+        """Make staged files blobs: each whole in the bucket, then in the cache; if one fails those before it are there.
 
         One that the bucket has in its size is not sent again unless it is old, or `replace` says so, which heals it.
         """
         files = list(files)
         counter = Counter(progress, "uploading", sum(file.size_bytes for file in files))
-        with self._typed_errors():
-            for file in files:
-                self._upload(file, counter.advance, replace=replace)
-        super().publish(files)
-        self.room.mark(file.digest for file in files)
+        sent: list[StagedFile] = []
+        try:
+            with self._typed_errors():
+                for file in files:
+                    self._upload(file, counter.advance, replace=replace)
+                    sent.append(file)
+        finally:
+            super().publish(sent)
+            self.room.mark(file.digest for file in sent)
         with self._typed_errors():
             self.room.make()
 
@@ -231,6 +243,23 @@ class ObjectStore(ObjectContents, LocalStore):
             lock.release()
 
     # --- words
+
+    def _refuse_full(self, where: str | None) -> RegistryError:
+        bytes_now, bound = self.room.measure()
+        return StorageFull(
+            f"There is no space left at {where or self.root}: here is the cache of {self.bucket.url.place} "
+            f"({bytes_now / 1e9:,.1f} GB of blobs, at most {bound / 1e9:,.1f} GB).",
+            hint="Make room on that disk, keep the cache on another one ($LENSREG_STORE_CACHE=FOLDER), or let it keep "
+            f"less ($LENSREG_STORE_CACHE_BYTES, such as 20GB). When nothing runs {self.root} may be deleted: the "
+            "bucket has everything.",
+        )
+
+    def _refuse_unusable(self, error: OSError) -> RegistryError:
+        return StoreUnavailable(
+            f"The cache of {self.bucket.url.place} cannot be used: {error.strerror or error} "
+            f"({error.filename or self.root}).",
+            hint="Check its permissions, or keep it in another folder: $LENSREG_STORE_CACHE=FOLDER",
+        )
 
     def _compare(self, digest: str, found: str) -> None:
         if found != digest:

@@ -51,10 +51,7 @@ class CacheRoom:
         """Remove cached blobs until `size_bytes` more fit into the bound, or all the others are in use."""
         copies = sorted(self._list(), key=lambda one: one.used_at)
         taken = sum(one.size_bytes for one in copies)
-        bound = self._max_bytes
-        if bound is None:
-            free = shutil.disk_usage(self._root).free if self._root.exists() else MAX_BYTES * 2
-            bound = min(MAX_BYTES, (free + taken) // 2)
+        bound = self._find_bound(taken)
         for one in copies:
             if taken + size_bytes <= bound or one.used_at > time.time() - self._held_seconds:
                 return
@@ -62,6 +59,17 @@ class CacheRoom:
                 one.path.unlink()
             self._find_mark(one.path.name).unlink(missing_ok=True)
             taken -= one.size_bytes
+
+    def measure(self) -> tuple[int, int]:
+        """Return how many bytes the cached blobs take, and how many they may."""
+        taken = sum(one.size_bytes for one in self._list())
+        return taken, self._find_bound(taken)
+
+    def _find_bound(self, taken: int) -> int:
+        if self._max_bytes is not None:
+            return self._max_bytes
+        free = shutil.disk_usage(self._root).free if self._root.exists() else MAX_BYTES * 2
+        return min(MAX_BYTES, (free + taken) // 2)
 
     def _list(self) -> Iterator[_Copy]:
         for path in self._root.glob("blobs/??/*"):

@@ -24,6 +24,7 @@ def inspect_version(store: LocalStore, record: VersionRecord, progress: Progress
     None if its weights were left on the Hub: fetching them checks them. Raises MalformedExport if the config describes
     another architecture than is recorded, or the files hold other weights.
     """
+    store.bring(list(record.blobs.items()))
     paths = {one.name: store.blob_path(one.digest) for one in record.files}
     config = read_json_object(paths[find_config(record.layout)])
     family, values = _inspect_config(record, config)

@@ -13,9 +13,10 @@ from typing import Any, Literal
 
 from sqlalchemy import Connection, Row, func, select
 
-from registry.errors import InvalidInput, TransferConflict
+from registry.errors import InvalidInput, InvalidName, TransferConflict
+from registry.model_names import find_case_twins
 from registry.query import bind_ids
-from registry.refs import check_model_name
+from registry.refs import check_model_name, check_new_model_name
 from registry.tables import aliases, models, version_files, version_parents, versions
 from registry.transfer.form import RECEIVED, Manifest
 from registry.transfer.outline import Outline
@@ -124,6 +125,9 @@ def make_plan(
         conflicts += _name_taken_steps(one, steps.get((names[one.model], one.step), ()), manifest)
         newest[names[one.model]] += 1
         placed.append(Placed(one, names[one.model], newest[names[one.model]], "received", None, one.is_retired))
+    conflicts += _name_unfit(
+        connection, sorted({one.model for one in placed if one.version_id is None and one.number == 1})
+    )
     wanted = _choose_aliases(connection, placed, conflicts) if with_aliases else ()
     _refuse(conflicts)
     return Plan(tuple(placed), outer, tuple(wanted))
@@ -219,6 +223,22 @@ def _name_taken_steps(one: Outline, holders: Sequence[Any], manifest: Manifest) 
         from_there = isinstance(received, dict) and received.get("registry") == manifest.registry_id
         if row.weights_digest != one.weights_digest and not from_there:
             yield f"{one.entry.ref} is step {one.step}, for which {row.name}@v{row.number} has other weights"
+
+
+def _name_unfit(connection: Connection, names: Sequence[str]) -> Iterator[str]:
+    """Say which new models cannot be called so here, though they may be where they come from."""
+    twins = find_case_twins(connection, names)
+    seen: dict[str, str] = {}
+    for name in names:
+        try:
+            check_new_model_name(name)
+        except InvalidName as error:
+            yield error.message.rstrip(".")
+        twin = twins.get(name) or seen.get(name.lower())
+        if twin is not None:
+            where = "is here" if name in twins else "comes with it"
+            yield f"{name} differs from {twin}, which {where}, only in upper and lower case"
+        seen[name.lower()] = name
 
 
 def _find_newest(connection: Connection, names: Iterable[str]) -> dict[str, int]:

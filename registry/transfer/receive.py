@@ -18,7 +18,14 @@ from sqlalchemy import Connection
 from registry.aliases import set_alias
 from registry.database import Database
 from registry.digests import digest_stream
-from registry.errors import InvalidInput, PlanOutdated, StorageError, StoreUnavailable
+from registry.errors import (
+    ArtifactCorrupt,
+    ArtifactMissing,
+    InvalidInput,
+    PlanOutdated,
+    StorageError,
+    StoreUnavailable,
+)
 from registry.fetch import ParityChoice
 from registry.ownership import change_with_blobs
 from registry.progress import Counter, Progress, no_progress
@@ -102,7 +109,7 @@ def receive(
     names = name_models(manifest, outlines, terms.name)
     with database.read() as connection:
         plan = make_plan(connection, manifest, outlines, names, terms.aliases)
-    wanted = _find_wanted(store, plan)
+    wanted = _find_wanted(store, plan, read=not (terms.dry_run and store.is_remote))
     transfer = _describe(manifest, plan, wanted, dry_run=terms.dry_run)
     if terms.dry_run:
         return transfer
@@ -123,24 +130,28 @@ def _check_expected(manifest: Manifest, expect: str | None) -> None:
         )
 
 
-def _find_wanted(store: LocalStore, plan: Plan) -> dict[str, int]:
+def _find_wanted(store: LocalStore, plan: Plan, *, read: bool) -> dict[str, int]:
     """Return the blobs that are not in the store: of new versions those that are not whole, of others those missing."""
     whole: dict[str, bool] = {}
     sizes: dict[str, int] = {}
     for one in plan.placed:
         for digest, size in one.outline.blobs.items():
             sizes[digest] = size
-            whole[digest] = whole.get(digest, False) or one.outcome == "received"
+            whole[digest] = whole.get(digest, False) or (read and one.outcome == "received")
     return {digest: size for digest, size in sizes.items() if not _is_here(store, digest, size, read=whole[digest])}
 
 
 def _is_here(store: LocalStore, digest: str, size: int, *, read: bool) -> bool:
     try:
         if store.is_remote:  # what is cached here says nothing of what is kept there
-            store.verify(digest, size, read=read)
-        else:
+            store.verify(digest, size)
+        if read or not store.is_remote:  # from a bucket it comes into the cache, where it will be inspected
             store.check(digest, size, read=read, verify="changed")
+    except (ArtifactMissing, ArtifactCorrupt):
+        return False
     except StorageError:
+        if store.is_remote:  # a bucket that cannot be asked cannot be given anything, either
+            raise
         return False
     return True
 
@@ -148,14 +159,15 @@ def _is_here(store: LocalStore, digest: str, size: int, *, read: bool) -> bool:
 def _take_in(store: LocalStore, shipment: Shipment, wanted: Mapping[str, int], progress: Progress) -> None:
     """Take blobs in and publish them some at a time; if something fails those that are whole stay, for the next try."""
     counter = Counter(progress, "receiving", sum(wanted.values()))
+    at_once = 1 if store.is_remote else PUBLISHED_AT_ONCE  # a bucket gains nothing by several
     with store.stage() as folder:
         staged: list[StagedFile] = []
         try:
             for parcel in shipment.send_blobs(wanted):
                 staged.append(_stage(store, shipment, parcel, folder, counter.advance))
-                if len(staged) >= PUBLISHED_AT_ONCE or sum(one.size_bytes for one in staged) >= PUBLISHED_BYTES:
-                    store.publish(staged, replace=True)
-                    staged = []
+                if len(staged) >= at_once or sum(one.size_bytes for one in staged) >= PUBLISHED_BYTES:
+                    ready, staged = staged, []  # what a store refuses is not given to it again
+                    store.publish(ready, replace=True)
         finally:
             store.publish(staged, replace=True)
 

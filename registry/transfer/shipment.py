@@ -73,7 +73,8 @@ class RegistryShipment:
         """Give the blobs that are wanted, by digest."""
         for digest in sorted(wanted):
             size = self.manifest.blobs[digest]
-            yield Parcel(digest, size, self._store.check(digest, size, read=False))
+            # whoever receives digests what it copies; a bucket's cached copy that is not whole is fetched again first
+            yield Parcel(digest, size, self._store.check(digest, size, read=self._store.is_remote, verify="changed"))
 
     def refuse_blob(self, digest: str) -> RegistryError:
         """Make the error for a blob that was altered in the sender's store."""
