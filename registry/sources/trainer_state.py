@@ -52,12 +52,14 @@ class TrainerState:
 
         An evaluation counts only at this very step; that of an earlier one is of other weights.
         """
-        facts: dict[str, float] = {} if self.epoch is None else {"epoch": self.epoch}
+        facts: dict[str, float] = {}
         for entry in self.log:
             if self.step is None or entry.step > self.step:
                 continue
             is_here = entry.step == self.step
             facts |= {name: value for name, value in entry.values.items() if is_here or not _is_evaluation(name)}
+        if self.epoch is not None:
+            facts["epoch"] = self.epoch
         kept = sorted(facts)[:_MAX_FACTS]
         return {"training": {name: _write_out(facts[name]) for name in kept}} if kept else {}
 
