@@ -48,10 +48,11 @@ def trace(
     picture: str | None,
     report: str | None,
 ) -> None:
-    """Follow the steps of a run: NAME is a model, or the REF of the last step, from which it is walked back.
+    """Follow a run step by step: loss, metrics, drift, and which layers moved when.
 
-    From what is recorded: what Trainer logged, how many tensors changed since the step before and since the base, and
-    metrics that were measured. --weights and --drift read every step's weights. --picture and --report need matplotlib.
+    NAME is a model, or the REF of a run's last step, from which it is walked back. What Trainer logged, how many
+    tensors changed since the step before and since the base, and metrics that were measured come from records;
+    --weights and --drift read the weights of every step. --picture and --report need matplotlib.
     """
     from cli.compare import read_prompts
     from cli.progress import show_progress
