@@ -31,6 +31,7 @@ COMMANDS = {
     "join": "cli.lineage:join",
     "weigh": "cli.weigh:weigh",
     "diff": "cli.diff:diff",
+    "trace": "cli.trace:trace",
     "validate": "cli.validate:validate",
     "gate": "cli.gate:gate",
     "leaderboard": "cli.gate:leaderboard",

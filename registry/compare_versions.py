@@ -39,7 +39,13 @@ class Comparison:
 
 
 def compare_weights(
-    derived: DerivedFiles, a: Version, b: Version, *, ranks: bool = True, progress: Progress = no_progress
+    derived: DerivedFiles,
+    a: Version,
+    b: Version,
+    *,
+    ranks: bool = True,
+    heads: bool = True,
+    progress: Progress = no_progress,
 ) -> WeightComparison:
     """Compare the weights of two versions, on TransformerLens's layout and unprocessed where that can be had.
 
@@ -61,7 +67,14 @@ def compare_weights(
         options, processing = match_options((a, b), LoadOptions(RAW, kind, "cpu"))
         old, new = (list_weights(load_network(derived, version, options, progress)) for version in (a, b))
     return compare_tensors(
-        old, new, refs=(a.ref, b.ref), dtypes=dtypes, processing=processing, ranks=ranks, progress=progress
+        old,
+        new,
+        refs=(a.ref, b.ref),
+        dtypes=dtypes,
+        processing=processing,
+        ranks=ranks,
+        heads=heads,
+        progress=progress,
     )
 
 

@@ -33,6 +33,7 @@ from registry.registration import Registration, Request
 from registry.resolve import resolve_ref
 from registry.sources.adapter_files import is_adapter
 from registry.sources.json_file import read_json_object
+from registry.sources.trainer_state import TRAINER_STATE
 from registry.store import LocalStore
 from registry.versions import Version, VersionSummary
 from registry.weights import digest_file
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     from registry.methods.opened import OpenedRegistry
     from registry.verify_ahead import VerifiedAhead
 
-TRAINER_STATE = "trainer_state.json"
 # what Hugging Face's Trainer names its checkpoints
 _CHECKPOINT = re.compile(r"checkpoint-(\d{1,15})")
 

@@ -131,6 +131,18 @@ class Version:
         return {m.metric: m for m in self.validations if m.suite == "parity" and m.metric in PARITY_METRICS}
 
     @property
+    def training(self) -> dict[str, float]:
+        """What Trainer had logged when it saved this: epoch, loss, eval_loss, learning_rate …; empty if it is unknown.
+
+        `loss` is the mean between its two last logs; what begins with `eval_` was measured at this very step.
+        """
+        facts = self.provenance.get("training")
+        if not isinstance(facts, Mapping):  # of an import, say
+            return {}
+        numbers = {name: _read_number(value) for name, value in facts.items()}
+        return {name: number for name, number in numbers.items() if number is not None}
+
+    @property
     def is_verified(self) -> bool:
         """Whether parity was measured and within its bound."""
         return bool(self.parity) and all(m.passed for m in self.parity.values())
@@ -150,6 +162,12 @@ class Version:
         }
         cells = "".join(f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in rows.items())
         return f"<table><caption>{escape(self.ref)}</caption>{cells}</table>"
+
+
+def _read_number(value: Any) -> float | None:
+    """Read a number from JSON, in which NaN and infinities are text."""
+    is_number = type(value) in (int, float) or value in ("nan", "inf", "-inf")
+    return float(value) if is_number else None
 
 
 @dataclass(frozen=True)

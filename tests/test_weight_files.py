@@ -283,7 +283,8 @@ def test_a_checkpoint_of_trainer_is_read_with_its_step(
     done = registry.register("run", named)
     assert done.version is not None and done.version.step == 1500
     assert registry.load("run@step-1500")
-    assert {file.role for file in done.version.files} <= {"weights", "config", "tokenizer", "generation"}
+    assert {file.role for file in done.version.files} <= {"weights", "config", "tokenizer", "generation", "original"}
+    assert [file.name for file in done.version.with_role("original")] == ["trainer_state.json"]
     assert done.weights_digest == registry.register("plain", make_checkpoint("gpt2")).weights_digest
     # what the caller says counts more
     assert registry.register("other", named, step=3).version.step == 3  # type: ignore[union-attr]

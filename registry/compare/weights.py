@@ -109,10 +109,14 @@ def compare_tensors(
     dtypes: Sequence[str] = ("float32",),
     processing: Sequence[str] = (),
     ranks: bool = True,
+    heads: bool = True,
     notes: Sequence[str] = (),
     progress: Progress = no_progress,
 ) -> WeightComparison:
-    """Compare tensors by their names. `dtypes` are those that the weights were kept in; ranks below are rounding."""
+    """Compare tensors by their names. `dtypes` are those that the weights were kept in; ranks below are rounding.
+
+    Without `heads` no heads are compared, nor looked for in another order.
+    """
     roundoff = max(UNIT_ROUNDOFF.get(one, UNIT_ROUNDOFF["float32"]) for one in dtypes)
     shared = sorted(a.keys() & b.keys(), key=lambda name: (_place(find_layer(name), find_component(name)), name))
     misshapen = {
@@ -121,16 +125,17 @@ def compare_tensors(
     compared = [name for name in shared if name not in misshapen]
     counter = Counter(progress, "comparing weights", sum(a[name].nbytes for name in compared))
     changes: list[WeightChange] = []
-    heads: list[HeadChange] = []
+    by_head: list[HeadChange] = []
     for name in compared:
         changes.append(_describe(name, a[name], measure_change(name, a[name], b[name], roundoff=roundoff, ranks=ranks)))
-        heads += _compare_heads(name, a[name], b[name])
+        if heads:
+            by_head += _compare_heads(name, a[name], b[name])
         counter.advance(a[name].nbytes)
     return WeightComparison(
         *refs,
         tensors=Results(changes, WeightChange),
-        heads=Results(heads, HeadChange),
-        permuted=find_permuted_heads({name: (a[name], b[name]) for name in compared}),
+        heads=Results(by_head, HeadChange),
+        permuted=find_permuted_heads({name: (a[name], b[name]) for name in compared}) if heads else (),
         only_a=tuple(sorted(a.keys() - b.keys())),
         only_b=tuple(sorted(b.keys() - a.keys())),
         misshapen=misshapen,

@@ -1,14 +1,13 @@
-"""Write a comparison as one HTML page that needs nothing else, readable in the light and in the dark."""
+"""Write a comparison as one HTML page."""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from registry.errors import StorageError
 from registry.plain_text import escape
+from registry.report.frame import save_whole, write_figure, write_page, write_table
 from registry.report.pictures import (
     draw_attributions,
     draw_layers,
@@ -16,65 +15,37 @@ from registry.report.pictures import (
     draw_pattern_heads,
     draw_positions,
     draw_weight_heads,
-    write_svg,
 )
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from registry.compare.results import BehaviourComparison
     from registry.compare.weights import WeightComparison
     from registry.compare_versions import Comparison
 
 N_LISTED = 25
-_STYLE = """
-:root { color-scheme: light dark; --text: #1c1e21; --back: #fff; --soft: #667; --rule: #d8dbe0; }
-@media (prefers-color-scheme: dark) { :root { --text: #e6e7ea; --back: #16181c; --soft: #9aa0aa; --rule: #34383f; } }
-body { color: var(--text); background: var(--back); font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto;
-  max-width: 62rem; padding: 0 1.5rem; }
-h1 { font-size: 1.5rem; overflow-wrap: anywhere; } h2 { font-size: 1.15rem; margin-top: 2.5rem; }
-h3 { font-size: 1rem; margin: 1.5rem 0 .5rem; } p, figcaption { color: var(--soft); }
-figure { margin: 1.25rem 0; overflow-x: auto; } figure svg { max-width: 100%; height: auto; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: .3rem 1.25rem .3rem 0; border-bottom: 1px solid var(--rule); vertical-align: top; }
-th { color: var(--soft); font-weight: 600; } td.number { text-align: right; }
-td.name { font-family: ui-monospace, monospace; font-size: .9em; overflow-wrap: anywhere; }
-"""
 
 
 def write_report(found: Comparison) -> str:
     """Write the page. Raises PackageMissing without matplotlib."""
-    title = f"{escape(found.a)} → {escape(found.b)}"
+    title = f"{found.a} → {found.b}"
     parts = [_write_records(found)]
     if found.weights is not None:
         parts.append(_write_weights(found.weights))
     if found.behaviour is not None:
         parts.append(_write_behaviour(found.behaviour))
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n"
-        f"{''.join(parts)}\n</body>\n</html>\n"
-    )
+    return write_page(title, parts)
 
 
 def save_report(found: Comparison, path: str | Path) -> None:
     """Write the page to a file, which appears when it is whole. Raises StorageError if it cannot be written."""
-    target = Path(path)
-    try:
-        with tempfile.NamedTemporaryFile("w", dir=target.parent, delete=False, encoding="utf-8") as file:
-            file.write(write_report(found))
-        Path(file.name).replace(target)
-    except OSError as error:
-        raise StorageError(f"{target} cannot be written: {error.strerror}.", hint="Name another file.") from error
+    save_whole(write_report(found), path)
 
 
 def _write_records(found: Comparison) -> str:
     records = found.records
     rows = [(name, _show(one), _show(other)) for name, (one, other) in records.facts.items()]
     rows += [(one.field, _show(one.parent), _show(one.checkpoint)) for one in records.architecture]
-    table = _table(("", records.a, records.b), rows) if rows else "<p>The records do not differ.</p>"
+    table = write_table(("", records.a, records.b), rows) if rows else "<p>The records do not differ.</p>"
     tensors = f"<p>Tensors, by their digests: {escape(str(records.tensors))}.</p>" if records.tensors else ""
     return f"<h2>What is recorded</h2>\n{table}{tensors}"
 
@@ -95,8 +66,10 @@ def _write_weights(found: WeightComparison) -> str:
         if names:
             what = f"Only in {escape(whose)}" if whose else "Of other shapes, and not compared"
             said.append(f"<p>{what}: {escape(', '.join(names[:N_LISTED]))}{_more(names)}.</p>")
-    figures = _figure(draw_parts(found), "How far each component moved, as a share of its norm.")
-    figures += _figure(draw_weight_heads(found), "How far each head's queries (W_Q) moved, as a share of their norm.")
+    figures = write_figure(draw_parts(found), "How far each component moved, as a share of its norm.")
+    figures += write_figure(
+        draw_weight_heads(found), "How far each head's queries (W_Q) moved, as a share of their norm."
+    )
     rows = [
         (
             one.name,
@@ -110,7 +83,7 @@ def _write_weights(found: WeightComparison) -> str:
         for one in changed[:N_LISTED]
     ]
     names = ("tensor", "shape", "moved by", "cosine", "largest change", "rank", "effective rank")
-    table = f"<h3>What moved most</h3>\n{_table(names, rows)}" if rows else ""
+    table = f"<h3>What moved most</h3>\n{write_table(names, rows)}" if rows else ""
     return f"<h2>Weights</h2>\n{''.join(said)}{figures if rows else ''}{table}"
 
 
@@ -127,37 +100,22 @@ def _write_behaviour(found: BehaviourComparison) -> str:
     notes = "".join(f"<p>{escape(note)}</p>" for note in found.notes)
     heads = sorted((one for one in found.heads if one.pattern_jsd > 0), key=lambda one: -one.pattern_jsd)
     head_rows = [(f"{one.layer}.{one.head}", f"{one.pattern_jsd:.4g}") for one in heads[:10]]
-    table = f"<h3>Heads that look elsewhere</h3>\n{_table(('head', 'JSD (nats)'), head_rows)}" if head_rows else ""
+    table = f"<h3>Heads that look elsewhere</h3>\n{write_table(('head', 'JSD (nats)'), head_rows)}" if head_rows else ""
     return (
         f"<h2>Behaviour</h2>\n<p>On the same tokens, in {escape(found.dtype)}{after}.</p>"
-        + _table(("", ""), rows)
+        + write_table(("", ""), rows)
         + notes
-        + _figure(draw_layers(found), "The residual stream, averaged over tokens.")
-        + _figure(draw_pattern_heads(found), "How far each head's attention pattern diverges: Jensen–Shannon, in nats.")
-        + _figure(
+        + write_figure(draw_layers(found), "The residual stream, averaged over tokens.")
+        + write_figure(
+            draw_pattern_heads(found), "How far each head's attention pattern diverges: Jensen–Shannon, in nats."
+        )
+        + write_figure(
             draw_attributions(found),
             "Direct logit attribution: how much more each component adds in the second.",
         )
-        + (_figure(draw_positions(found), "By position.") if len(found.positions) > 1 else "")
+        + (write_figure(draw_positions(found), "By position.") if len(found.positions) > 1 else "")
         + table
     )
-
-
-def _figure(drawn: Figure | None, caption: str) -> str:
-    if drawn is None:
-        return ""
-    return f"<figure>{write_svg(drawn)}<figcaption>{escape(caption)}</figcaption></figure>\n"
-
-
-def _table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(name)}</th>" for name in names) if any(names) else ""
-    body = "".join(f"<tr>{''.join(_cell(index, cell) for index, cell in enumerate(row))}</tr>" for row in rows)
-    return f'<div class="wide"><table>{f"<tr>{head}</tr>" if head else ""}{body}</table></div>\n'
-
-
-def _cell(index: int, cell: str) -> str:
-    opening = "<td>" if index else '<td class="name">'
-    return f"{opening}{escape(cell)}</td>"
 
 
 def _more(names: Sequence[str]) -> str:

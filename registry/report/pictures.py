@@ -11,14 +11,14 @@ from registry.errors import PackageMissing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
     from registry.compare.results import BehaviourComparison
     from registry.compare.weights import WeightComparison
 
 # what is drawn in it becomes `currentColor` in the SVG; no figure would have that colour by itself
-_INK, _CURRENT = "#010203", "currentColor"
-_BLUE, _ORANGE = "#3b82f6", "#ea7317"
+INK, CURRENT = "#010203", "currentColor"
+BLUE, ORANGE = "#3b82f6", "#ea7317"
 _MAP = "viridis"
 _CELL = 0.28  # inches
 
@@ -53,20 +53,20 @@ def draw_layers(found: BehaviourComparison) -> Figure:
         numbers = [one.layer for one in found.layers]
         top, middle, bottom = figure.subplots(3, 1, sharex=True)
         if all(one.cosine is not None for one in found.layers):
-            top.plot(numbers, [one.cosine for one in found.layers], "o-", color=_BLUE, markersize=3)
+            top.plot(numbers, [one.cosine for one in found.layers], "o-", color=BLUE, markersize=3)
         top.set_ylabel("cosine")
-        middle.plot(numbers, [one.norm_a for one in found.layers], "o-", color=_BLUE, markersize=3, label=found.a)
-        middle.plot(numbers, [one.norm_b for one in found.layers], "s--", color=_ORANGE, markersize=3, label=found.b)
+        middle.plot(numbers, [one.norm_a for one in found.layers], "o-", color=BLUE, markersize=3, label=found.a)
+        middle.plot(numbers, [one.norm_b for one in found.layers], "s--", color=ORANGE, markersize=3, label=found.b)
         middle.set_ylabel("norm")
         middle.legend(frameon=False, fontsize=8)
-        bottom.plot(numbers, [one.logit_lens_kl for one in found.layers], "o-", color=_BLUE, markersize=3)
+        bottom.plot(numbers, [one.logit_lens_kl for one in found.layers], "o-", color=BLUE, markersize=3)
         bottom.set_ylabel("logit-lens KL (nats)")
         bottom.set_xlabel("layers that have run")
-        _count_in_whole_numbers(bottom)
+        count_in_whole_numbers(bottom)
         for axes in (top, middle, bottom):
             axes.spines[["top", "right"]].set_visible(False)
 
-    return _make_figure((6.6, 5.4), draw)
+    return make_figure((6.6, 5.4), draw)
 
 
 def draw_attributions(found: BehaviourComparison) -> Figure | None:
@@ -76,21 +76,21 @@ def draw_attributions(found: BehaviourComparison) -> Figure | None:
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        for component, colour, offset in (("attention", _BLUE, -0.2), ("MLP", _ORANGE, 0.2)):
+        for component, colour, offset in (("attention", BLUE, -0.2), ("MLP", ORANGE, 0.2)):
             mine = [
                 (one.layer + offset, one.difference)
                 for one in found.attributions
                 if one.component == component and one.layer is not None
             ]
             axes.bar([x for x, _ in mine], [more for _, more in mine], 0.4, color=colour, label=component)
-        axes.axhline(0, color=_INK, linewidth=0.6)
+        axes.axhline(0, color=INK, linewidth=0.6)
         axes.set_xlabel("layer")
-        _count_in_whole_numbers(axes)
+        count_in_whole_numbers(axes)
         axes.set_ylabel("more to the logit of the next token")
         axes.legend(frameon=False, fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
 
-    return _make_figure((6.6, 2.8), draw)
+    return make_figure((6.6, 2.8), draw)
 
 
 def draw_positions(found: BehaviourComparison) -> Figure:
@@ -98,13 +98,13 @@ def draw_positions(found: BehaviourComparison) -> Figure:
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        axes.plot([one.position for one in found.positions], [one.kl for one in found.positions], "-", color=_BLUE)
+        axes.plot([one.position for one in found.positions], [one.kl for one in found.positions], "-", color=BLUE)
         axes.set_xlabel("position")
-        _count_in_whole_numbers(axes)
+        count_in_whole_numbers(axes)
         axes.set_ylabel("KL of the next token (nats)")
         axes.spines[["top", "right"]].set_visible(False)
 
-    return _make_figure((6.6, 2.4), draw)
+    return make_figure((6.6, 2.4), draw)
 
 
 def write_svg(figure: Figure) -> str:
@@ -116,7 +116,7 @@ def write_svg(figure: Figure) -> str:
     with matplotlib.rc_context(settings):
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = text.getvalue()
-    return svg[svg.index("<svg") :].replace(_INK, _CURRENT)
+    return svg[svg.index("<svg") :].replace(INK, CURRENT)
 
 
 def write_png(figure: Figure) -> bytes:
@@ -142,39 +142,52 @@ def _draw_map(
     x_label: str,
     y_label: str,
 ) -> Figure:
-    """Draw a heat map from 0 up; what is None stays empty."""
+    """Draw a heat map of square cells."""
 
     def draw(figure: Figure) -> None:
-        axes = figure.subplots()
-        numbers = [[float("nan") if value is None else value for value in row] for row in rows]
-        highest = max((value for row in rows for value in row if value is not None), default=0.0)
-        # cells, not an image: the page forbids itself to load any
-        image = axes.pcolormesh(numbers, cmap=_MAP, vmin=0.0, vmax=highest or 1.0, edgecolors="face", linewidth=0.1)
+        axes = paint_map(figure, rows, row_names, column_names)
         axes.set_aspect("equal")
-        axes.invert_yaxis()
-        axes.set_yticks([index + 0.5 for index in range(len(row_names))], [str(name) for name in row_names])
-        shown = range(0, len(column_names), max(1, len(column_names) // 16))
-        axes.set_xticks([index + 0.5 for index in shown], [str(column_names[index]) for index in shown])
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
-        bar = figure.colorbar(image, ax=axes, shrink=0.9, pad=0.02)
-        bar.outline.set_visible(False)
-        if bar.solids is not None:
-            bar.solids.set_rasterized(False)
-            bar.solids.set_edgecolor("face")
-        axes.spines[:].set_visible(False)
 
     width = max(3.6, _CELL * len(column_names) + 2.2)
-    return _make_figure((min(width, 14.0), max(1.5, _CELL * len(row_names) + 1.1)), draw)
+    return make_figure((min(width, 14.0), max(1.5, _CELL * len(row_names) + 1.1)), draw)
 
 
-def _count_in_whole_numbers(axes: Axes) -> None:
+def paint_map(
+    figure: Figure | SubFigure,
+    rows: Sequence[Sequence[float | None]],
+    row_names: Sequence[Any],
+    column_names: Sequence[Any],
+) -> Axes:
+    """Paint a heat map from 0 up, the first row at the top; what is None stays empty."""
+    axes = figure.subplots()
+    numbers = [[float("nan") if value is None else value for value in row] for row in rows]
+    highest = max((value for row in rows for value in row if value is not None), default=0.0)
+    # cells, not an image: the page forbids itself to load any
+    image = axes.pcolormesh(numbers, cmap=_MAP, vmin=0.0, vmax=highest or 1.0, edgecolors="face", linewidth=0.1)
+    axes.invert_yaxis()
+    axes.set_yticks([index + 0.5 for index in range(len(row_names))], [str(name) for name in row_names])
+    shown = range(0, len(column_names), max(1, len(column_names) // 16))
+    axes.set_xticks([index + 0.5 for index in shown], [str(column_names[index]) for index in shown])
+    bar = figure.colorbar(image, ax=axes, shrink=0.9, pad=0.02)
+    bar.outline.set_visible(False)
+    if bar.solids is not None:
+        bar.solids.set_rasterized(False)
+        bar.solids.set_edgecolor("face")
+    axes.spines[:].set_visible(False)
+    return axes
+
+
+def count_in_whole_numbers(axes: Axes) -> None:
+    """Put marks of the x axis at whole numbers only."""
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _make_figure(size: tuple[float, float], draw: Callable[[Figure], None]) -> Figure:
+def make_figure(size: tuple[float, float], draw: Callable[[Figure], None]) -> Figure:
+    """Make a figure of so many inches in the house's style. Raises PackageMissing without matplotlib."""
     try:
         import matplotlib
         from matplotlib.figure import Figure
@@ -184,12 +197,12 @@ def _make_figure(size: tuple[float, float], draw: Callable[[Figure], None]) -> F
         ) from None
     settings: Any = {
         "font.size": 9,
-        "text.color": _INK,
-        "axes.labelcolor": _INK,
-        "axes.edgecolor": _INK,
-        "xtick.color": _INK,
-        "ytick.color": _INK,
-        "legend.labelcolor": _INK,
+        "text.color": INK,
+        "axes.labelcolor": INK,
+        "axes.edgecolor": INK,
+        "xtick.color": INK,
+        "ytick.color": INK,
+        "legend.labelcolor": INK,
     }
     with matplotlib.rc_context(settings):
         figure = Figure(figsize=size, layout="constrained")

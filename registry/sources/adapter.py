@@ -24,6 +24,7 @@ from registry.sources.adapter_files import read_adapter_weights
 from registry.sources.huggingface import CONFIG, TOKENIZER_FILES, has_vocabulary, read_folder
 from registry.sources.json_file import read_json_object
 from registry.sources.source import Finding, ParentVersion, Source, SourceFile, SourceOptions
+from registry.sources.trainer_state import read_trainer_state
 from registry.versions import Version
 
 _KEPT_AS = "original_{}"
@@ -72,18 +73,21 @@ def read_adapter(
     source = read_folder(merged, location, scratch)
     originals = (SourceFile(ADAPTER_CONFIG, folder / ADAPTER_CONFIG, "original"), *weights.files)
     kept = (replace(file, name=_KEPT_AS.format(file.name)) for file in originals)
+    training = read_trainer_state([folder])
     return Source(
         "peft",
         location,
         source.config,
-        (*source.files, *kept),
+        (*source.files, *kept, *training.files),
         source.tensors,
-        (*weights.findings, *merge.findings, *finding, *source.findings),
+        (*weights.findings, *merge.findings, *finding, *training.findings, *source.findings),
+        step=training.step,
         relation="adapter-merged",
         provenance={
             "adapter": {name: config.get(name) for name in ("peft_type", "base_model_name_or_path", "revision")},
             "merge": merge.as_dict(),
             **weights.provenance,
+            **training.provenance,
         },
     )
 

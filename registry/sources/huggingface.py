@@ -5,20 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
-from registry.errors import MalformedArtifact, SourceNotFound, UnsupportedSource
+from registry.errors import SourceNotFound, UnsupportedSource
 from registry.sources.code import find_code
 from registry.sources.distributed import find_distributed, read_distributed, refuse_partitioned
 from registry.sources.json_file import read_json_object
 from registry.sources.quantised import refuse_packed_tensors, refuse_quantised_config
 from registry.sources.source import Finding, Source, SourceFile, SourceOptions
+from registry.sources.trainer_state import read_trainer_state
 from registry.sources.weight_files import has_weights, read_weights
 from registry.tokenizer_files import check_tokenizer_files
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
-TRAINER_STATE = "trainer_state.json"
 # how peft names what it puts into a network
 _ADAPTER_LAYER = re.compile(r"\b(lora_\w+|ia3_l|base_layer|modules_to_save|token_adapter)\b")
 TOKENIZER_FILES = (
@@ -68,8 +67,9 @@ def read_folder(
     if (homes[-1] / GENERATION).is_file():
         read_json_object(homes[-1] / GENERATION, constants=True)
         files.append(SourceFile(GENERATION, homes[-1] / GENERATION, "generation"))
-    step, unknown = _read_step(homes)
-    findings += [*unknown, *find_code(folder, config, tokenizer)]
+    training = read_trainer_state(homes)
+    files += training.files
+    findings += [*training.findings, *find_code(folder, config, tokenizer)]
     return Source(
         "distributed" if pieces else "huggingface",
         location,
@@ -77,8 +77,8 @@ def read_folder(
         tuple(files),
         weights.tensors,
         tuple(findings),
-        step=step,
-        provenance=weights.provenance,
+        step=training.step,
+        provenance={**weights.provenance, **training.provenance},
     )
 
 
@@ -115,18 +115,6 @@ def _find_tokenizer(homes: Sequence[Path]) -> list[Path]:
             check_tokenizer_files(home / name for name in names)
             return [home / name for name in names]
     return []
-
-
-def _read_step(homes: Sequence[Path]) -> tuple[int | None, list[Finding]]:
-    """Read the step from what Hugging Face's Trainer wrote, and never from the folder's name."""
-    for home in homes:
-        if (home / TRAINER_STATE).is_file():
-            try:
-                step: Any = read_json_object(home / TRAINER_STATE, constants=True).get("global_step")
-            except MalformedArtifact as error:
-                return None, [Finding("step-unknown", f"{error.message} So the step is not known.")]
-            return (step if type(step) is int and 0 <= step < 10**15 else None), []
-    return None, []
 
 
 def refuse_adapter_layers(names: Iterable[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, ClassVar
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from registry.compare.behaviour import compare_logits
-from registry.progress import Counter
+from registry.errors import VocabularyMismatch
+from registry.progress import Counter, Progress, no_progress
 from registry.validation.batches import run_batches
 from registry.validation.data import Data
 from registry.validation.metric import Measured, Metric
@@ -49,30 +50,53 @@ class Drift:
         """Measure `kl` and `top1_agreement`."""
         pair = subject.load_pair(self.parent)
         data = Data(self.data)
-        n_shared = min(pair.child.cfg.d_vocab, pair.parent.cfg.d_vocab)
         windows = cut_windows(pair.child, data.read_texts(self.column), length=self.length, max_tokens=self.max_tokens)
-        counter = Counter(subject.progress, "measuring the drift", self.max_tokens or 0)
-        kls: list[float] = []
-        n_agreed, n_tokens = 0.0, 0
-        for _, group in groupby(by_length(windows), key=lambda window: len(window.tokens)):
-            for batch, (kl, agreed) in run_batches(group, lambda part: _compare(pair, part, n_shared), self.batch_size):
-                kls += kl.flatten().tolist()
-                n_agreed += float(agreed.sum())
-                n_tokens += agreed.numel()
-                counter.advance(sum(len(window.tokens) for window in batch))
-        mean = math.fsum(kls) / n_tokens
-        agreement = n_agreed / n_tokens
+        found = measure_drift(pair, windows, self.batch_size, subject.progress, self.max_tokens or 0)
         against = {"parent": pair.parent_ref, "processing": list(pair.processing)}
         return Measured(
             [
-                Metric("kl", mean, "nats", "lower", n_tokens, details={**against, "largest": max(kls)}),
-                Metric("top1_agreement", agreement, "share", "higher", n_tokens, details=against),
+                Metric("kl", found.kl, "nats", "lower", found.n_tokens, details={**against, "largest": found.largest}),
+                Metric("top1_agreement", found.top1_agreement, "share", "higher", found.n_tokens, details=against),
             ],
             data.digest,
         )
 
 
+@dataclass(frozen=True)
+class Divergence:
+    """How far two networks' predictions are apart: mean and largest KL in nats, and the share of equal top-1 tokens."""
+
+    kl: float
+    largest: float
+    top1_agreement: float
+    n_tokens: int
+
+
+def measure_drift(
+    pair: Pair, windows: Iterable[Window], batch_size: int, progress: Progress = no_progress, n_expected: int = 0
+) -> Divergence:
+    """Run both on the same windows. Raises VocabularyMismatch for a token that only one of them has."""
+    n_shared = min(pair.child.cfg.d_vocab, pair.parent.cfg.d_vocab)
+    counter = Counter(progress, "measuring the drift", n_expected)
+    kls: list[float] = []
+    n_agreed, n_tokens = 0.0, 0
+    for _, group in groupby(by_length(windows), key=lambda window: len(window.tokens)):
+        for batch, (kl, agreed) in run_batches(group, lambda part: _compare(pair, part, n_shared), batch_size):
+            kls += kl.flatten().tolist()
+            n_agreed += float(agreed.sum())
+            n_tokens += agreed.numel()
+            counter.advance(sum(len(window.tokens) for window in batch))
+    return Divergence(math.fsum(kls) / n_tokens, max(kls), n_agreed / n_tokens, n_tokens)
+
+
 def _compare(pair: Pair, windows: Sequence[Window], n_shared: int) -> tuple[torch.Tensor, torch.Tensor]:
     tokens = torch.stack([window.tokens for window in windows]).to(pair.child.cfg.device)
+    largest = int(tokens.max())
+    if largest >= n_shared:
+        raise VocabularyMismatch(
+            f"The texts hold the token {largest:,}, and {pair.child_ref} and {pair.parent_ref} have only the first "
+            f"{n_shared:,} in common.",
+            hint="Leave out the texts with it.",
+        )
     with torch.inference_mode():
         return compare_logits(pair.parent(tokens), pair.child(tokens), n_shared)
