@@ -52,17 +52,18 @@ class Validating(Comparing):
 
         Raises:
             InvalidInput: there is no such suite or parameter, or a threshold cannot be read.
+            SourceNotFound: the data are not there; nothing is measured then.
             UnknownRef: one of the versions is not there; nothing is measured then.
         """
         from registry.thresholds import parse_threshold
         from registry.validate import find_done, validate_version
         from registry.validation.subject import Subject
-        from registry.validation.suites import make_suite
+        from registry.validation.suites import make_suite, settle_suite
 
         given = dict(parameters or {})
         if data is not None:
             given["data"] = str(data)
-        made = make_suite(suite, given)
+        made = settle_suite(make_suite(suite, given), lambda ref: self.resolve(ref).ref)
         thresholds = [parse_threshold(text) for text in require]
         versions = [self._find(ref) for ref in ([refs] if isinstance(refs, str) else refs)]
         if not versions:
@@ -77,10 +78,11 @@ class Validating(Comparing):
             found.append(run)
         return found
 
-    def check_requirements(self, ref: str, require: Sequence[str] = ()) -> list[Requirement]:
+    def check_requirements(self, ref: str, require: Sequence[str] = (), *, fresh: bool = False) -> list[Requirement]:
         """Say whether a version meets thresholds by its newest measurements: those given, or those of an alias's gate.
 
-        What was not measured does not meet them; nothing is measured here.
+        What was not measured does not meet them; nothing is measured here. What is stale counts as it was measured, and
+        `stale` says so; with `fresh` it does not meet anything.
         """
         from registry.refs import parse_ref
         from registry.requirements import check_requirements, read_gate
@@ -91,7 +93,7 @@ class Validating(Comparing):
             texts = list(require)
             if not texts and asked.kind == "alias" and asked.model and asked.alias:
                 texts = list(read_gate(connection, asked.model, asked.alias))
-            return check_requirements(connection, resolve_ref(connection, ref).id, texts)
+            return check_requirements(connection, resolve_ref(connection, ref).id, texts, fresh=fresh)
 
     def set_gate(self, alias: str, require: Sequence[str]) -> tuple[str, ...]:
         """Make `NAME@ALIAS` refuse versions that do not meet the thresholds; none take the gate away."""
