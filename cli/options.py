@@ -163,10 +163,13 @@ def complete_relation(ctx: click.Context, param: click.Parameter, incomplete: st
     return [one for one in RELATIONS if one.startswith(incomplete)]
 
 
-def ref_argument(name: str = "ref", what: str = "version", *, several: bool = False) -> Callable[[F], F]:
+def ref_argument(
+    name: str = "ref", what: str = "version", *, several: bool = False, required: bool = True
+) -> Callable[[F], F]:
     """Add the argument REF (or NAME, or NAME@ALIAS), completed from what is registered; or one or more of them."""
     if several:
-        return click.argument(name, metavar="REF...", nargs=-1, required=True, shell_complete=_complete(what))
+        metavar = "REF..." if required else "[REF...]"
+        return click.argument(name, metavar=metavar, nargs=-1, required=required, shell_complete=_complete(what))
     return click.argument(name, metavar=name.upper(), shell_complete=_complete(what))
 
 

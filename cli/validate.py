@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,14 +14,13 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@ref_argument("refs", several=True)
+@ref_argument("refs", several=True, required=False)
 @click.option(
     "--suite",
     "suites",
     multiple=True,
-    required=True,
     metavar="NAME",
-    help="parity, structure, loss, accuracy, drift, or a plugin's; several may be given.",
+    help="parity, structure, loss, accuracy, drift, lm-eval, or a plugin's; several may be given.",
 )
 @click.option(
     "--data", type=click.Path(exists=True), help="What to run on: .txt, .jsonl, or a folder that datasets saved."
@@ -37,6 +37,12 @@ if TYPE_CHECKING:
 @click.option("--device", help="Where they run.")
 @workers_options
 @click.option("--again", is_flag=True, help="Measure also what was measured already.")
+@click.option(
+    "--stale",
+    is_flag=True,
+    help="Repeat what no longer stands, of the REFs, of all versions of a NAME, or of everything.",
+)
+@click.option("--dry-run", is_flag=True, help="With --stale: show what would be repeated.")
 @output_option("table", "json", "csv")
 @registry_options
 @click.pass_context
@@ -52,25 +58,43 @@ def validate(
     workers: int | None,
     dask: str | None,
     again: bool,
+    stale: bool,
+    dry_run: bool,
 ) -> None:
     """Run suites on the versions that the REFs mean, and record what they measure.
 
     What was measured already, with the same suite, parameters, data and packages, is not measured again: what was
     interrupted goes on when it is repeated. Exit code 3: something failed, or did not meet what is required.
+
+    With --stale, what was measured of other data or with other releases of torch, transformers or transformer-lens is
+    measured again, as it was asked for then; --data and --set take the place of what was recorded, and --suite keeps to
+    some suites. Exit code 3 also says that something cannot be repeated here.
     """
     from cli.progress import show_progress
 
     session: Session = ctx.obj
-    registry = session.open()
     given = dict(_split(text) for text in parameters)
+    if stale:
+        from cli.stale import repeat_stale
+
+        if require or dtype or device or again:
+            raise click.UsageError("--stale repeats as it was: without --require, --dtype, --device and --again.")
+        repeat_stale(ctx, refs, suites, {**given, **({"data": data} if data else {})}, dry_run=dry_run)
+        return
+    if dry_run:
+        raise click.UsageError("--dry-run goes with --stale.")
+    if not refs or not suites:
+        raise click.UsageError("Name versions and at least one --suite, or --stale.")
+    registry = session.open()
+    if data:
+        given["data"] = data
     runs = []
     with show_progress() as progress:
-        for suite in suites:
+        for suite, mine in zip(suites, _share_out(suites, given), strict=True):
             runs += registry.validate(
                 refs,
                 suite,
-                data=data if suite not in ("parity", "structure") else None,
-                parameters=given,
+                parameters=mine,
                 require=require,
                 dtype=dtype,
                 device=device,
@@ -79,9 +103,18 @@ def validate(
                 dask=dask,
                 progress=progress,
             )
-    _print(runs, session.output)
+    print_runs(runs, session.output)
     if any(run.error or run.passed is False for run in runs):
         ctx.exit(3)
+
+
+def _share_out(suites: Sequence[str], given: Mapping[str, str]) -> list[dict[str, str]]:
+    """Give each suite the parameters that it takes; what none of them takes goes to all, to be refused."""
+    from registry.validation.suites import list_parameters
+
+    taken = [list_parameters(suite).keys() for suite in suites]
+    unknown = given.keys() - set().union(*taken)
+    return [{name: value for name, value in given.items() if name in mine | unknown} for mine in taken]
 
 
 def _split(text: str) -> tuple[str, str]:
@@ -91,17 +124,21 @@ def _split(text: str) -> tuple[str, str]:
     return name.strip(), value.strip()
 
 
-def _print(runs: list[ValidationRun], output: str) -> None:
+def print_runs(runs: list[ValidationRun], output: str) -> None:
+    """Print what runs measured, a row for each metric."""
+    from cli.measured import format_interval
     from cli.output import Column, print_rows, say
 
     rows = [_describe(run, metric) for run in runs for metric in run.metrics]
+    if output == "table" and not rows:
+        return
     if output != "table":
-        print_rows(rows, [Column(key, key) for key in rows[0]], output, "", "version")
+        print_rows(rows, [], output, "", "version")
         return
     for row in rows:
-        value, low, high = row["value"], row["low"], row["high"]
+        value = row["value"]
         row["value"] = "not measured" if value is None else f"{value:.6g}"
-        row["interval"] = "" if low is None or high is None else f"{low:.4g} … {high:.4g}"
+        row["interval"] = format_interval(row["low"], row["high"])
         row["passed"] = {True: "yes", False: "no", None: ""}[row["passed"]]
         row["new"] = "" if row["new"] else "measured before"
     columns = [Column("version", "version"), Column("metric", "metric"), Column("value", "value", True)]
@@ -126,7 +163,7 @@ def _describe(run: ValidationRun, metric: Any) -> dict[str, Any]:
         "n_samples": metric.n_samples,
         "bound": metric.bound,
         "passed": metric.passed,
-        "dataset_digest": run.dataset_digest,
+        "dataset_digest": metric.dataset_digest or run.dataset_digest,
         "seconds": run.seconds,
         "new": run.is_new,
         "error": run.error,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.measured import print_measured
 from cli.options import Session, limit_option, output_option, ref_argument, registry_options
 from cli.output import (
     Column,
@@ -23,7 +24,7 @@ from cli.output import (
 from cli.pages import choose_limit, read_pages, tell_rest
 
 if TYPE_CHECKING:
-    from registry.versions import AliasSpan, Measurement, Version, VersionSummary
+    from registry.versions import AliasSpan, Version, VersionSummary
 
 
 @click.command()
@@ -111,14 +112,17 @@ def show(session: Session, ref: str) -> None:
     """Show everything that is recorded of the version that REF means, with its aliases and events."""
     registry = session.open()
     version = registry.version(ref)
+    measured = registry.validations(version.ref)
     spans = [one for one in registry.aliases(version.model, history=True) if one.version == version.ref]
     events = registry.events(version.ref)
     if session.output == "json":
         history = [{"alias": one.ref, "set_at": one.set_at, "removed_at": one.removed_at} for one in spans]
-        print_json({**version_dict(version), "alias_history": history, "events": [asdict(one) for one in events]})
+        record = version_dict(version)
+        for one, each in zip(record["validations"], registry.validations(version.ref, all_runs=True), strict=True):
+            one["stale"] = each.stale
+        print_json({**record, "alias_history": history, "events": [asdict(one) for one in events]})
         return
     facts = describe_version(version)
-    facts["measured"] = "\n".join(_measured(one) for one in version.validations if one.suite != "parity") or None
     facts["was called"] = "\n".join(_span(one) for one in spans if one.removed_at) or None
     facts["received"] = _origin(version)
     facts["events"] = "\n".join(line for one in events for line in _event_lines(asdict(one)))
@@ -128,6 +132,8 @@ def show(session: Session, ref: str) -> None:
         f"{file.name}  {format_size(file.size_bytes)}  sha256:{file.digest[:16]}" for file in version.files
     )
     print_card(version.ref + (" (retired)" if version.retired_at else ""), facts)
+    if measured:
+        print_measured(measured)
 
 
 @click.command()
@@ -183,12 +189,6 @@ def _origin(version: Version) -> str | None:
     if origin is None:
         return None
     return f"as {origin['ref']} from {origin['location']} (registry sha256:{origin['registry'][:16]})"
-
-
-def _measured(one: Measurement) -> str:
-    value = "not measured" if one.value is None else f"{one.value:.6g}" + (f" {one.unit}" if one.unit else "")
-    verdict = {True: ", passed", False: ", failed", None: ""}[one.passed]
-    return f"{one.suite}.{one.metric}  {value}{verdict}"
 
 
 def _span(one: AliasSpan) -> str:

@@ -86,15 +86,23 @@ def _run_git(folder: str, *command: str) -> str | None:
     return done.stdout.decode(errors="replace") if done.returncode == 0 else None
 
 
+def describe_packages(*more: str) -> dict[str, str | None]:
+    """Return the releases of the packages that convert, and of `more`; None is not installed."""
+    known = _packages()
+    return {**known, **{name: _find_release(name) for name in more if name not in known}}
+
+
 @lru_cache
 def _packages() -> dict[str, str | None]:
-    packages: dict[str, str | None] = {}
-    for package in ("lens-registry", "torch", "transformers", "transformer-lens"):
-        try:
-            packages[package] = version(package)
-        except PackageNotFoundError:
-            packages[package] = None
-    return packages
+    return {name: _find_release(name) for name in ("lens-registry", "torch", "transformers", "transformer-lens")}
+
+
+@lru_cache
+def _find_release(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _user() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from registry.refs import Ref, check_model_name
 from registry.resolve import explain_miss
 from registry.results import Results
 from registry.search.run import Search, search_refs
+from registry.stale import deciding, tell_stale
 from registry.tables import models, validations, versions
 
 _AT_ONCE = 400
@@ -22,7 +24,10 @@ _AT_ONCE = 400
 
 @dataclass(frozen=True)
 class Rank:
-    """One version's place: `low` and `high` are its interval where the suite gave one; equal values share a rank."""
+    """One version's place: `low` and `high` are its interval where the suite gave one; equal values share a rank.
+
+    `stale` says why the value no longer stands for what would be measured now; None if it does.
+    """
 
     rank: int
     ref: str
@@ -33,13 +38,15 @@ class Rank:
     step: int | None
     dataset_digest: str | None
     measured_at: datetime
+    stale: str | None = None
 
 
 @dataclass(frozen=True)
 class Leaderboard:
     """Versions from the best to the worst by `metric`; `direction` says which way is better.
 
-    `elsewhere` were measured on other data, whose values say nothing beside these; `unmeasured` were not measured.
+    `elsewhere` were measured on other data or with other parameters, and their values say nothing beside these;
+    `unmeasured` were not measured.
     """
 
     metric: str
@@ -69,19 +76,24 @@ def rank_versions(connection: Connection, what: str, by: str, limit: int | None 
         listed = ", ".join(sorted(f"{suite}.{metric}" for suite in suites))
         raise InvalidInput(f"{metric} is measured by several suites.", hint=f"Say which: {listed}.")
     direction = next((row.direction for row in rows if row.direction), "lower")
-    ((main, _),) = Counter(row.dataset_digest for row in rows).most_common(1)
-    ranked = _rank([row for row in rows if row.dataset_digest == main], direction)
-    elsewhere = _rank([row for row in rows if row.dataset_digest != main], direction)
+    ((main, _),) = Counter(map(_name_conditions, rows)).most_common(1)
+    ranked = _rank([row for row in rows if _name_conditions(row) == main], direction)
+    elsewhere = _rank([row for row in rows if _name_conditions(row) != main], direction)
     measured = {_name(row) for row in rows}
     return Leaderboard(
         f"{rows[0].suite}.{rows[0].metric}",
         direction,
         rows[0].unit,
-        main,
+        main[0],
         Results(ranked[:limit], Rank),
         Results(elsewhere, Rank),
         tuple(ref for ref in refs if ref not in measured),
     )
+
+
+def _name_conditions(row: Any) -> tuple[str | None, str]:
+    """What two values have to have in common to be ranked with each other: the data, and what decides beside them."""
+    return row.dataset_digest, json.dumps(deciding(row.parameters), sort_keys=True)
 
 
 def _may_be_a_model(text: str) -> bool:
@@ -110,7 +122,13 @@ def _read_newest(connection: Connection, refs: Sequence[str], metric: str) -> li
             .subquery()
         )
         query = (
-            select(models.c.name.label("model"), versions.c.number, versions.c.step, validations)
+            select(
+                models.c.name.label("model"),
+                versions.c.number,
+                versions.c.step,
+                versions.c.weights_digest.label("version_weights"),
+                validations,
+            )
             .select_from(newest.join(validations, validations.c.id == newest.c.id).join(versions).join(models))
             .where(validations.c.value.is_not(None))
         )
@@ -136,6 +154,7 @@ def _rank(rows: Sequence[Any], direction: str) -> list[Rank]:
                 row.step,
                 row.dataset_digest,
                 row.created_at,
+                tell_stale(row, row.version_weights),
             )
         )
     return ranks

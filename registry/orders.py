@@ -17,7 +17,7 @@ from registry.thresholds import FAILED, parse_threshold
 from registry.validate import ValidationRun, find_done, find_recorded, validate_version
 from registry.validation.metric import Metric
 from registry.validation.subject import Subject
-from registry.validation.suites import list_refs, make_suite
+from registry.validation.suites import make_suite, settle_suite
 from registry.worker import digest_data, refuse_other_data
 
 if TYPE_CHECKING:
@@ -56,12 +56,10 @@ def give_orders(
     """Make the orders to measure versions, and find by index what is measured already and need not be ordered.
 
     Whatever refs mean is settled here; if orders are sent elsewhere, they say which data is meant, too.
-    Raises InvalidInput for a suite, a parameter or a threshold that is none.
+    Raises InvalidInput for a suite, a parameter or a threshold that is none, SourceNotFound if data are not there.
     """
-    made = make_suite(suite, parameters)
-    refs = {name: getattr(made, name) for name in list_refs(made)}
-    pinned = {**parameters, **{name: registry._find(ref).ref for name, ref in refs.items() if ref is not None}}
-    made = make_suite(suite, pinned)
+    made = settle_suite(make_suite(suite, parameters), lambda ref: registry._find(ref).ref)
+    pinned = {name: getattr(made, name) for name in parameters}
     thresholds = [parse_threshold(text) for text in require]
     digest = digest_data(str(pinned["data"])) if is_sent and "data" in pinned else None
     orders = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,29 +12,50 @@ from sqlalchemy import Connection, select
 from registry.audit import append_event
 from registry.errors import InvalidInput, RequirementsUnmet
 from registry.refs import check_alias_name, check_model_name
-from registry.tables import gates, models, validations
+from registry.stale import StaleMeasurement, is_of_other_weights, tell_stale
+from registry.tables import gates, models, validations, versions
 from registry.thresholds import FAILED, Threshold, parse_threshold
 
 
 @dataclass(frozen=True)
 class Requirement:
-    """One threshold and what was found: `value` is that of the metric that is furthest from it, None if unmeasured."""
+    """One threshold and what was found: `value` is that of the metric that is furthest from it, None if unmeasured.
+
+    `stale` says why what was found no longer stands for what would be measured now; None if it does.
+    """
 
     threshold: str
     metric: str | None
     value: float | None
     met: bool
     reason: str
+    stale: str | None = None
 
 
-def check_requirements(connection: Connection, version_id: int, texts: Sequence[str]) -> list[Requirement]:
-    """Say of each threshold whether the version's newest measurements meet it; what was not measured does not."""
+@dataclass(frozen=True)
+class _Newest:
+    """The newest value of a metric; None if its suite's newest run failed."""
+
+    value: float | None
+    stale: str | None
+
+
+def check_requirements(
+    connection: Connection, version_id: int, texts: Sequence[str], *, fresh: bool = False
+) -> list[Requirement]:
+    """Say of each threshold whether the version's newest measurements meet it; what was not measured does not.
+
+    What is stale is what was measured, still: it counts, and is named stale; `fresh` says that it does not count.
+    """
     newest = _read_newest(connection, version_id)
-    return [_check(parse_threshold(text), newest) for text in texts]
+    return [_check(parse_threshold(text), newest, fresh) for text in texts]
 
 
 def refuse_unmet(connection: Connection, version_id: int, ref: str, texts: Sequence[str], *, what: str) -> None:
-    """Raise RequirementsUnmet if the version does not meet all thresholds; `what` says who asks."""
+    """Raise RequirementsUnmet if the version does not meet all thresholds; `what` says who asks.
+
+    Warns with StaleMeasurement if that is decided by what is stale.
+    """
     found = check_requirements(connection, version_id, texts)
     unmet = [one for one in found if not one.met]
     if unmet:
@@ -43,6 +65,13 @@ def refuse_unmet(connection: Connection, version_id: int, ref: str, texts: Seque
             requirements=found,
             hint=f"Measure what was not measured: lensreg validate {ref} --suite …",
         )
+    for one in found:
+        if one.stale is not None:
+            warnings.warn(
+                f"{ref} meets {one.threshold} by what is stale ({one.stale}). See: lensreg validate --stale {ref}",
+                StaleMeasurement,
+                stacklevel=2,
+            )
 
 
 def set_gate(connection: Connection, model: str, alias: str, texts: Sequence[str]) -> tuple[str, ...]:
@@ -84,23 +113,28 @@ def read_gate(connection: Connection, model: str, alias: str) -> tuple[str, ...]
     return tuple(connection.execute(query).scalars())
 
 
-def _read_newest(connection: Connection, version_id: int) -> dict[tuple[str, str], float | None]:
-    """Return the newest value of each metric, by suite and name; a suite whose newest run failed has none."""
+def _read_newest(connection: Connection, version_id: int) -> dict[tuple[str, str], _Newest]:
+    """Return the newest value of each metric, by suite and name; a suite whose newest run failed has none.
+
+    What was measured of other weights is not of this version.
+    """
+    weights = connection.execute(select(versions.c.weights_digest).where(versions.c.id == version_id)).scalar()
+    columns = ("suite", "metric", "value", "environment", "weights_digest")
     rows = connection.execute(
-        select(validations.c.suite, validations.c.metric, validations.c.value)
+        select(*(validations.c[name] for name in columns))
         .where(validations.c.version_id == version_id)
         .order_by(validations.c.id)
     )
-    newest: dict[tuple[str, str], float | None] = {}
+    newest: dict[tuple[str, str], _Newest] = {}
     for row in rows:
         if row.metric == FAILED:
-            newest = {key: None if key[0] == row.suite else value for key, value in newest.items()}
-        else:
-            newest[row.suite, row.metric] = row.value
+            newest = {key: _Newest(None, None) if key[0] == row.suite else one for key, one in newest.items()}
+        elif not is_of_other_weights(row, weights):
+            newest[row.suite, row.metric] = _Newest(row.value, tell_stale(row, weights))
     return newest
 
 
-def _check(threshold: Threshold, newest: dict[tuple[str, str], float | None]) -> Requirement:
+def _check(threshold: Threshold, newest: dict[tuple[str, str], _Newest], fresh: bool) -> Requirement:
     suites: dict[str, set[str]] = {}
     for suite, metric in newest:
         suites.setdefault(suite, set()).add(metric)
@@ -108,11 +142,18 @@ def _check(threshold: Threshold, newest: dict[tuple[str, str], float | None]) ->
     text = str(threshold)
     if not mine:
         return Requirement(text, None, None, False, "it was not measured")
-    for suite, metric in mine:
-        value = newest[suite, metric]
+    for key in mine:
+        value, stale = newest[key].value, newest[key].stale
+        name = ".".join(key)
         if not threshold.holds(value):
-            reason = f"the newest run of {suite} failed" if value is None else f"{suite}.{metric} is {value:.6g}"
-            return Requirement(text, f"{suite}.{metric}", value, False, reason)
-    suite, metric = mine[0]
-    value = newest[suite, metric]
-    return Requirement(text, f"{suite}.{metric}", value, True, f"{suite}.{metric} is {value:.6g}")
+            reason = f"the newest run of {key[0]} failed" if value is None else f"{name} is {value:.6g}"
+            return Requirement(text, name, value, False, _add_stale(reason, stale), stale)
+    # of several that hold, one that is stale is what people have to know of
+    key = next((key for key in mine if newest[key].stale is not None), mine[0])
+    value, stale = newest[key].value, newest[key].stale
+    name = ".".join(key)
+    return Requirement(text, name, value, not (fresh and stale), _add_stale(f"{name} is {value:.6g}", stale), stale)
+
+
+def _add_stale(reason: str, stale: str | None) -> str:
+    return reason if stale is None else f"{reason}, stale: {stale}"

@@ -16,10 +16,11 @@ from sqlalchemy import Connection, or_, select
 
 from registry.audit import append_event
 from registry.database import Database
-from registry.environment import describe_environment
+from registry.environment import describe_environment, describe_packages
 from registry.errors import RegistryError
 from registry.resolve import resolve_ref
 from registry.rows import check_row
+from registry.stale import UNDECIDING, tell_stale
 from registry.tables import validations
 from registry.thresholds import FAILED, Threshold
 from registry.validation.metric import Measured, Metric, judge
@@ -107,29 +108,35 @@ def find_done(
             .where(or_(validations.c.suite == suite.name, validations.c.suite.startswith(f"{suite.name}-")))
             .order_by(validations.c.id.desc())
         ).all()
-    key = _make_key(suite, subject)
     for row in rows:
-        if row.parameters == key and row.metric != FAILED and tell_stale(row, subject.version.weights_digest) is None:
+        if _stands(row, suite, subject):
             same = [one for one in reversed(rows) if one.run_id == row.run_id]
             metrics = judge(row.suite, [_read_metric(one) for one in same], thresholds)
             return ValidationRun(
-                subject.version.ref, row.suite, metrics, row.seconds or 0.0, row.dataset_digest, is_new=False
+                subject.version.ref, row.suite, metrics, row.seconds or 0.0, _read_run_digest(row), is_new=False
             )
     return None
 
 
-def tell_stale(row: Any, weights_digest: str | None) -> str | None:
-    """Say why a recorded result no longer stands for what would be measured now; None if it does."""
-    if row.weights_digest is not None and row.weights_digest != weights_digest:
-        return "the weights are others"
-    now = describe_environment()["packages"]
-    then = (row.environment or {}).get("packages", {})
-    changed = [
-        f"{name} {then.get(name)} → {now.get(name)}"
-        for name in ("torch", "transformers", "transformer-lens")
-        if then.get(name) != now.get(name)
-    ]
-    return ", ".join(changed) or None
+def _stands(row: Any, suite: Suite, subject: Subject) -> bool:
+    """Whether a recorded result is what running the suite on the subject now would measure."""
+    digest_data = getattr(suite, "digest_data", None)
+    key, recorded = _make_key(suite, subject), row.parameters or {}
+    ignored = UNDECIDING if digest_data else ("batch_size",)
+    if any(key.get(name) != recorded.get(name) for name in {*key, *recorded} - {*ignored}):
+        return False
+    if row.metric == FAILED or tell_stale(row, subject.version.weights_digest) is not None:
+        return False
+    try:
+        return digest_data is None or digest_data(row.details.get("data")) == _read_run_digest(row)
+    except RegistryError:  # running it will say what is the matter with the data
+        return False
+
+
+def _read_run_digest(row: Any) -> str | None:
+    """Return the digest of all data of the run; a metric may have been measured on a part of them."""
+    digest: str | None = row.details.get("data", {}).get("digest", row.dataset_digest)
+    return digest
 
 
 def _fail(code: str, message: str, trace: str | None = None) -> Metric:
@@ -146,6 +153,9 @@ def _make_key(suite: Suite, subject: Subject) -> dict[str, Any]:
 def _make_row(metric: Metric, run: ValidationRun, suite: Suite, subject: Subject, measured: Measured) -> dict[str, Any]:
     finite = metric.value is not None and math.isfinite(metric.value)
     details = {**metric.details, **({} if finite or metric.value is None else {"value": metric.value})}
+    if measured.extent is not None:
+        details["data"] = {**measured.extent, "digest": run.dataset_digest}
+    environment = describe_environment()
     return {
         "suite": run.suite,
         "metric": metric.name,
@@ -153,11 +163,11 @@ def _make_row(metric: Metric, run: ValidationRun, suite: Suite, subject: Subject
         "bound": metric.bound,
         "passed": metric.passed,
         "unit": metric.unit,
-        "dtype": subject.dtype or DTYPE,
+        "dtype": measured.dtype or subject.dtype or DTYPE,
         "n_samples": metric.n_samples,
-        "dataset_digest": run.dataset_digest,
+        "dataset_digest": metric.dataset_digest or run.dataset_digest,
         "details": _write_out(details),
-        "environment": describe_environment(),
+        "environment": {**environment, "packages": describe_packages(*measured.packages)},
         "suite_version": suite.version,
         "direction": metric.direction,
         "seed": measured.seed,
@@ -209,4 +219,16 @@ def _record(
 
 
 def _read_metric(row: Any) -> Metric:
-    return Metric(row.metric, row.value, row.unit, row.direction, row.n_samples, row.bound, row.passed, row.details)
+    """Read a metric without the thresholds it was held to then; a bound of the suite's own stays."""
+    own = row.details.get("own", {"bound": None, "passed": None}) if "threshold" in row.details else None
+    return Metric(
+        row.metric,
+        row.value,
+        row.unit,
+        row.direction,
+        row.n_samples,
+        own["bound"] if own else row.bound,
+        own["passed"] if own else row.passed,
+        {name: value for name, value in row.details.items() if name not in ("threshold", "own")},
+        row.dataset_digest,
+    )

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from registry import Registry
+from registry.environment import describe_environment
 from registry.errors import InvalidInput, InvalidRef, RequirementsUnmet, UnknownRef
 from registry.resolve import resolve_ref
 from registry.tables import validations
@@ -34,7 +35,7 @@ def measure(
                     "metric": name,
                     "value": value,
                     "details": {},
-                    "environment": {},
+                    "environment": describe_environment(),
                     "created_at": datetime.now(UTC),
                     "dataset_digest": data,
                     **more,

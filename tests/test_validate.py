@@ -396,7 +396,7 @@ def test_the_digest_is_of_the_rows_whatever_holds_them(tmp_path: Path) -> None:
 
 def test_parameters_are_read_by_their_types() -> None:
     suite: Any = make_suite("loss", {"data": "x.txt", "length": "none", "max_tokens": "12"})
-    assert (suite.data, suite.length, suite.max_tokens) == ("x.txt", None, 12)
+    assert (suite.data, suite.length, suite.max_tokens) == (str(Path("x.txt").absolute()), None, 12)
     with pytest.raises(InvalidInput, match="needs data"):
         make_suite("loss", {})
     with pytest.raises(InvalidInput, match="batch_size = True"):

@@ -60,6 +60,7 @@ class Validating(Comparing):
 
         Raises:
             InvalidInput: there is no such suite or parameter, or a threshold cannot be read.
+            SourceNotFound: the data are not there; nothing is measured then.
             UnknownRef: one of the versions is not there; nothing is measured then.
             WorkerMismatch: a worker has other code, or sees another registry, store or data.
             WorkerLost, ClusterUnavailable: workers ended, or cannot be had; what was recorded stays.
@@ -104,10 +105,11 @@ class Validating(Comparing):
         refuse_unrecorded(self.database, [orders[one] for one in left if found[one].is_new and found[one].is_recorded])
         return [found[index] for index in range(len(versions))]
 
-    def check_requirements(self, ref: str, require: Sequence[str] = ()) -> list[Requirement]:
+    def check_requirements(self, ref: str, require: Sequence[str] = (), *, fresh: bool = False) -> list[Requirement]:
         """Say whether a version meets thresholds by its newest measurements: those given, or those of an alias's gate.
 
-        What was not measured does not meet them; nothing is measured here.
+        What was not measured does not meet them; nothing is measured here. What is stale counts as it was measured, and
+        `stale` says so; with `fresh` it does not meet anything.
         """
         from registry.refs import parse_ref
         from registry.requirements import check_requirements, read_gate
@@ -118,7 +120,7 @@ class Validating(Comparing):
             texts = list(require)
             if not texts and asked.kind == "alias" and asked.model and asked.alias:
                 texts = list(read_gate(connection, asked.model, asked.alias))
-            return check_requirements(connection, resolve_ref(connection, ref).id, texts)
+            return check_requirements(connection, resolve_ref(connection, ref).id, texts, fresh=fresh)
 
     def set_gate(self, alias: str, require: Sequence[str]) -> tuple[str, ...]:
         """Make `NAME@ALIAS` refuse versions that do not meet the thresholds; none take the gate away."""

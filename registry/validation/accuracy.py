@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -12,7 +12,7 @@ import torch
 from registry.errors import InvalidInput, MalformedArtifact
 from registry.progress import Counter
 from registry.validation.batches import run_batches
-from registry.validation.data import Data
+from registry.validation.data import PATH, Data, digest_again
 from registry.validation.metric import Measured, Metric
 from registry.validation.subject import Subject
 
@@ -47,9 +47,13 @@ class Accuracy:
     name: ClassVar[str] = "accuracy"
     version: ClassVar[str] = "1"
 
-    data: str
+    data: str = field(metadata=PATH)
     max_samples: int | None = None
     batch_size: int = 8
+
+    def digest_data(self, extent: Mapping[str, Any] | None) -> str | None:
+        """Return the digest of the data as they are now."""
+        return digest_again(self.data, extent)
 
     def run(self, subject: Subject) -> Measured:
         """Measure `accuracy`, and `accuracy_per_byte` of multiple choice."""
@@ -73,11 +77,15 @@ class Accuracy:
             counter.advance(sum(choice == 0 for _, choice in batch))
         if kinds == {False}:
             right = sum(scores[index, 0][1] for index in range(len(questions)))
-            return Measured([_describe("accuracy", right, len(questions))], data.digest)
+            return Measured([_describe("accuracy", right, len(questions))], data.digest, extent=data.extent)
         by_sum = sum(_choose(scores, index, one, per_byte=False) == one.answer for index, one in enumerate(questions))
         by_byte = sum(_choose(scores, index, one, per_byte=True) == one.answer for index, one in enumerate(questions))
         n = len(questions)
-        return Measured([_describe("accuracy", by_sum, n), _describe("accuracy_per_byte", by_byte, n)], data.digest)
+        return Measured(
+            [_describe("accuracy", by_sum, n), _describe("accuracy_per_byte", by_byte, n)],
+            data.digest,
+            extent=data.extent,
+        )
 
 
 def read_question(row: Mapping[str, Any], data: Data) -> Question:

@@ -9,11 +9,17 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from registry.errors import InvalidInput, MalformedArtifact, PackageMissing, SourceNotFound
 
+PATH = {"path": True}
+"""Metadata of a suite's field: a path, which is recorded whole so that it means the same from every folder."""
+REF = {"ref": True}
+"""Metadata of a suite's field: a ref, which is recorded as the version that it means."""
 MAX_LINE_BYTES = 64 * 2**20
 _PIECE_BYTES = 2**20
 
@@ -28,11 +34,17 @@ class Data:
     location: str
     _total: Any = field(default_factory=hashlib.sha256, repr=False)
     n_rows: int = 0
+    is_whole: bool = False
 
     @property
     def digest(self) -> str | None:
         """The SHA-256, in hex, of the rows that were read; None if none was."""
         return self._total.hexdigest() if self.n_rows else None
+
+    @property
+    def extent(self) -> dict[str, Any]:
+        """How far they were read: so many rows, and whether those are all."""
+        return {"n_rows": self.n_rows, "is_whole": self.is_whole}
 
     def read_rows(self) -> Iterator[Mapping[str, Any]]:
         """Read one row after another. Raises SourceNotFound, MalformedArtifact, or PackageMissing for `datasets`."""
@@ -52,6 +64,7 @@ class Data:
             text = json.dumps(row, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
             self._total.update(f"{text}\n".encode(errors="surrogatepass"))
             yield row
+        self.is_whole = True
 
     def read_texts(self, column: str = "text") -> Iterator[str]:
         """Read the texts of one column; empty ones are left out. Raises InvalidInput if there is no such column."""
@@ -67,6 +80,30 @@ class Data:
                 )
             if text.strip():
                 yield text
+
+
+def digest_again(location: str, extent: Mapping[str, Any] | None) -> str | None:
+    """Return the digest of the data as they are now, read as far as `extent` says (None: all of them).
+
+    Raises what reading raises.
+    """
+    n_rows = None if extent is None or extent["is_whole"] else int(extent["n_rows"])
+    return _digest_rows(location, n_rows, _stamp(Path(location).expanduser()))
+
+
+@lru_cache(maxsize=64)
+def _digest_rows(location: str, n_rows: int | None, stamp: object) -> str | None:
+    """Digest rows once for all versions that were measured on them; another `stamp` is another file."""
+    data = Data(location)
+    for _ in islice(data.read_rows(), n_rows):
+        pass
+    return data.digest
+
+
+def _stamp(path: Path) -> object:
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    stats = [(str(file), file.stat()) for file in files if file.exists()]
+    return tuple((name, one.st_size, one.st_mtime_ns, one.st_ino) for name, one in stats)
 
 
 def _read_text(path: Path) -> Iterator[dict[str, Any]]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -14,7 +14,7 @@ from registry.compare.behaviour import compare_logits
 from registry.errors import VocabularyMismatch
 from registry.progress import Counter, Progress, no_progress
 from registry.validation.batches import run_batches
-from registry.validation.data import Data
+from registry.validation.data import PATH, REF, Data, digest_again
 from registry.validation.metric import Measured, Metric
 from registry.validation.subject import Subject
 from registry.validation.windows import Window, by_length, cut_windows
@@ -39,12 +39,16 @@ class Drift:
     name: ClassVar[str] = "drift"
     version: ClassVar[str] = "1"
 
-    data: str
+    data: str = field(metadata=PATH)
     column: str = "text"
-    parent: str | None = field(default=None, metadata={"is_ref": True})
+    parent: str | None = field(default=None, metadata=REF)
     length: int | None = None
     max_tokens: int | None = None
     batch_size: int = 4
+
+    def digest_data(self, extent: Mapping[str, Any] | None) -> str | None:
+        """Return the digest of the data as they are now."""
+        return digest_again(self.data, extent)
 
     def run(self, subject: Subject) -> Measured:
         """Measure `kl` and `top1_agreement`."""
@@ -59,6 +63,7 @@ class Drift:
                 Metric("top1_agreement", found.top1_agreement, "share", "higher", found.n_tokens, details=against),
             ],
             data.digest,
+            extent=data.extent,
         )
 
 

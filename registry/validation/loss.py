@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from registry.progress import Counter
 from registry.validation.batches import run_batches
-from registry.validation.data import Data
+from registry.validation.data import PATH, Data, digest_again
 from registry.validation.metric import Measured, Metric
 from registry.validation.subject import Subject
 from registry.validation.windows import Window, by_length, cut_windows
@@ -39,11 +39,15 @@ class Loss:
     name: ClassVar[str] = "loss"
     version: ClassVar[str] = "1"
 
-    data: str
+    data: str = field(metadata=PATH)
     column: str = "text"
     length: int | None = None
     max_tokens: int | None = None
     batch_size: int = 8
+
+    def digest_data(self, extent: Mapping[str, Any] | None) -> str | None:
+        """Return the digest of the data as they are now."""
+        return digest_again(self.data, extent)
 
     def run(self, subject: Subject) -> Measured:
         """Measure `loss`, `perplexity` and `bits_per_byte`."""
@@ -76,7 +80,7 @@ class Loss:
         ]
         if self.max_tokens is None:  # else it is not known how many bytes the tokens are
             metrics.append(Metric("bits_per_byte", total / math.log(2) / n_bytes, "bits per byte", "lower", n_bytes))
-        return Measured(metrics, data.digest)
+        return Measured(metrics, data.digest, extent=data.extent)
 
 
 def run_same_length(

@@ -16,6 +16,7 @@ class Metric:
     """One figure: `value` None is unmeasured, never 0; `direction` says which way is better.
 
     `passed` is None where there is no threshold. `details` hold what belongs to the figure, an interval, say.
+    `dataset_digest` is that of its own data, if not the run's.
     """
 
     name: str
@@ -26,19 +27,25 @@ class Metric:
     bound: float | None = None
     passed: bool | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
+    dataset_digest: str | None = None
 
 
 @dataclass(frozen=True)
 class Measured:
     """What one run of a suite gave; `dataset_digest` is the SHA-256 of what was read, None if nothing was.
 
-    `suite` is the name to record it under, if not the suite's own.
+    `suite` is the name to record it under, if not the suite's own, and `dtype` what it ran in, if the suite chose it.
+    `extent` says how far the data were read, for `digest_data`; `packages` are those that the figures depend on beside
+    torch, transformers and transformer-lens.
     """
 
     metrics: Sequence[Metric]
     dataset_digest: str | None = None
     seed: int | None = None
     suite: str | None = None
+    dtype: str | None = None
+    extent: Mapping[str, Any] | None = None
+    packages: Sequence[str] = ()
 
 
 def judge(suite: str, metrics: Sequence[Metric], thresholds: Sequence[Threshold]) -> tuple[Metric, ...]:
@@ -52,4 +59,6 @@ def _judge(metric: Metric, thresholds: Sequence[Threshold]) -> Metric:
         return metric
     passed = metric.passed is not False and all(one.holds(metric.value) for one in thresholds)
     details = {**metric.details, "threshold": " and ".join(map(str, thresholds))}
+    if metric.passed is not None:
+        details["own"] = {"bound": metric.bound, "passed": metric.passed}
     return replace(metric, bound=thresholds[-1].bound, passed=passed, details=details)

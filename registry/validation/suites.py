@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any, Protocol, Union, get_args, get_origin, get_type_hints
 
-from registry.errors import InvalidInput
+from registry.errors import InvalidInput, SourceNotFound
 from registry.validation.metric import Measured
 from registry.validation.subject import Subject
 
@@ -27,7 +28,12 @@ BUILT_IN = {
 
 
 class Suite(Protocol):
-    """What a suite is: a dataclass whose fields are its parameters, with a name and a version."""
+    """What a suite is: a dataclass whose fields are its parameters, with a name and a version.
+
+    One that reads data may also have `digest_data(extent)`, which returns their digest as they are now, read as far as
+    `Measured.extent` said; without it a change of the data is not noticed. `prepare()` may raise what would make it
+    fail on any version, so that it is refused and not recorded as the failure of each.
+    """
 
     @property
     def name(self) -> str:
@@ -70,10 +76,15 @@ def find_suite(name: str) -> Any:
     return found
 
 
+def list_parameters(name: str) -> dict[str, Any]:
+    """Return the dataclass fields that are the parameters of a suite, by name."""
+    return {one.name: one for one in dataclasses.fields(find_suite(name)) if one.init}
+
+
 def make_suite(name: str, parameters: Mapping[str, Any]) -> Suite:
     """Make a suite of its parameters, given as they are or as text. Raises InvalidInput for what it does not take."""
     kind = find_suite(name)
-    fields = {one.name: one for one in dataclasses.fields(kind) if one.init}
+    fields = list_parameters(name)
     hints = get_type_hints(kind)
     for given in parameters:
         if given not in fields:
@@ -92,18 +103,43 @@ def make_suite(name: str, parameters: Mapping[str, Any]) -> Suite:
             f"The suite {name} needs {', '.join(missing)}.", hint="Give it with --data or --set NAME=VALUE."
         )
     values = {given: parse_value(f"{name}.{given}", value, hints[given]) for given, value in parameters.items()}
+    for given, value in values.items():
+        if value is not None and fields[given].metadata.get("path"):
+            values[given] = str(Path(value).expanduser().absolute())
     suite: Suite = kind(**values)
     return suite
 
 
-def list_refs(suite: Suite) -> list[str]:
-    """Name the parameters of a suite that are refs: those whose field says so, with `metadata={"is_ref": True}`."""
-    given: Any = suite
-    return [one.name for one in dataclasses.fields(given) if one.metadata.get("is_ref")]
+def settle_suite(suite: Any, resolve: Callable[[str], str]) -> Suite:
+    """Return a suite whose refs are those of versions, before it is run on many versions.
+
+    Raises SourceNotFound if what it is to read is not there, and what `resolve` and its own `prepare` raise.
+    """
+    settled = {}
+    for one in dataclasses.fields(suite):
+        value = getattr(suite, one.name)
+        if value is None:
+            continue
+        if one.metadata.get("path") and not Path(value).exists():
+            raise SourceNotFound(f"{value} is not there.", hint=f"It was given as {one.name} of {suite.name}.")
+        if one.metadata.get("ref"):
+            settled[one.name] = resolve(value)
+    prepare = getattr(suite, "prepare", None)
+    if prepare is not None:
+        prepare()
+    whole: Suite = dataclasses.replace(suite, **settled)
+    return whole
+
+
+def name_suite(recorded: str) -> str | None:
+    """Return the name of the suite that records as `recorded`, as `parity` does as `parity-bfloat16`; None if none."""
+    known = [name for name in list_suites() if recorded == name or recorded.startswith(f"{name}-")]
+    return max(known, key=len, default=None)
 
 
 def parse_value(name: str, value: Any, hint: Any) -> Any:
     """Read a text as what the hint says: int, float, bool, str, or None too. Raises InvalidInput."""
+    value = str(value) if isinstance(value, Path) else value
     kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     if not isinstance(value, str) or (value == "none" and type(None) in kinds):
         wanted = tuple(kind for kind in kinds if isinstance(kind, type))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -53,6 +53,18 @@ def cut_windows(
                 return
     if not n_predicted:
         raise InvalidInput("The data hold no text of two tokens or more.", hint="There is nothing to predict in them.")
+
+
+def run_tokens(network: HookedTransformer, tokens: torch.Tensor, **given: Any) -> torch.Tensor:
+    """Return the logits of tokens none of which is padding to the left of others.
+
+    Where a tokenizer pads on the left, transformer-lens would take tokens that begin a text for padding if they are
+    equal to PAD, as BOS and EOS often are; so it is told that none is.
+    """
+    tokens = tokens.to(network.cfg.device)
+    with torch.inference_mode():
+        logits: torch.Tensor = network(tokens, attention_mask=torch.ones_like(tokens), **given)
+    return logits
 
 
 def choose_length(network: HookedTransformer, length: int | None) -> int:
