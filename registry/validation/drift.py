@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from registry.compare.behaviour import compare_logits
+from registry.compare.divergence import compare_logits
 from registry.progress import Counter
 from registry.validation.batches import run_batches
 from registry.validation.data import Data
