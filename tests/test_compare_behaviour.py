@@ -217,6 +217,22 @@ def test_one_altered_head_shows_in_its_pattern_alone(
     assert ("attention", 0) not in changed or found.kl > 0  # the last norm's scale is everybody's
 
 
+@pytest.mark.parametrize("processed", [True, False])
+def test_the_logit_lens_sees_another_last_norm_in_equal_streams(
+    registry: Registry, make_checkpoint: Callable[..., Path], tmp_path: Path, processed: bool
+) -> None:
+    base = make_checkpoint("llama")
+
+    def alter(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.norm.weight"][::2] *= 1.5
+
+    registry.register("base", base, parity="skip")
+    registry.register("altered", edit_weights(base, tmp_path / "altered", alter), parity="skip")
+    found = _compare(registry, "base", "altered", processed=processed)
+    assert all(one.norm_a == one.norm_b and one.logit_lens_kl > 1e-3 for one in found.layers)
+    assert found.layers[-1].logit_lens_kl == pytest.approx(found.kl, rel=1e-6)
+
+
 def test_what_is_not_comparable_is_said(registry: Registry, make_checkpoint: Callable[..., Path]) -> None:
     registry.register("a", make_checkpoint("gpt2"), parity="skip")
     registry.register("b", make_checkpoint("gpt2", n_layer=3, n_head=2, n_embd=32, vocab_size=230), parity="skip")

@@ -28,7 +28,7 @@ from registry.progress import Counter, Progress, no_progress
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
-_BATCH_BYTES = 2**27
+_BATCH_BYTES = 2**26
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,7 @@ def _compare_batch(
     sums: Sums,
 ) -> None:
     """Run the second network on a batch, and compare what it computes with what is kept of the first."""
+    streams: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
     last: list[torch.Tensor] = []
 
     def take(name: str, new: torch.Tensor) -> None:
@@ -134,22 +135,40 @@ def _compare_batch(
             return
         old = old.to(new.device)
         if kind == "residual":
-            sums.add_residuals(int(layer), old, new, _sum_lens_kl(readouts, old, new, n_shared))
+            sums.add_residuals(int(layer), old, new)
+            streams[int(layer)] = old, new
         elif old.shape == new.shape:
             sums.add_patterns(int(layer), old, new, diverge(old.double(), new.double()), tokens)
 
     attributed = run(network, readouts[1], tokens, take)
     for which, one in enumerate((kept.attributed, attributed)):
         sums.add_attributed(which, one)
+    sums.add_lens(_sum_lens_kl(readouts, streams, n_shared))
     old = kept.activations[name_residual(readouts[0].n_layers)].to(last[0].device)
     sums.add_predictions(*_compare_predictions(readouts, old, last[0], tokens, n_shared))
 
 
-def _sum_lens_kl(readouts: tuple[Readout, Readout], old: torch.Tensor, new: torch.Tensor, n_shared: int) -> float:
-    total = 0.0
-    for one, other in _split(n_shared, old.flatten(0, 1), new.flatten(0, 1)):
-        total += float(compare_logits(readouts[0].read(one), readouts[1].read(other), n_shared)[0].sum())
-    return total
+def _sum_lens_kl(
+    readouts: tuple[Readout, Readout], streams: Mapping[int, tuple[torch.Tensor, torch.Tensor]], n_shared: int
+) -> dict[int, float]:
+    """Return the KL that the logit lens reads in residual streams, summed over tokens, by layer.
+
+    All layers at once: the unembedding is read from memory for as many rows as there are at a time, and not for each.
+    """
+    equal = {layer for layer, (old, new) in streams.items() if torch.equal(old, new)}
+    if equal and not readouts[0].is_like(readouts[1]):
+        equal = set()
+    found = dict.fromkeys(equal, 0.0)  # lower layers are often frozen in training, and the lens is what takes longest
+    moved = [layer for layer in streams if layer not in equal]
+    if moved:
+        old, new = (torch.cat([streams[layer][side].flatten(0, 1) for layer in moved]) for side in (0, 1))
+        parts = [
+            compare_logits(readouts[0].read(one), readouts[1].read(other), n_shared)[0]
+            for one, other in _split(n_shared, old, new)
+        ]
+        sums = torch.cat(parts).reshape(len(moved), -1).sum(dim=1).tolist()
+        found.update(zip(moved, sums, strict=True))
+    return found
 
 
 def _compare_predictions(

@@ -29,6 +29,15 @@ class Readout:
         kind = str(network.cfg.normalization_type or "")
         self._is_centred = kind.startswith("LN") and not network.cfg.final_rms
 
+    def is_like(self, other: Readout) -> bool:
+        """Say whether both read the same in every residual stream."""
+        mine, others = ({**one.norm.state_dict(), **one.unembed.state_dict()} for one in (self, other))
+        return (
+            (type(self.norm), self._cap, mine.keys()) == (type(other.norm), other._cap, others.keys())
+            and getattr(self.norm, "eps", None) == getattr(other.norm, "eps", None)
+            and all(torch.equal(mine[name], others[name]) for name in mine)
+        )
+
     def read(self, residuals: torch.Tensor) -> torch.Tensor:
         """Return the logits that norm and unembedding make of residual streams, `(n, d_vocab)`: the logit lens."""
         logits: torch.Tensor = self.unembed(self.norm(residuals[None]))[0]

@@ -58,8 +58,13 @@ class Sums:
         for which, loss in enumerate(losses):
             self.losses[which] += loss
 
-    def add_residuals(self, layer: int, a: torch.Tensor, b: torch.Tensor, lens_kl: float) -> None:
-        """Add residual streams, `(batch, position, d_model)`, and the KL that the logit lens reads in them, summed."""
+    def add_lens(self, kl: Mapping[int, float]) -> None:
+        """Add the KL that the logit lens reads in the residual streams, summed over tokens, by layer."""
+        for layer, value in kl.items():
+            self.layers[layer][3] += value
+
+    def add_residuals(self, layer: int, a: torch.Tensor, b: torch.Tensor) -> None:
+        """Add residual streams, `(batch, position, d_model)`."""
         one, other = a.double(), b.double()
         row = self.layers[layer]
         if one.shape == other.shape:
@@ -68,7 +73,6 @@ class Sums:
             self.has_cosines = False
         row[1] += float(one.norm(dim=-1).sum())
         row[2] += float(other.norm(dim=-1).sum())
-        row[3] += lens_kl
 
     def add_patterns(
         self, layer: int, a: torch.Tensor, b: torch.Tensor, jsd: torch.Tensor, tokens: torch.Tensor

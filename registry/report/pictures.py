@@ -123,6 +123,8 @@ def draw_patterns(found: HeadPatterns, a: str, b: str) -> Figure:
     """Draw the attention patterns of one head side by side: a row for each query, a column for each key."""
     labels = [_label(token) for token in found.tokens]
     n = len(labels)
+    stairs = [(index + 1, y) for index in range(n) for y in (index, index + 1)]
+    outline = [(0, 0), *stairs, (0, n), (0, 0)]
 
     def draw(figure: Figure) -> None:
         from matplotlib.colors import LinearSegmentedColormap
@@ -133,12 +135,7 @@ def draw_patterns(found: HeadPatterns, a: str, b: str) -> Figure:
         for axes, pattern, title in zip(panels, (found.a, found.b), (a, b), strict=True):
             cells = [[value if value >= _FAINTEST else float("nan") for value in row] for row in pattern]
             image = axes.pcolormesh(cells, cmap=colours, vmin=0.0, vmax=1.0)
-            axes.plot(
-                [0, *(step for i in range(n) for step in (i + 1, i + 1)), 0],
-                [0, *(step for i in range(n) for step in (i, i + 1)), n],
-                color=_INK,
-                linewidth=0.4,
-            )
+            axes.plot(*zip(*outline, strict=True), color=_INK, linewidth=0.4)
             axes.set_aspect("equal")
             axes.set_xlim(0, n)
             axes.set_ylim(n, 0)
