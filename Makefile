@@ -10,7 +10,7 @@ REFERENCE_TL4 := $(VENV_TL4)/reference
 # `make bench` stops a way to load at so much private memory; the usual ones may want more for 1.5 billion parameters
 MEMORY_GB ?= 14
 
-.PHONY: demo test test-long tl4 lint faults faults-long check docs families bench lineage-rates format clean
+.PHONY: demo test test-long tl4 lint faults faults-long check docs families bench lineage-rates comparison format clean
 .DEFAULT_GOAL := check
 
 $(READY): pyproject.toml constraints.txt
@@ -74,6 +74,10 @@ bench: $(READY)  ## measure against the usual ways, and write docs/benchmarks.md
 
 lineage-rates: $(READY)  ## measure how often lineage is told right from weights, and write docs/lineage.md
 	@HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/lineage_rates.py
+
+comparison: $(READY)  ## compare the demo's pair, and write docs/comparison.md with its pictures
+	@test -e .demo/lensreg-tour/registry.db || $(BIN)/lensreg demo --folder .demo
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.comparison --folder .demo
 
 format: $(READY)  ## put the code in order
 	@$(BIN)/ruff check --fix .

@@ -60,7 +60,8 @@ def print_behaviour(found: BehaviourComparison) -> None:
     from cli.output import Column, print_rows, say, say_title
 
     after = f", after {', '.join(found.processing)}" if found.processing else ""
-    say_title(f"\nbehaviour on {found.n_prompts:,} prompts, {found.n_tokens:,} tokens{after}")
+    windows = "prompts" if found.data_digest is None else "prompts and windows of data"
+    say_title(f"\nbehaviour on {found.n_prompts:,} {windows}, {found.n_tokens:,} tokens{after}")
     say(f"KL of the next token {found.kl:.4g} nats, the same top-1 token in {found.top1_agreement:.1%}")
     if found.loss_a is not None and found.loss_b is not None:
         say(f"loss {found.loss_a:.4f} → {found.loss_b:.4f} nats per token")
@@ -102,6 +103,15 @@ def print_behaviour(found: BehaviourComparison) -> None:
         print_rows(
             parts, [*columns, Column(found.b, "b", True), Column("more", "difference", True)], "table", "", "part"
         )
+    parts = [
+        {"head": f"{one.layer}.{one.head}", "difference": f"{one.difference:+.4f}"}
+        for one in sorted(found.head_attributions, key=lambda one: -abs(one.difference))[:N_SHOWN]
+        if one.difference
+    ]
+    if parts:
+        say("")
+        columns = [Column("head", "head"), Column("more to the logit of the next token", "difference", True)]
+        print_rows(parts, columns, "table", "", "head")
     for note in found.notes:
         say(note)
 
@@ -117,8 +127,8 @@ def print_summaries(found: Sequence[Comparison], output: str) -> None:
     columns = [Column(name.replace("_", " "), name, name not in ("a", "b", "tensors")) for name in shown]
     print_rows(table, columns, output, "", "b")
     for one in found:
-        if one.error is not None:
-            say(f"{one.b}: {one.error}", err=True)
+        for obstacle in one.obstacles:
+            say(f"{one.b}: {obstacle.message}", err=True)
 
 
 def _summarise(found: Comparison) -> dict[str, Any]:
@@ -134,7 +144,7 @@ def _summarise(found: Comparison) -> dict[str, Any]:
         "top1_agreement": behaviour.top1_agreement if behaviour else None,
         "loss_a": behaviour.loss_a if behaviour else None,
         "loss_b": behaviour.loss_b if behaviour else None,
-        "error": found.error,
+        "error": "; ".join(one.message for one in found.obstacles) or None,
     }
 
 
@@ -166,8 +176,13 @@ def behaviour_as_dict(found: BehaviourComparison) -> dict[str, Any]:
     """Give the comparison of behaviour as plain data."""
     return {
         **vars(found),
-        **{name: [asdict(one) for one in getattr(found, name)] for name in ("positions", "layers", "heads")},
-        "attributions": [{**asdict(one), "difference": one.difference} for one in found.attributions],
+        **{
+            name: [asdict(one) for one in getattr(found, name)] for name in ("positions", "layers", "heads", "patterns")
+        },
+        **{
+            name: [{**asdict(one), "difference": one.difference} for one in getattr(found, name)]
+            for name in ("attributions", "head_attributions")
+        },
     }
 
 

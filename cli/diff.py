@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.options import Session, output_option, ref_argument, registry_options, workers_options
-from cli.output import print_ids, say
+from cli.output import print_error, print_ids, say
 
 if TYPE_CHECKING:
+    from registry.compare_versions import Comparison
     from registry.diff import ChangedTensors, RecordedDiff
+    from registry.errors import RegistryError
 
 N_SHOWN = 40
 
@@ -25,8 +27,20 @@ N_SHOWN = 40
 @click.option("--ranks/--no-ranks", default=True, help="With --weights: the ranks of the changes, which take longest.")
 @click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="Run both on this text and compare.")
 @click.option("--prompts", "file", type=click.File("r", encoding="utf-8"), help="Run both on each line of a file.")
+@click.option("--data", metavar="FILE", help="Run both on its texts: .txt, .jsonl, or a folder that datasets saved.")
+@click.option("--column", default="text", show_default=True, help="Which column of the data holds the texts.")
+@click.option("--length", type=int, help="Of the windows that texts of data are cut into, in tokens; 256 without it.")
+@click.option("--max-tokens", type=int, help="Stop after so many tokens of the data.")
+@click.option(
+    "--one-at-a-time/--both-at-once",
+    "one_at_a_time",
+    default=None,
+    help="Hold one network in memory at a time, and what the first computed in temporary files; else both. By itself: "
+    "as there is room.",
+)
 @click.option("--raw", is_flag=True, help="Run both unprocessed.")
 @click.option("--report", type=click.Path(dir_okay=False), help="Write all of it as one HTML page, with pictures.")
+@click.option("--pictures", type=click.Path(file_okay=False), help="Write the pictures into this folder, as PNG.")
 @workers_options
 @output_option("table", "json", "ids")
 @registry_options
@@ -40,8 +54,14 @@ def diff(
     ranks: bool,
     prompts: tuple[str, ...],
     file: Any,
+    data: str | None,
+    column: str,
+    length: int | None,
+    max_tokens: int | None,
+    one_at_a_time: bool | None,
     raw: bool,
     report: str | None,
+    pictures: str | None,
     workers: int | None,
     dask: str | None,
 ) -> None:
@@ -50,65 +70,110 @@ def diff(
     From what is recorded of them: architecture field by field, and which tensors are equal, changed, added or gone,
     from their digests alone, reading no weights. ids prints the names of the tensors that are not equal.
 
-    With --weights: how far and in how many directions every tensor moved. With --prompt: what both compute on the same
-    tokens. --report compares the weights too, and needs matplotlib.
+    With --weights: how far and in how many directions every tensor moved. With --prompt or --data: what both compute on
+    the same tokens. --report and --pictures compare the weights too, and need matplotlib. What cannot be compared is
+    said, if anything else can be.
     """
     from cli.compare import print_summaries, read_prompts
     from cli.progress import show_progress
 
     texts = read_prompts(prompts, file)
     registry = session.open()
-    how: dict[str, Any] = {"weights": weights, "ranks": ranks, "prompts": texts, "processed": not raw}
+    how: dict[str, Any] = {
+        "weights": weights,
+        "ranks": ranks,
+        "prompts": texts,
+        "data": data,
+        "column": column,
+        "length": length,
+        "max_tokens": max_tokens,
+        "one_at_a_time": one_at_a_time,
+        "processed": not raw,
+    }
     if len(others) > 1 or workers is not None or dask is not None:
-        if report is not None or read or session.output == "ids":
-            raise click.UsageError("--report, --read and --output ids are for two versions that are compared here.")
+        if report or pictures or read or session.output == "ids":
+            raise click.UsageError(
+                "--report, --pictures, --read and --output ids are for two versions that are compared here."
+            )
         with show_progress() as progress:
             many = registry.compare_many(a, others, **how, workers=workers, dask=dask, progress=progress)
         print_summaries(many, session.output)
     else:
-        _diff_two(session, a, others[0], how, read=read, report=report)
+        _diff_two(session, a, others[0], how, read=read, report=report, pictures=pictures)
 
 
-def _diff_two(session: Session, a: str, b: str, how: dict[str, Any], *, read: bool, report: str | None) -> None:
-    from cli.compare import behaviour_as_dict, print_behaviour, print_weights, weights_as_dict
+def _diff_two(
+    session: Session,
+    a: str,
+    b: str,
+    how: dict[str, Any],
+    *,
+    read: bool,
+    report: str | None,
+    pictures: str | None,
+) -> None:
     from cli.progress import show_progress
 
     registry = session.open()
     with show_progress() as progress:
         found = registry.diff(a, b, read=read, progress=progress)
         more = None
-        if how["weights"] or how["prompts"] or report:
-            how["weights"] = how["weights"] or report is not None
+        if how["weights"] or how["prompts"] or how["data"] or report or pictures:
+            how["weights"] = how["weights"] or bool(report or pictures)
             more = registry.compare(a, b, **how, progress=progress)
-    if report is not None and more is not None:
-        from cli.output import say
-        from registry.report.page import save_report
-
-        save_report(more, report)
-        say(f"wrote {report}", err=True)
+    if more is not None:
+        _draw(more, report, pictures)
     if session.output == "json":
         from cli.output import print_json
 
-        answer = _as_dict(found)
-        if more is not None and more.weights is not None:
-            answer["weights"] = weights_as_dict(more.weights)
-        if more is not None and more.behaviour is not None:
-            answer["behaviour"] = behaviour_as_dict(more.behaviour)
-        print_json(answer)
+        print_json({**_as_dict(found), **(_more_as_dict(more) if more is not None else {})})
     elif session.output == "ids":
         if found.obstacle is not None:
             raise found.obstacle
         print_ids(row["tensor"] for row in _list_rows(found.tensors))
     else:
         _print(found)
-        if more is not None and more.weights is not None:
-            print_weights(more.weights)
-        if more is not None and more.behaviour is not None:
-            print_behaviour(more.behaviour)
+        if more is not None:
+            _print_more(more)
+
+
+def _print_more(found: Comparison) -> None:
+    from cli.compare import print_behaviour, print_weights
+
+    if found.weights is not None:
+        print_weights(found.weights)
+    if found.behaviour is not None:
+        print_behaviour(found.behaviour)
+    for obstacle in found.obstacles:
+        print_error(obstacle, "table")
+
+
+def _more_as_dict(found: Comparison) -> dict[str, Any]:
+    from cli.compare import behaviour_as_dict, weights_as_dict
+
+    answer: dict[str, Any] = {"obstacles": [_describe_error(one) for one in found.obstacles]}
+    if found.weights is not None:
+        answer["weights"] = weights_as_dict(found.weights)
+    if found.behaviour is not None:
+        answer["behaviour"] = behaviour_as_dict(found.behaviour)
+    return answer
+
+
+def _draw(found: Comparison, report: str | None, pictures: str | None) -> None:
+    if report is not None:
+        from registry.report.page import save_report
+
+        save_report(found, report)
+        say(f"wrote {report}", err=True)
+    if pictures is not None:
+        from registry.report.save_pictures import save_pictures
+
+        paths = save_pictures(found, pictures)
+        say(f"wrote {len(paths)} pictures into {pictures}", err=True)
 
 
 def _print(found: RecordedDiff) -> None:
-    from cli.output import Column, print_card, print_error, print_rows
+    from cli.output import Column, print_card, print_rows
 
     facts: dict[str, str | None] = {
         name: f"{_show(one)} → {_show(other)}" for name, (one, other) in found.facts.items()
@@ -156,8 +221,12 @@ def _as_dict(found: RecordedDiff) -> dict[str, Any]:
         "facts": {name: {"a": one, "b": other} for name, (one, other) in found.facts.items()},
         "architecture": [{"field": one.field, "a": one.parent, "b": one.checkpoint} for one in found.architecture],
         "tensors": found.tensors.as_dict() if found.tensors else None,
-        "obstacle": {"code": obstacle.code, "message": obstacle.message, "hint": obstacle.hint} if obstacle else None,
+        "obstacle": _describe_error(obstacle) if obstacle else None,
     }
+
+
+def _describe_error(error: RegistryError) -> dict[str, Any]:
+    return {"code": error.code, "message": error.message, "hint": error.hint}
 
 
 def _show(value: Any) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection
 
@@ -13,8 +15,12 @@ from registry.errors import RegistryError, TensorsUnknown, UnsupportedLayout
 from registry.plain_text import escape
 from registry.query import read_version
 from registry.resolve import resolve_ref
+from registry.results import make_frame
 from registry.tensor_digests import TensorRecord, read_tensors
 from registry.versions import Version
+
+if TYPE_CHECKING:
+    import pandas
 
 FACTS = ("family", "layout", "processing", "dtype", "n_parameters", "vocabulary_digest", "step")
 
@@ -65,7 +71,8 @@ class ChangedTensors:
 class RecordedDiff:
     """What the records say of two versions: facts and architecture fields that differ, and the tensors.
 
-    `tensors` is None where `obstacle`, an error that was not raised, says why they cannot be told.
+    Facts are such as dtype, step, parents, tokenizer (the digest of its files) and tags. `tensors` is None where
+    `obstacle`, an error that was not raised, says why they cannot be told.
     """
 
     a: str
@@ -74,6 +81,12 @@ class RecordedDiff:
     architecture: tuple[Difference, ...]
     tensors: ChangedTensors | None
     obstacle: RegistryError | None
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return a DataFrame with a row for each fact and each field of the architecture that differ."""
+        rows = [["fact", name, *pair] for name, pair in self.facts.items()]
+        rows += [["architecture", one.field, one.parent, one.checkpoint] for one in self.architecture]
+        return make_frame(["kind", "name", "a", "b"], rows)
 
 
 def read_diff(connection: Connection, a: str, b: str) -> RecordedDiff:
@@ -84,7 +97,8 @@ def read_diff(connection: Connection, a: str, b: str) -> RecordedDiff:
         tensors = compare_tensors(connection, one, other)
     except (TensorsUnknown, UnsupportedLayout) as error:
         obstacle = error
-    facts = {name: (getattr(one, name), getattr(other, name)) for name in FACTS}
+    old, new = _list_facts(one), _list_facts(other)
+    facts = {name: (old.get(name), new.get(name)) for name in {**old, **new}}
     return RecordedDiff(
         one.ref,
         other.ref,
@@ -93,6 +107,27 @@ def read_diff(connection: Connection, a: str, b: str) -> RecordedDiff:
         tensors,
         obstacle,
     )
+
+
+def _list_facts(version: Version) -> dict[str, Any]:
+    """Return what is recorded of a version beside its architecture: also its files, its training, and its tags."""
+    files = [(file.name, file.digest) for file in version.with_role("tokenizer")]
+    parents = [f"{one.ref} ({one.relation})" for one in version.parents]
+    parents += [f"{one.ref} ({one.relation}, absent)" for one in version.absent_parents if one.joined is None]
+    merged = version.provenance.get("merge")
+    return {
+        **{name: getattr(version, name) for name in FACTS},
+        "tokenizer": _digest(sorted(files)) if files else None,
+        "parents": ", ".join(parents) or None,
+        "repo": version.provenance.get("repo"),
+        "commit": version.provenance.get("commit"),
+        "merged adapter": json.dumps(merged, sort_keys=True) if merged else None,
+        **{f"tag {key}": value for key, value in sorted(version.tags.items())},
+    }
+
+
+def _digest(files: list[tuple[str, str]]) -> str:
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
 
 def compare_tensors(connection: Connection, a: Version, b: Version) -> ChangedTensors:

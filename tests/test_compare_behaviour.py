@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,13 @@ import torch
 
 from registry import Registry
 from registry.compare.results import BehaviourComparison
-from registry.errors import InvalidInput, ProcessingConflict, VocabularyMismatch
+from registry.errors import (
+    HookedTransformerMissing,
+    InvalidInput,
+    ProcessingConflict,
+    UnsupportedFamily,
+    VocabularyMismatch,
+)
 from tests.checkpoints import edit_weights, make_tokenizer
 
 # parity is not what is tested here
@@ -113,6 +121,72 @@ def test_attributions_add_up_to_the_logits_and_are_those_of_logit_attrs(
                     assert getattr(one, which) == pytest.approx(by_label[label], abs=1e-5)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox"])
+def test_heads_add_what_transformer_lens_says_and_together_what_attention_does(
+    registry: Registry, make_checkpoint: Callable[..., Path], family: str
+) -> None:
+    for seed in (0, 1):
+        registry.register("m", make_checkpoint(family, seed=seed), parity="skip")
+    found = registry.compare("m@v1", "m@v2", prompts=[PROMPTS[1]]).behaviour
+    assert found is not None
+    for which, ref in (("a", "m@v1"), ("b", "m@v2")):
+        network = registry.load(ref)
+        tokens = network.to_tokens(PROMPTS[1])
+        _, cache = network.run_with_cache(tokens)
+        cache.compute_head_results()
+        heads, labels = cache.stack_head_results(return_labels=True)
+        plain = cache.logit_attrs(heads[..., :-1, :], tokens=tokens[:, 1:], pos_slice=(0, -1), has_batch_dim=True)
+        by_label = dict(zip(labels, plain.mean(dim=(1, 2)).tolist(), strict=True))
+        assert len(found.head_attributions) == network.cfg.n_layers * network.cfg.n_heads
+        for one in found.head_attributions:
+            assert getattr(one, which) == pytest.approx(by_label[f"L{one.layer}H{one.head}"], abs=1e-5)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "olmo2"])
+def test_heads_have_no_share_where_a_norm_follows_them(
+    registry: Registry, make_checkpoint: Callable[..., Path], family: str
+) -> None:
+    registry.register("m", make_checkpoint(family), parity="skip")
+    found = _compare(registry, "m", "m")
+    assert found.head_attributions == []
+    assert found.attributions
+
+
+def test_patterns_are_those_of_the_heads_that_moved_most_where_they_did(
+    registry: Registry, make_checkpoint: Callable[..., Path]
+) -> None:
+    for seed in (0, 1):
+        registry.register("m", make_checkpoint("gpt2", seed=seed), parity="skip")
+    prompts = [*PROMPTS, " ".join(f"w{1 + 3 * index % 200}" for index in range(60))]
+    found = registry.compare("m@v1", "m@v2", prompts=prompts).behaviour
+    assert found is not None
+    ranked = sorted(found.heads, key=lambda one: -one.pattern_jsd)
+    assert [(one.layer, one.head) for one in found.patterns] == [(one.layer, one.head) for one in ranked[:3]]
+    for one in found.patterns:
+        assert one.tokens[1:] == tuple(prompts[-1].split()[:39])  # 40 tokens of the longest, with BOS
+        for ref, pattern in (("m@v1", one.a), ("m@v2", one.b)):
+            _, cache = registry.load(ref).run_with_cache(prompts[-1])
+            plain = cache["pattern", one.layer][0, one.head, :40, :40]
+            assert torch.allclose(torch.tensor(pattern), plain, atol=1e-4)
+        frame = one.to_pandas()
+        assert len(frame) == 40 * 41 / 2
+        row = frame[(frame["query"] == 7) & (frame["key"] == 3)].iloc[0]
+        assert (row["a"], row["b"], row["query_token"]) == (one.a[7][3], one.b[7][3], one.tokens[7])
+
+
+def test_results_are_frames_and_go_from_process_to_process(
+    registry: Registry, make_checkpoint: Callable[..., Path]
+) -> None:
+    for seed in (0, 1):
+        registry.register("m", make_checkpoint("gpt2", seed=seed), parity="skip")
+    found = registry.compare("m@v1", "m@v2", weights=True, prompts=PROMPTS)
+    assert pickle.loads(pickle.dumps(found)) == found
+    assert found.behaviour is not None
+    for name in ("positions", "layers", "heads", "attributions", "head_attributions", "patterns"):
+        assert len(getattr(found.behaviour, name).to_pandas()) == len(getattr(found.behaviour, name)) > 0
+    assert list(found.records.to_pandas().columns) == ["kind", "name", "a", "b"]
+
+
 def test_equal_networks_do_the_same(registry: Registry, make_checkpoint: Callable[..., Path]) -> None:
     registry.register("m", make_checkpoint("gpt2"), parity="skip")
     found = _compare(registry, "m", "m")
@@ -141,6 +215,22 @@ def test_one_altered_head_shows_in_its_pattern_alone(
     changed = [(one.component, one.layer) for one in found.attributions if abs(one.difference) > 1e-6]
     assert ("attention", 1) in changed
     assert ("attention", 0) not in changed or found.kl > 0  # the last norm's scale is everybody's
+
+
+@pytest.mark.parametrize("processed", [True, False])
+def test_the_logit_lens_sees_another_last_norm_in_equal_streams(
+    registry: Registry, make_checkpoint: Callable[..., Path], tmp_path: Path, processed: bool
+) -> None:
+    base = make_checkpoint("llama")
+
+    def alter(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.norm.weight"][::2] *= 1.5
+
+    registry.register("base", base, parity="skip")
+    registry.register("altered", edit_weights(base, tmp_path / "altered", alter), parity="skip")
+    found = _compare(registry, "base", "altered", processed=processed)
+    assert all(one.norm_a == one.norm_b and one.logit_lens_kl > 1e-3 for one in found.layers)
+    assert found.layers[-1].logit_lens_kl == pytest.approx(found.kl, rel=1e-6)
 
 
 def test_what_is_not_comparable_is_said(registry: Registry, make_checkpoint: Callable[..., Path]) -> None:
@@ -185,6 +275,42 @@ def test_tokens_that_mean_other_things_are_refused(registry: Registry, make_chec
         registry.compare("a", "b", prompts=["w1"])
     with pytest.raises(VocabularyMismatch):
         registry.load_pair("b", "a")
+    both = registry.compare("a", "b", weights=True, prompts=["w1"])  # what can be compared is
+    assert both.weights is not None and both.weights.n_changed
+    assert both.behaviour is None
+    assert [type(one) for one in both.obstacles] == [VocabularyMismatch]
+
+
+def test_without_a_hooked_transformer_records_and_weights_are_compared(
+    registry: Registry, make_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with transformer-lens 4, which has none."""
+    import transformer_lens
+
+    for seed in (0, 1):
+        registry.register("m", make_checkpoint("gpt2", seed=seed), parity="skip")
+    monkeypatch.delattr(transformer_lens, "HookedTransformer")
+    monkeypatch.delitem(sys.modules, "registry.hooked_transformer")
+    found = registry.compare("m@v1", "m@v2", weights=True, prompts=PROMPTS)
+    assert found.weights is not None
+    assert "transformer.h.0.attn.c_attn.weight" in {one.name for one in found.weights.tensors}
+    (obstacle,) = found.obstacles
+    assert isinstance(obstacle, HookedTransformerMissing)
+    assert "lensreg diff A B --weights" in str(obstacle.hint) and "load_bridge" in str(obstacle.hint)
+    with pytest.raises(HookedTransformerMissing):
+        registry.compare("m@v1", "m@v2", prompts=PROMPTS)
+
+
+def test_what_only_a_bridge_runs_has_its_weights_compared(
+    registry: Registry, make_checkpoint: Callable[..., Path]
+) -> None:
+    for seed in (0, 1):
+        registry.register("stable", make_checkpoint("stablelm", seed=seed), parity="skip")
+    found = registry.compare("stable@v1", "stable@v2", weights=True, prompts=PROMPTS)
+    assert found.weights is not None and found.weights.n_changed
+    (obstacle,) = found.obstacles
+    assert isinstance(obstacle, UnsupportedFamily)
+    assert "lensreg diff A B --weights" in str(obstacle.hint)
 
 
 def test_a_pair_is_processed_alike_and_shares_what_is_equal(

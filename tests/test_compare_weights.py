@@ -12,7 +12,7 @@ import torch
 from registry import Registry
 from registry.compare.change import measure_change
 from registry.compare.components import find_component, find_layer
-from registry.compare.weights import WeightComparison, compare_tensors
+from registry.compare.weights import WeightComparison, compare_opened
 from tests.adapters import make_adapted, save_adapter
 from tests.checkpoints import edit_weights
 
@@ -218,7 +218,7 @@ def test_rounding_alone_has_no_rank() -> None:
 
 def test_zeros_make_no_nonsense() -> None:
     zero, one = torch.zeros(3, 4), torch.ones(3, 4)
-    found = compare_tensors({"w": zero, "v": zero}, {"w": one, "v": zero}, refs=("a", "b"))
+    found = compare_opened(lambda: ({"w": zero, "v": zero}, {"w": one, "v": zero}), refs=("a", "b"))
     by_name = {change.name: change for change in found.tensors}
     assert (by_name["w"].relative_distance, by_name["w"].cosine) == (math.inf, None)
     assert (by_name["v"].relative_distance, by_name["v"].cosine) == (0.0, None)

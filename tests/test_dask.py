@@ -161,7 +161,7 @@ def test_a_run_is_verified_on_a_cluster_and_its_versions_are_compared_there(
     assert registry.version("run@v2").validations[0].passed is True
     refs = ["run@v3", "run@v1"]
     found = registry.compare_many("base", refs, weights=True, prompts=["w1 w2 w3"], dask=cluster.address)
-    assert [(one.a, one.b, one.error) for one in found] == [("base@v1", ref, None) for ref in refs]
+    assert [(one.a, one.b, one.obstacles) for one in found] == [("base@v1", ref, ()) for ref in refs]
     here = registry.compare("base", "run@v3", weights=True, prompts=["w1 w2 w3"])
     assert found[0].weights == here.weights
     assert found[0].behaviour is not None

@@ -106,6 +106,19 @@ def test_facts_and_architecture_are_told_with_or_without_tensors(any_registry: R
     assert "--read" in str(found.obstacle.hint)
 
 
+def test_training_tags_and_tokenizer_are_told(any_registry: Registry) -> None:
+    record(any_registry, "base", tags={"data": "web", "seed": "1"})
+    record(any_registry, "tuned", parents=["base"], step=20, tags={"data": "pirate", "seed": "1"})
+    found = any_registry.diff("base", "tuned")
+    assert found.facts["tag data"] == ("web", "pirate")
+    assert "tag seed" not in found.facts
+    assert found.facts["parents"] == (None, "base@v1 (finetuned)")
+    assert ["fact", "step", None, 20] in [
+        [None if value is None or value != value else value for value in row]
+        for row in found.to_pandas().astype(object).to_numpy().tolist()
+    ]
+
+
 # ---- with real checkpoints
 
 

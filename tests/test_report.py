@@ -6,16 +6,20 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
 from registry import Registry
+from registry.compare.results import HeadPatterns
 from registry.compare_versions import Comparison
-from registry.errors import StorageError
+from registry.errors import StorageError, VocabularyMismatch
 from registry.report.page import save_report, write_report
-from registry.report.pictures import draw_layers, draw_parts, write_png, write_svg
+from registry.report.pictures import draw_layers, draw_parts, draw_patterns, write_png, write_svg
+from registry.report.save_pictures import save_pictures
+from registry.results import Results
 from tests.adapters import make_adapted, save_adapter
 
 # parity is not what is tested here
@@ -102,6 +106,38 @@ def test_a_browser_draws_it_readable_in_the_light_and_in_the_dark(
     assert title > 0.7  # ink on that ground
     colours = np.unique((pixels.reshape(-1, 3) * 15).astype(int), axis=0)
     assert len(colours) > 40  # the heat maps are there
+
+
+def test_patterns_are_side_by_side_with_tokens_that_stay_text(compared: Comparison) -> None:
+    """Tokens are somebody's text: markup, formulas of matplotlib's and control characters mean themselves."""
+    assert compared.behaviour is not None
+    hostile = ("<script>", "$x$", "\x1b[2J", " word", "\n", "漢", "a_very_long_token_indeed")
+    n = len(hostile)
+    row = tuple(tuple(1 / (query + 1) if key <= query else 0.0 for key in range(n)) for query in range(n))
+    pattern = HeadPatterns(1, 2, 0.5, hostile, row, row)
+    behaviour = replace(compared.behaviour, patterns=Results([pattern], HeadPatterns))
+    text = write_report(replace(compared, behaviour=behaviour))
+    page = _Page(text)
+    assert "script" not in {tag for tag, _ in page.tags}
+    for shown in ("<script>", "$x$", "\ufffd[2J", "word", "↵", "漢", "a_very_long…"):
+        assert page.text.count(shown) >= 4  # rows and columns of both
+    assert "Head 1.2, on the tokens where it moved most" in page.text
+    assert "\x1b" not in text
+    assert write_png(draw_patterns(pattern, "a", "b")).startswith(b"\x89PNG")
+
+
+def test_what_could_not_be_compared_is_said(compared: Comparison) -> None:
+    page = _Page(write_report(replace(compared, obstacles=(VocabularyMismatch("Tokens mean <other> things."),))))
+    assert "Tokens mean <other> things." in page.text
+
+
+def test_pictures_are_files_of_a_size_for_a_page(compared: Comparison, tmp_path: Path) -> None:
+    paths = save_pictures(compared, tmp_path / "new" / "folder")
+    assert len(paths) == 10
+    assert all(path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size < 300_000 for path in paths)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="cannot be written"):
+        save_pictures(compared, tmp_path / "file")
 
 
 def test_what_was_not_asked_for_is_left_out(compared: Comparison) -> None:

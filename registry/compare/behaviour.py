@@ -1,59 +1,216 @@
 """Run two networks on the same tokens and compare what they predict, layer by layer, head by head, part by part.
 
-One batch at a time: the first network's activations are kept for it, and the second's are compared as they come.
+One batch at a time: the first network's activations are kept for it, in memory or in a file, and the second's are
+compared as they come. Both ways give the same numbers.
 """
 
 from __future__ import annotations
 
-import hashlib
+import gc
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from registry.compare.results import Attribution, BehaviourComparison, HeadBehaviour, LayerChange, PositionChange
+from registry.compare.capture import Kept, keep, name_residual, run
+from registry.compare.divergence import compare_logits, count_rows, diverge
+from registry.compare.kept_files import open_kept_files
+from registry.compare.memory import have_room
+from registry.compare.patterns import Spell
+from registry.compare.readout import Readout
+from registry.compare.results import BehaviourComparison
+from registry.compare.sums import Sums
 from registry.errors import InvalidInput
 from registry.progress import Counter, Progress, no_progress
-from registry.results import Results
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
-_BATCH_BYTES = 2**28
-_ROWS = 128
-"""How many next-token distributions are held in float64 at once."""
+_BATCH_BYTES = 2**26
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two networks: its ref, its architecture, how to load it, and how many bytes it takes."""
+
+    ref: str
+    architecture: Mapping[str, Any]
+    load: Callable[[], HookedTransformer]
+    n_bytes: int
 
 
 def compare_behaviour(
-    a: HookedTransformer,
-    b: HookedTransformer,
+    a: Side,
+    b: Side,
     prompts: Sequence[torch.Tensor],
     *,
-    refs: tuple[str, str],
     n_shared_tokens: int,
+    spell: Spell,
+    dtype: torch.dtype,
+    device: str,
+    one_at_a_time: bool | None = None,
     processing: Sequence[str] = (),
+    data_digest: str | None = None,
     notes: Sequence[str] = (),
     progress: Progress = no_progress,
 ) -> BehaviourComparison:
     """Compare on `prompts`, each the tokens of one, `(n_positions,)`.
 
     Only the first `n_shared_tokens` of both vocabularies, which mean the same, are predicted. Layers and heads that one
-    network lacks are left out, and `notes` say so.
+    network lacks are left out, and `notes` say so. With `one_at_a_time` only one of the networks is in memory, and what
+    the first computed in temporary files; None: if both have no room. Raises StorageFull if the files have none.
     """
-    _check_prompts(prompts, n_shared_tokens, min(a.cfg.n_ctx, b.cfg.n_ctx))
-    sums = _Sums()
-    counter = Counter(progress, "comparing behaviour", sum(len(prompt) for prompt in prompts))
+    _check_prompts(prompts, n_shared_tokens, min(one.architecture["n_ctx"] for one in (a, b)))
+    per_token = count_bytes(a.architecture, dtype)
+    if one_at_a_time is None:
+        one_at_a_time = not have_room(a.n_bytes + b.n_bytes + 2 * _BATCH_BYTES, device)
+    batches = list(_make_batches(prompts, per_token))
+    sums = Sums()
+    counter = Counter(progress, "comparing behaviour", 2 * sum(len(prompt) for prompt in prompts))
     with torch.inference_mode():
-        for tokens in _make_batches(prompts, a):
-            kept = _Kept(a, tokens)
-            _compare_batch(kept, _Kept(b, tokens), tokens, n_shared_tokens, sums)
+        if one_at_a_time:
+            _compare_in_turn(a, b, batches, per_token, n_shared_tokens, sums, counter)
+        else:
+            _compare_together(a, b, batches, n_shared_tokens, sums, counter)
+    said = [*notes, *_tell(a.architecture, b.architecture)]
+    return sums.finish((a.ref, b.ref), prompts, spell, processing, str(dtype), data_digest, said)
+
+
+def _compare_together(
+    a: Side, b: Side, batches: Sequence[torch.Tensor], n_shared: int, sums: Sums, counter: Counter
+) -> None:
+    first, second = a.load(), b.load()
+    readouts = Readout(first), Readout(second)
+    for tokens in batches:
+        kept = keep(first, readouts[0], tokens)
+        counter.advance(tokens.numel())
+        _compare_batch(kept, second, readouts, tokens, n_shared, sums)
+        counter.advance(tokens.numel())
+
+
+def _compare_in_turn(
+    a: Side,
+    b: Side,
+    batches: Sequence[torch.Tensor],
+    per_token: Callable[[int], int],
+    n_shared: int,
+    sums: Sums,
+    counter: Counter,
+) -> None:
+    with open_kept_files(sum(tokens.numel() * per_token(tokens.shape[1]) for tokens in batches)) as files:
+        network = a.load()
+        readout = Readout(network, alone=True)
+        for tokens in batches:
+            files.write(keep(network, readout, tokens))
             counter.advance(tokens.numel())
-    total = hashlib.sha256()
+        del network
+        gc.collect()  # a network's hooks refer to each other
+        network = b.load()
+        readouts = readout, Readout(network)
+        for tokens, kept in zip(batches, files.read_all(), strict=True):
+            _compare_batch(kept, network, readouts, tokens, n_shared, sums)
+            counter.advance(tokens.numel())
+
+
+def _compare_batch(
+    kept: Kept,
+    network: HookedTransformer,
+    readouts: tuple[Readout, Readout],
+    tokens: torch.Tensor,
+    n_shared: int,
+    sums: Sums,
+) -> None:
+    """Run the second network on a batch, and compare what it computes with what is kept of the first."""
+    streams: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    last: list[torch.Tensor] = []
+
+    def take(name: str, new: torch.Tensor) -> None:
+        old = kept.activations.get(name)
+        kind, layer = name.split(".")
+        if name == name_residual(readouts[1].n_layers):
+            last.append(new)
+        if old is None:  # a layer that the first has not
+            return
+        old = old.to(new.device)
+        if kind == "residual":
+            sums.add_residuals(int(layer), old, new)
+            streams[int(layer)] = old, new
+        elif old.shape == new.shape:
+            sums.add_patterns(int(layer), old, new, diverge(old.double(), new.double()), tokens)
+
+    attributed = run(network, readouts[1], tokens, take)
+    for which, one in enumerate((kept.attributed, attributed)):
+        sums.add_attributed(which, one)
+    sums.add_lens(_sum_lens_kl(readouts, streams, n_shared))
+    old = kept.activations[name_residual(readouts[0].n_layers)].to(last[0].device)
+    sums.add_predictions(*_compare_predictions(readouts, old, last[0], tokens, n_shared))
+
+
+def _sum_lens_kl(
+    readouts: tuple[Readout, Readout], streams: Mapping[int, tuple[torch.Tensor, torch.Tensor]], n_shared: int
+) -> dict[int, float]:
+    """Return the KL that the logit lens reads in residual streams, summed over tokens, by layer.
+
+    All layers at once: the unembedding is read from memory for as many rows as there are at a time, and not for each.
+    """
+    equal = {layer for layer, (old, new) in streams.items() if torch.equal(old, new)}
+    if equal and not readouts[0].is_like(readouts[1]):
+        equal = set()
+    found = dict.fromkeys(equal, 0.0)  # lower layers are often frozen in training, and the lens is what takes longest
+    moved = [layer for layer in streams if layer not in equal]
+    if moved:
+        old, new = (torch.cat([streams[layer][side].flatten(0, 1) for layer in moved]) for side in (0, 1))
+        parts = [
+            compare_logits(readouts[0].read(one), readouts[1].read(other), n_shared)[0]
+            for one, other in _split(n_shared, old, new)
+        ]
+        sums = torch.cat(parts).reshape(len(moved), -1).sum(dim=1).tolist()
+        found.update(zip(moved, sums, strict=True))
+    return found
+
+
+def _compare_predictions(
+    readouts: tuple[Readout, Readout], old: torch.Tensor, new: torch.Tensor, tokens: torch.Tensor, n_shared: int
+) -> tuple[torch.Tensor, torch.Tensor, list[float]]:
+    """Return KL and whether the top-1 tokens agree, each `(batch, position)`, and the summed losses of both."""
+    # what comes after the last token of each row nobody knows
+    targets = torch.nn.functional.pad(tokens[:, 1:], (0, 1), value=-1).flatten().to(new.device)
+    losses = [0.0, 0.0]
+    found = []
+    for one, other, wanted in _split(n_shared, old.flatten(0, 1), new.flatten(0, 1), targets):
+        a, b = readouts[0].predict(one), readouts[1].predict(other)
+        found.append(compare_logits(a, b, n_shared))
+        for which, logits in enumerate((a, b)):
+            rows = logits[:, :n_shared].double()
+            losses[which] += float(torch.nn.functional.cross_entropy(rows, wanted, ignore_index=-1, reduction="sum"))
+    kl, agreed = (torch.cat(parts).reshape(tokens.shape) for parts in zip(*found, strict=True))
+    return kl, agreed, losses
+
+
+def _split(n_shared: int, *tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Give as many rows at a time as logits are made of at once."""
+    step = count_rows(n_shared)
+    for start in range(0, len(tensors[0]), step):
+        yield tuple(tensor[start : start + step] for tensor in tensors)
+
+
+def count_bytes(architecture: Mapping[str, Any], dtype: torch.dtype) -> Callable[[int], int]:
+    """Return how many bytes of activations are kept for each token of a prompt, by the length of that."""
+    layers, width, heads = (int(architecture[name]) for name in ("n_layers", "d_model", "n_heads"))
+    return lambda length: dtype.itemsize * ((layers + 1) * width + layers * heads * length)
+
+
+def _make_batches(prompts: Sequence[torch.Tensor], per_token: Callable[[int], int]) -> Iterator[torch.Tensor]:
+    """Stack prompts of one length, as many as fit: nothing is padded, so no position means another than it does."""
+    by_length: dict[int, list[torch.Tensor]] = defaultdict(list)
     for prompt in prompts:
-        total.update(repr(prompt.tolist()).encode())
-    return sums.finish(refs, len(prompts), total.hexdigest(), processing, str(a.cfg.dtype), [*notes, *_tell(a, b)])
+        by_length[len(prompt)].append(prompt)
+    for length, group in sorted(by_length.items()):
+        size = max(1, _BATCH_BYTES // (per_token(length) * length))
+        for start in range(0, len(group), size):
+            yield torch.stack(group[start : start + size])
 
 
 def _check_prompts(prompts: Sequence[torch.Tensor], n_tokens: int, n_ctx: int) -> None:
@@ -69,219 +226,14 @@ def _check_prompts(prompts: Sequence[torch.Tensor], n_tokens: int, n_ctx: int) -
         )
 
 
-def _make_batches(prompts: Sequence[torch.Tensor], network: HookedTransformer) -> Iterator[torch.Tensor]:
-    """Stack prompts of one length, as many as fit: nothing is padded, so no position means another than it does."""
-    by_length: dict[int, list[torch.Tensor]] = defaultdict(list)
-    for prompt in prompts:
-        by_length[len(prompt)].append(prompt)
-    cfg = network.cfg
-    for length, group in sorted(by_length.items()):
-        per_token = 4 * (cfg.n_layers * (3 * cfg.d_model + cfg.n_heads * length) + cfg.d_vocab)
-        size = max(1, _BATCH_BYTES // (2 * per_token * length))
-        for start in range(0, len(group), size):
-            yield torch.stack(group[start : start + size])
-
-
-class _Kept:
-    """What one network computed on a batch: `(batch, position, …)` for everything but patterns."""
-
-    def __init__(self, network: HookedTransformer, tokens: torch.Tensor) -> None:
-        self.network = network
-        self.activations: dict[str, torch.Tensor] = {}
-        layers = range(network.cfg.n_layers)
-        names = ["hook_embed", "hook_pos_embed", "ln_final.hook_scale", "blocks.0.hook_resid_pre"]
-        names += [f"blocks.{layer}.{what}" for layer in layers for what in ("hook_resid_post", "hook_attn_out")]
-        names += [f"blocks.{layer}.{what}" for layer in layers for what in ("hook_mlp_out", "attn.hook_pattern")]
-        hooks = [(name, self._keep) for name in names if name in network.hook_dict]
-        self.logits: torch.Tensor = network.run_with_hooks(tokens.to(network.cfg.device), fwd_hooks=hooks)
-
-    def _keep(self, tensor: torch.Tensor, hook: Any) -> None:
-        self.activations[hook.name] = tensor.detach()
-
-    def resid(self, layer: int) -> torch.Tensor:
-        """The residual stream before block `layer`, or after the last one, `(batch, position, d_model)`."""
-        if layer == 0:
-            return self.activations["blocks.0.hook_resid_pre"]
-        return self.activations[f"blocks.{layer - 1}.hook_resid_post"]
-
-    def pattern(self, layer: int) -> torch.Tensor | None:
-        """The attention pattern, `(batch, head, query, key)`."""
-        return self.activations.get(f"blocks.{layer}.attn.hook_pattern")
-
-    def read_lens(self, layer: int) -> torch.Tensor:
-        """Return the logits that ln_final and the unembedding make of the residual stream there."""
-        logits: torch.Tensor = self.network.unembed(self.network.ln_final(self.resid(layer)))
-        return logits
-
-    def attribute(self, targets: torch.Tensor) -> dict[tuple[str, int | None], float]:
-        """Return what each component adds to the logits of `targets`, `(batch, position - 1)`, summed over them.
-
-        As transformer-lens's `ActivationCache.logit_attrs`: divided by the scale of ln_final, projected on `W_U`.
-        """
-        norm, network = self.network.ln_final, self.network
-        directions = network.W_U.T[targets.to(network.W_U.device)]  # (batch, position - 1, d_model)
-        gain = getattr(norm, "w", None)
-        if gain is not None:
-            directions = directions * gain
-        if str(network.cfg.normalization_type or "").startswith("LN") and not network.cfg.final_rms:
-            directions = directions - directions.mean(dim=-1, keepdim=True)
-        scale = self.activations.get("ln_final.hook_scale")
-        if scale is not None:
-            directions = directions / scale[:, :-1]
-        places: dict[tuple[str, int | None], list[str]] = {("embed", None): ["hook_embed", "hook_pos_embed"]}
-        for layer in range(network.cfg.n_layers):
-            places["attention", layer] = [f"blocks.{layer}.hook_attn_out"]
-            places["MLP", layer] = [f"blocks.{layer}.hook_mlp_out"]
-        return {
-            place: sum(float((self.activations[name][:, :-1] * directions).sum(dtype=torch.float64)) for name in there)
-            for place, names in places.items()
-            if (there := [name for name in names if name in self.activations])
-        }
-
-
-@dataclass
-class _Sums:
-    """Sums over tokens, to be divided by their numbers."""
-
-    n_tokens: int = 0
-    n_targets: int = 0
-    n_queries: int = 0
-    positions: dict[int, list[float]] = field(default_factory=lambda: defaultdict(lambda: [0.0, 0.0, 0.0]))
-    layers: dict[int, list[float]] = field(default_factory=lambda: defaultdict(lambda: [0.0, 0.0, 0.0, 0.0]))
-    has_cosines: bool = True
-    heads: dict[tuple[int, int], float] = field(default_factory=lambda: defaultdict(float))
-    losses: list[float] = field(default_factory=lambda: [0.0, 0.0])
-    attributed: tuple[dict[tuple[str, int | None], float], ...] = field(
-        default_factory=lambda: (defaultdict(float), defaultdict(float))
-    )
-
-    def finish(
-        self,
-        refs: tuple[str, str],
-        n_prompts: int,
-        tokens_digest: str,
-        processing: Sequence[str],
-        dtype: str,
-        notes: Sequence[str],
-    ) -> BehaviourComparison:
-        """Divide, and give the results."""
-        n = self.n_tokens
-        positions = [
-            PositionChange(position, int(count), kl / count, agreed / count)
-            for position, (count, kl, agreed) in sorted(self.positions.items())
-        ]
-        layers = [
-            LayerChange(layer, cosine / n if self.has_cosines else None, norm_a / n, norm_b / n, kl / n)
-            for layer, (cosine, norm_a, norm_b, kl) in sorted(self.layers.items())
-        ]
-        heads = [HeadBehaviour(*place, jsd / self.n_queries) for place, jsd in sorted(self.heads.items())]
-        one, other = self.attributed
-        attributions = [
-            Attribution(
-                component, layer, one[component, layer] / self.n_targets, other[component, layer] / self.n_targets
-            )
-            for component, layer in one
-            if (component, layer) in other
-        ]
-        losses = [loss / self.n_targets for loss in self.losses] if self.n_targets else [None, None]
-        return BehaviourComparison(
-            *refs,
-            n_prompts=n_prompts,
-            n_tokens=n,
-            tokens_digest=tokens_digest,
-            kl=sum(kl for _, kl, _ in self.positions.values()) / n,
-            top1_agreement=sum(agreed for _, _, agreed in self.positions.values()) / n,
-            loss_a=losses[0],
-            loss_b=losses[1],
-            positions=Results(positions, PositionChange),
-            layers=Results(layers, LayerChange),
-            heads=Results(heads, HeadBehaviour),
-            attributions=Results(attributions, Attribution),
-            processing=tuple(processing),
-            dtype=dtype.removeprefix("torch."),
-            notes=tuple(notes),
-        )
-
-
-def _compare_batch(a: _Kept, b: _Kept, tokens: torch.Tensor, n_shared: int, sums: _Sums) -> None:
-    n_prompts, length = tokens.shape
-    sums.n_tokens += tokens.numel()
-    sums.n_queries += tokens.numel()
-    kl, agreed = compare_logits(a.logits, b.logits, n_shared)
-    for position in range(length):
-        row = sums.positions[position]
-        row[0] += n_prompts
-        row[1] += float(kl[:, position].sum())
-        row[2] += float(agreed[:, position].sum())
-    for layer in range(min(a.network.cfg.n_layers, b.network.cfg.n_layers) + 1):
-        _compare_layer(a, b, layer, n_shared, sums)
-    if length < 2:
-        return
-    sums.n_targets += n_prompts * (length - 1)
-    for which, kept in enumerate((a, b)):
-        sums.losses[which] += _sum_losses(kept.logits[..., :n_shared], tokens)
-        for place, value in kept.attribute(tokens[:, 1:]).items():
-            sums.attributed[which][place] += value
-
-
-def _compare_layer(a: _Kept, b: _Kept, layer: int, n_shared: int, sums: _Sums) -> None:
-    one, other = a.resid(layer).double(), b.resid(layer).double()
-    row = sums.layers[layer]
-    if one.shape == other.shape:
-        row[0] += float(torch.nn.functional.cosine_similarity(one, other, dim=-1).sum())
-    else:
-        sums.has_cosines = False
-    row[1] += float(one.norm(dim=-1).sum())
-    row[2] += float(other.norm(dim=-1).sum())
-    row[3] += float(compare_logits(a.read_lens(layer), b.read_lens(layer), n_shared)[0].sum())
-    patterns = (kept.pattern(layer) if layer < kept.network.cfg.n_layers else None for kept in (a, b))
-    old, new = patterns
-    if old is not None and new is not None and old.shape == new.shape:
-        for head, value in enumerate(_diverge(old.double(), new.double()).sum(dim=(0, 2)).tolist()):
-            sums.heads[layer, head] += value
-
-
-def compare_logits(a: torch.Tensor, b: torch.Tensor, n_shared: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return KL(a || b) in nats and whether the top-1 tokens agree, each `(batch, position)`.
-
-    Only the first `n_shared` tokens of the vocabularies count.
-    """
-    shape = a.shape[:-1]
-    one, other = (logits[..., :n_shared].reshape(-1, n_shared) for logits in (a, b))
-    divergences = []
-    for start in range(0, len(one), _ROWS):
-        old, new = (logits[start : start + _ROWS].double().log_softmax(dim=-1) for logits in (one, other))
-        divergences.append((old.exp() * (old - new)).sum(dim=-1))
-    agreed = one.argmax(dim=-1) == other.argmax(dim=-1)
-    return torch.cat(divergences).reshape(shape), agreed.reshape(shape)
-
-
-def _diverge(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Return the Jensen–Shannon divergence of distributions along the last axis, in nats."""
-    middle = (a + b) / 2
-
-    def terms(one: torch.Tensor) -> torch.Tensor:
-        term: torch.Tensor = torch.special.xlogy(one, one / middle.clamp(min=torch.finfo(torch.float64).tiny))
-        return term.sum(dim=-1)
-
-    return (terms(a) + terms(b)) / 2
-
-
-def _sum_losses(logits: torch.Tensor, tokens: torch.Tensor) -> float:
-    total = 0.0
-    for row, targets in zip(logits, tokens.to(logits.device), strict=True):
-        total += float(torch.nn.functional.cross_entropy(row[:-1].double(), targets[1:], reduction="sum"))
-    return total
-
-
-def _tell(a: HookedTransformer, b: HookedTransformer) -> Iterator[str]:
+def _tell(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[str]:
     """Say what the two networks have not in common."""
-    if a.cfg.n_layers != b.cfg.n_layers:
-        n = min(a.cfg.n_layers, b.cfg.n_layers)
-        yield f"They have {a.cfg.n_layers} and {b.cfg.n_layers} layers: the first {n} were compared."
-    if a.cfg.d_model != b.cfg.d_model:
-        yield f"d_model is {a.cfg.d_model} and {b.cfg.d_model}: residual streams have no cosine."
-    if a.cfg.n_heads != b.cfg.n_heads:
-        yield f"n_heads is {a.cfg.n_heads} and {b.cfg.n_heads}: attention patterns were not compared."
-    if a.cfg.d_vocab != b.cfg.d_vocab:
-        yield f"d_vocab is {a.cfg.d_vocab:,} and {b.cfg.d_vocab:,}: only the tokens of both are predicted."
+    if a["n_layers"] != b["n_layers"]:
+        n = min(a["n_layers"], b["n_layers"])
+        yield f"They have {a['n_layers']} and {b['n_layers']} layers: the first {n} were compared."
+    if a["d_model"] != b["d_model"]:
+        yield f"d_model is {a['d_model']} and {b['d_model']}: residual streams have no cosine."
+    if a["n_heads"] != b["n_heads"]:
+        yield f"n_heads is {a['n_heads']} and {b['n_heads']}: attention patterns were not compared."
+    if a["d_vocab"] != b["d_vocab"]:
+        yield f"d_vocab is {a['d_vocab']:,} and {b['d_vocab']:,}: only the tokens of both are predicted."

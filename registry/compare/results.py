@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from registry.results import Results
+from registry.results import Results, make_frame
+
+if TYPE_CHECKING:
+    import pandas
 
 
 @dataclass(frozen=True)
@@ -60,11 +64,52 @@ class Attribution:
 
 
 @dataclass(frozen=True)
+class HeadAttribution:
+    """What one head adds to the logit of the token that really comes next, averaged over tokens."""
+
+    layer: int
+    head: int
+    a: float
+    b: float
+
+    @property
+    def difference(self) -> float:
+        """How much more it adds in `b`."""
+        return self.b - self.a
+
+
+@dataclass(frozen=True)
+class HeadPatterns:
+    """The attention patterns of one head that moved, side by side, on the tokens where it moved most.
+
+    `pattern_jsd` is that of the head over all tokens. `a` and `b` hold a row for each query, with its attention to each
+    key, to four digits.
+    """
+
+    layer: int
+    head: int
+    pattern_jsd: float
+    tokens: tuple[str, ...]
+    a: tuple[tuple[float, ...], ...]
+    b: tuple[tuple[float, ...], ...]
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return a DataFrame with a row for each query and each key that is not after it."""
+        rows = [
+            [query, key, self.tokens[query], self.tokens[key], self.a[query][key], self.b[query][key]]
+            for query in range(len(self.tokens))
+            for key in range(query + 1)
+        ]
+        return make_frame(["query", "key", "query_token", "key_token", "a", "b"], rows)
+
+
+@dataclass(frozen=True)
 class BehaviourComparison:
     """How two networks differ on the same tokens; KL is of `a`'s next-token distribution from `b`'s, in nats.
 
-    `loss_a` and `loss_b` are of the next token, None where no prompt has two tokens. `tokens_digest` is the SHA-256 of
-    the tokens, and `notes` say what could not be compared.
+    `n_prompts` counts prompts and windows of data; `loss_a` and `loss_b` are of the next token, None where none has two
+    tokens. `tokens_digest` is the SHA-256 of the tokens, `data_digest` that of the rows of data that were read,
+    `patterns` has the heads that moved most, and `notes` say what could not be compared.
     """
 
     a: str
@@ -80,6 +125,9 @@ class BehaviourComparison:
     layers: Results[LayerChange]
     heads: Results[HeadBehaviour]
     attributions: Results[Attribution]
+    head_attributions: Results[HeadAttribution]
+    patterns: Results[HeadPatterns]
     processing: tuple[str, ...]
     dtype: str
+    data_digest: str | None = None
     notes: tuple[str, ...] = ()

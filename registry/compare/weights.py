@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -14,6 +15,9 @@ from registry.compare.components import COMPONENTS, Component, find_component, f
 from registry.compare.heads import PermutedHeads, find_permuted_heads
 from registry.progress import Counter, Progress, no_progress
 from registry.results import Results
+
+_HELD_BYTES = 2**28
+"""How much of both is read before the files are mapped anew: pages of a mapped file stay in memory once they are."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +105,8 @@ class WeightComparison:
         return Results((_roll_up(*key, grouped[key]) for key in ordered), PartChange)
 
 
-def compare_tensors(
-    a: Mapping[str, torch.Tensor],
-    b: Mapping[str, torch.Tensor],
+def compare_opened(
+    open_both: Callable[[], tuple[Mapping[str, torch.Tensor], Mapping[str, torch.Tensor]]],
     *,
     refs: tuple[str, str],
     dtypes: Sequence[str] = ("float32",),
@@ -113,11 +116,14 @@ def compare_tensors(
     notes: Sequence[str] = (),
     progress: Progress = no_progress,
 ) -> WeightComparison:
-    """Compare tensors by their names. `dtypes` are those that the weights were kept in; ranks below are rounding.
+    """Compare tensors by their names; files are mapped anew now and then, so that pages that were read are let go.
 
-    Without `heads` no heads are compared, nor looked for in another order.
+    `dtypes` are those that the weights were kept in; ranks below are rounding. Without `heads` no heads are compared,
+    nor looked for in another order.
     """
     roundoff = max(UNIT_ROUNDOFF.get(one, UNIT_ROUNDOFF["float32"]) for one in dtypes)
+    a, b = open_both()
+    only_a, only_b = tuple(sorted(a.keys() - b.keys())), tuple(sorted(b.keys() - a.keys()))
     shared = sorted(a.keys() & b.keys(), key=lambda name: (_place(find_layer(name), find_component(name)), name))
     misshapen = {
         name: (tuple(a[name].shape), tuple(b[name].shape)) for name in shared if a[name].shape != b[name].shape
@@ -126,22 +132,38 @@ def compare_tensors(
     counter = Counter(progress, "comparing weights", sum(a[name].nbytes for name in compared))
     changes: list[WeightChange] = []
     by_head: list[HeadChange] = []
+    held = 0
     for name in compared:
+        held += a[name].nbytes + b[name].nbytes
+        if held > _HELD_BYTES:
+            del a, b
+            gc.collect()  # a network that holds them refers to itself
+            a, b = open_both()
+            held = a[name].nbytes + b[name].nbytes
         changes.append(_describe(name, a[name], measure_change(name, a[name], b[name], roundoff=roundoff, ranks=ranks)))
         if heads:
             by_head += _compare_heads(name, a[name], b[name])
         counter.advance(a[name].nbytes)
+    del a, b
+    gc.collect()
+    a, b = open_both()
     return WeightComparison(
         *refs,
         tensors=Results(changes, WeightChange),
         heads=Results(by_head, HeadChange),
-        permuted=find_permuted_heads({name: (a[name], b[name]) for name in compared}) if heads else (),
-        only_a=tuple(sorted(a.keys() - b.keys())),
-        only_b=tuple(sorted(b.keys() - a.keys())),
+        permuted=find_permuted_heads({name: (a[name], b[name]) for name in _in_changed_layers(by_head, compared)}),
+        only_a=only_a,
+        only_b=only_b,
         misshapen=misshapen,
         processing=tuple(processing),
         notes=tuple(notes),
     )
+
+
+def _in_changed_layers(heads: Sequence[HeadChange], names: Sequence[str]) -> list[str]:
+    """Return those names that are of layers whose heads changed: in the others none can have changed places."""
+    changed = {one.layer for one in heads if one.relative_distance > 0}
+    return [name for name in names if find_layer(name) in changed]
 
 
 def _describe(name: str, tensor: torch.Tensor, change: Change) -> WeightChange:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from registry.errors import RegistryError, WorkerError
@@ -28,11 +29,11 @@ def compare_one(registry: Comparing, a: str, b: str, options: Mapping[str, Any],
         return fail_comparison(registry, a, b, error)
 
 
-def fail_comparison(registry: Comparing, a: str, b: str, error: RegistryError | None) -> Comparison:
+def fail_comparison(registry: Comparing, a: str, b: str, error: RegistryError) -> Comparison:
     """Say why two versions could not be compared, with what is recorded of them."""
     from registry.compare_versions import Comparison
 
-    return Comparison(a, b, registry.diff(a, b), error=error.message if error else None)
+    return Comparison(a, b, registry.diff(a, b), obstacles=(error,))
 
 
 class Comparing(Asking, Loading):
@@ -46,6 +47,11 @@ class Comparing(Asking, Loading):
         weights: bool = False,
         ranks: bool = True,
         prompts: Sequence[str | Sequence[int]] = (),
+        data: str | Path | None = None,
+        column: str = "text",
+        length: int | None = None,
+        max_tokens: int | None = None,
+        one_at_a_time: bool | None = None,
         processed: bool = True,
         dtype: str | torch.dtype = "float32",
         device: str | torch.device | None = None,
@@ -53,34 +59,48 @@ class Comparing(Asking, Loading):
     ) -> Comparison:
         """Say what changed from version `a` to version `b`: in the records, in the weights, in what they compute.
 
+        Where weights and behaviour were asked for and only one can be compared, `obstacles` say why the other cannot.
+
         Args:
             a: the ref of one version, usually the parent.
             b: that of the other.
             weights: compare tensor by tensor; `ranks` are what takes longest of it.
-            prompts: texts, or lists of tokens, to run both on; none, and behaviour is not compared.
+            prompts: texts, or lists of tokens, to run both on; neither these nor data, and behaviour is not compared.
+            data: a .txt or .jsonl file, or a folder that `datasets` saved; `column` holds the texts.
+            length: of the windows that these are cut into, in tokens; None: 256, or the context if that is shorter.
+            max_tokens: stop after so many tokens of the data.
+            one_at_a_time: hold only one network in memory, and what the first computed in temporary files; None: if
+                there is no room for both. The numbers are the same.
             processed: whether both run processed, as `load` gives them.
             dtype: in which both run.
             device: where both run.
 
         Raises:
             ProcessingConflict: the two cannot be processed alike.
-            VocabularyMismatch: their tokens mean different things, and there are prompts.
+            VocabularyMismatch: their tokens mean different things, and there are prompts or data.
+            HookedTransformerMissing: transformer-lens has none; records and weights can be compared all the same.
+            InvalidInput: there is nothing to compare on, or a column or length is wrong.
+            StorageFull: with one_at_a_time, what the first network computed has no room in temporary files.
         """
-        from registry.compare_versions import Comparison, compare_versions_on, compare_weights
+        from registry.compare_on import CompareOn
+        from registry.compare_versions import compare_versions_on, compare_weights, compare_what_can_be
         from registry.load_options import make_options
 
+        on = CompareOn(prompts, data, column, length, max_tokens)
         records = self.diff(a, b, progress=progress)
-        one, other = (self.fetch(ref, progress=progress) for ref in (a, b)) if weights or prompts else (None, None)
-        if one is None or other is None:
-            return Comparison(records.a, records.b, records)
-        options = make_options(processed=processed, flags={}, dtype=dtype, device=device, n_devices=1, verify="changed")
-        return Comparison(
-            records.a,
-            records.b,
-            records,
-            compare_weights(self.derived, one, other, ranks=ranks, progress=progress) if weights else None,
-            compare_versions_on(self.derived, one, other, prompts, options, progress) if prompts else None,
-        )
+        attempts: dict[str, Callable[[], object]] = {}
+        if weights or on:
+            one, other = (self.fetch(ref, progress=progress) for ref in (a, b))
+        if weights:
+            attempts["weights"] = lambda: compare_weights(self.derived, one, other, ranks=ranks, progress=progress)
+        if on:
+            options = make_options(
+                processed=processed, flags={}, dtype=dtype, device=device, n_devices=1, verify="changed"
+            )
+            attempts["behaviour"] = lambda: compare_versions_on(
+                self.derived, one, other, on, options, one_at_a_time=one_at_a_time, progress=progress
+            )
+        return compare_what_can_be(records, attempts)
 
     def compare_many(
         self,
@@ -90,6 +110,11 @@ class Comparing(Asking, Loading):
         weights: bool = False,
         ranks: bool = True,
         prompts: Sequence[str | Sequence[int]] = (),
+        data: str | Path | None = None,
+        column: str = "text",
+        length: int | None = None,
+        max_tokens: int | None = None,
+        one_at_a_time: bool | None = None,
         processed: bool = True,
         dtype: str | None = None,
         device: str | None = None,
@@ -101,8 +126,8 @@ class Comparing(Asking, Loading):
     ) -> list[Comparison]:
         """Compare each of `refs` with `base`, as `compare` does, and return the comparisons in the order of `refs`.
 
-        Where one cannot be made, its `error` says why, and the others go on. `workers`, `dask` and `executor` are as in
-        `validate`; `done` is called with each comparison as it comes.
+        Where one cannot be made, its `obstacles` say why, and the others go on. `workers`, `dask` and `executor` are as
+        in `validate`; `done` is called with each comparison as it comes.
 
         Raises:
             UnknownRef: one of the versions is not there; nothing is compared then.
@@ -114,11 +139,15 @@ class Comparing(Asking, Loading):
         first = self._find(base)
         others = [self._find(ref) for ref in refs]
         options = {"weights": weights, "ranks": ranks, "prompts": tuple(prompts), "processed": processed}
-        options |= {"dtype": dtype or "float32", "device": device}
+        options |= {"data": data, "column": column, "length": length, "max_tokens": max_tokens}
+        options |= {"one_at_a_time": one_at_a_time, "dtype": dtype or "float32", "device": device}
         found: dict[int, Comparison] = {}
 
         def take(index: int, outcome: Outcome) -> None:
-            found[index] = outcome.value or fail_comparison(self, first.ref, others[index].ref, outcome.error)
+            error = outcome.error
+            found[index] = (
+                outcome.value if error is None else fail_comparison(self, first.ref, others[index].ref, error)
+            )
             if done is not None:
                 done(found[index])
 

@@ -10,9 +10,11 @@ from registry.plain_text import escape
 from registry.report.frame import save_whole, write_figure, write_page, write_table
 from registry.report.pictures import (
     draw_attributions,
+    draw_head_attributions,
     draw_layers,
     draw_parts,
     draw_pattern_heads,
+    draw_patterns,
     draw_positions,
     draw_weight_heads,
 )
@@ -33,6 +35,7 @@ def write_report(found: Comparison) -> str:
         parts.append(_write_weights(found.weights))
     if found.behaviour is not None:
         parts.append(_write_behaviour(found.behaviour))
+    parts += [f"<h2>Not compared</h2>\n<p>{escape(one.message)}</p>\n" for one in found.obstacles]
     return write_page(title, parts)
 
 
@@ -90,13 +93,16 @@ def _write_weights(found: WeightComparison) -> str:
 def _write_behaviour(found: BehaviourComparison) -> str:
     after = f", after {', '.join(found.processing)}" if found.processing else ""
     rows = [
-        ("prompts, tokens", f"{found.n_prompts:,}, {found.n_tokens:,}"),
+        ("prompts" if found.data_digest is None else "prompts and windows of data", f"{found.n_prompts:,}"),
+        ("tokens", f"{found.n_tokens:,}"),
         ("KL of the next token", f"{found.kl:.5g} nats"),
         ("the same top-1 token", f"{found.top1_agreement:.2%}"),
     ]
     if found.loss_a is not None and found.loss_b is not None:
         rows.append(("loss", f"{found.loss_a:.4f} → {found.loss_b:.4f} nats per token"))
-    rows.append(("tokens", f"sha256:{found.tokens_digest[:16]}"))
+    rows.append(("digest of the tokens", f"sha256:{found.tokens_digest[:16]}"))
+    if found.data_digest is not None:
+        rows.append(("digest of the data", f"sha256:{found.data_digest[:16]}"))
     notes = "".join(f"<p>{escape(note)}</p>" for note in found.notes)
     heads = sorted((one for one in found.heads if one.pattern_jsd > 0), key=lambda one: -one.pattern_jsd)
     head_rows = [(f"{one.layer}.{one.head}", f"{one.pattern_jsd:.4g}") for one in heads[:10]]
@@ -113,9 +119,23 @@ def _write_behaviour(found: BehaviourComparison) -> str:
             draw_attributions(found),
             "Direct logit attribution: how much more each component adds in the second.",
         )
+        + write_figure(draw_head_attributions(found), "The same by head: orange is less in the second, violet more.")
         + (write_figure(draw_positions(found), "By position.") if len(found.positions) > 1 else "")
         + table
+        + _write_patterns(found)
     )
+
+
+def _write_patterns(found: BehaviourComparison) -> str:
+    figures = [
+        write_figure(
+            draw_patterns(one, found.a, found.b),
+            f"Head {one.layer}.{one.head}, on the tokens where it moved most: each row is a token that looks, each "
+            "column one that is looked at.",
+        )
+        for one in found.patterns
+    ]
+    return f"<h3>Attention patterns, side by side</h3>\n{''.join(figures)}" if figures else ""
 
 
 def _more(names: Sequence[str]) -> str:

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from registry.compare.components import COMPONENTS
 from registry.errors import PackageMissing
+from registry.plain_text import clean
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
 
-    from registry.compare.results import BehaviourComparison
+    from registry.compare.results import BehaviourComparison, HeadPatterns
     from registry.compare.weights import WeightComparison
 
 # what is drawn in it becomes `currentColor` in the SVG; no figure would have that colour by itself
 INK, CURRENT = "#010203", "currentColor"
 BLUE, ORANGE = "#3b82f6", "#ea7317"
-_MAP = "viridis"
-_CELL = 0.28  # inches
+_MAP, _SIGNED_MAP = "viridis", "PuOr"
+_CELL, _TOKEN = 0.28, 0.13  # inches
+_LABEL = 12
+_FAINTEST = 0.004  # what is fainter than this nobody sees
 
 
 def draw_parts(found: WeightComparison) -> Figure:
@@ -93,6 +98,13 @@ def draw_attributions(found: BehaviourComparison) -> Figure | None:
     return make_figure((6.6, 2.8), draw)
 
 
+def draw_head_attributions(found: BehaviourComparison) -> Figure | None:
+    """Draw how much more, or less, each head adds to the logit of the next token; None if that has no shares."""
+    if not found.head_attributions:
+        return None
+    return _draw_heads({(one.layer, one.head): one.difference for one in found.head_attributions}, signed=True)
+
+
 def draw_positions(found: BehaviourComparison) -> Figure:
     """Draw KL of the next token by position."""
 
@@ -107,13 +119,58 @@ def draw_positions(found: BehaviourComparison) -> Figure:
     return make_figure((6.6, 2.4), draw)
 
 
+def draw_patterns(found: HeadPatterns, a: str, b: str) -> Figure:
+    """Draw the attention patterns of one head side by side: a row for each query, a column for each key."""
+    labels = [_label(token) for token in found.tokens]
+    n = len(labels)
+    stairs = [(index + 1, y) for index in range(n) for y in (index, index + 1)]
+    outline = [(0, 0), *stairs, (0, n), (0, 0)]
+
+    def draw(figure: Figure) -> None:
+        from matplotlib.colors import LinearSegmentedColormap
+
+        # no attention is the ground of the page, be it light or dark
+        colours = LinearSegmentedColormap.from_list("attention", [f"{BLUE}00", BLUE])
+        panels = figure.subplots(1, 2, sharey=True)
+        for axes, pattern, title in zip(panels, (found.a, found.b), (a, b), strict=True):
+            cells = [[value if value >= _FAINTEST else float("nan") for value in row] for row in pattern]
+            image = axes.pcolormesh(cells, cmap=colours, vmin=0.0, vmax=1.0)
+            axes.plot(*zip(*outline, strict=True), color=INK, linewidth=0.4)
+            axes.set_aspect("equal")
+            axes.set_xlim(0, n)
+            axes.set_ylim(n, 0)
+            places = [index + 0.5 for index in range(n)]
+            axes.set_xticks(places, labels, rotation=90, fontsize=7, parse_math=False)
+            axes.set_yticks(places, labels, fontsize=7, parse_math=False)
+            axes.tick_params(length=0)
+            axes.set_title(title, fontsize=9, parse_math=False)
+            axes.set_xlabel("looked at")
+            axes.spines[:].set_visible(False)
+        panels[0].set_ylabel("from")
+        bar = figure.colorbar(image, ax=list(panels), shrink=0.6, pad=0.02)
+        bar.outline.set_linewidth(0.4)
+        bar.set_label("attention")
+        if bar.solids is not None:
+            bar.solids.set_rasterized(False)
+            bar.solids.set_edgecolor("face")
+
+    side = max(2.0, _TOKEN * n + 0.9)
+    return make_figure((2 * side + 1.2, side + 0.5), draw)
+
+
+def _label(token: str) -> str:
+    """Write a token so that it can be seen, on one short line."""
+    shown = clean(token).replace("\n", "↵").strip(" ") or "·"
+    return shown if len(shown) <= _LABEL else f"{shown[: _LABEL - 1]}…"
+
+
 def write_svg(figure: Figure) -> str:
     """Write a figure as an SVG element in the colour of the text around it; the same figures give the same text."""
     import matplotlib
 
     text = io.StringIO()
     settings: Any = {"svg.hashsalt": "lensreg", "svg.fonttype": "none"}
-    with matplotlib.rc_context(settings):
+    with matplotlib.rc_context(settings), _any_script():
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = text.getvalue()
     return svg[svg.index("<svg") :].replace(INK, CURRENT)
@@ -122,17 +179,26 @@ def write_svg(figure: Figure) -> str:
 def write_png(figure: Figure) -> bytes:
     """Write a figure as PNG on white."""
     data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=160, facecolor="#ffffff", metadata={"Software": None})
+    with _any_script():
+        figure.savefig(data, format="png", dpi=160, facecolor="#ffffff", metadata={"Software": None})
     return data.getvalue()
 
 
-def _draw_heads(values: Mapping[tuple[int, int], float]) -> Figure | None:
+@contextlib.contextmanager
+def _any_script() -> Iterator[None]:
+    """Let tokens be of any script: a browser finds a font for them, and a PNG has boxes."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
+
+
+def _draw_heads(values: Mapping[tuple[int, int], float], *, signed: bool = False) -> Figure | None:
     if not values:
         return None
     layers = sorted({layer for layer, _ in values})
     heads = sorted({head for _, head in values})
     rows = [[values.get((layer, head)) for layer in layers] for head in heads]
-    return _draw_map(rows, heads, layers, "layer", "head")
+    return _draw_map(rows, heads, layers, "layer", "head", signed=signed)
 
 
 def _draw_map(
@@ -141,11 +207,13 @@ def _draw_map(
     column_names: Sequence[Any],
     x_label: str,
     y_label: str,
+    *,
+    signed: bool = False,
 ) -> Figure:
-    """Draw a heat map of square cells."""
+    """Draw a heat map of square cells, from 0 up, or `signed`: as far down as up."""
 
     def draw(figure: Figure) -> None:
-        axes = paint_map(figure, rows, row_names, column_names)
+        axes = paint_map(figure, rows, row_names, column_names, signed=signed)
         axes.set_aspect("equal")
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
@@ -159,13 +227,17 @@ def paint_map(
     rows: Sequence[Sequence[float | None]],
     row_names: Sequence[Any],
     column_names: Sequence[Any],
+    *,
+    signed: bool = False,
 ) -> Axes:
-    """Paint a heat map from 0 up, the first row at the top; what is None stays empty."""
+    """Paint a heat map from 0 up, or as far down as up, the first row at the top; what is None stays empty."""
     axes = figure.subplots()
     numbers = [[float("nan") if value is None else value for value in row] for row in rows]
-    highest = max((value for row in rows for value in row if value is not None), default=0.0)
+    highest = max((abs(value) for row in rows for value in row if value is not None), default=0.0) or 1.0
+    lowest = -highest if signed else 0.0
+    colours = _SIGNED_MAP if signed else _MAP
     # cells, not an image: the page forbids itself to load any
-    image = axes.pcolormesh(numbers, cmap=_MAP, vmin=0.0, vmax=highest or 1.0, edgecolors="face", linewidth=0.1)
+    image = axes.pcolormesh(numbers, cmap=colours, vmin=lowest, vmax=highest, edgecolors="face", linewidth=0.1)
     axes.invert_yaxis()
     axes.set_yticks([index + 0.5 for index in range(len(row_names))], [str(name) for name in row_names])
     shown = range(0, len(column_names), max(1, len(column_names) // 16))
@@ -204,7 +276,7 @@ def make_figure(size: tuple[float, float], draw: Callable[[Figure], None]) -> Fi
         "ytick.color": INK,
         "legend.labelcolor": INK,
     }
-    with matplotlib.rc_context(settings):
+    with matplotlib.rc_context(settings), _any_script():
         figure = Figure(figsize=size, layout="constrained")
         draw(figure)
         figure.canvas.draw()

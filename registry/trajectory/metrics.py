@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from registry.errors import InvalidInput
 from registry.refs import find_similar
+from registry.stale import tell_stale
 from registry.thresholds import FAILED
 from registry.trajectory.find_run import name_some
 from registry.trajectory.results import TracedMetric
-from registry.validate import tell_stale
 from registry.versions import Measurement, Version
 
 # they say whether a version is in order, and nothing of its course

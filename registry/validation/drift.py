@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from registry.compare.behaviour import compare_logits
+from registry.compare.divergence import compare_logits
 from registry.errors import VocabularyMismatch
 from registry.progress import Counter, Progress, no_progress
 from registry.validation.batches import run_batches

@@ -74,6 +74,21 @@ def test_loading_and_registering_explain_what_is_missing(registry: Registry) -> 
     assert {model.name for model in registry.models()} == set(EXPECTED)
 
 
+@pytest.mark.filterwarnings("ignore:.*registered without verification")
+def test_records_and_weights_are_compared_and_behaviour_says_why_not(tmp_path: Path) -> None:
+    registry = Registry(str(tmp_path / "registry.db"), tmp_path / "store")
+    for name in ("gpt2", "llama"):
+        registry.register(name, FOLDER / "sources" / name, parity="skip")
+    same = registry.compare("gpt2", "gpt2", weights=True, prompts=["w1 w2"])
+    assert same.weights is not None and len(same.weights.tensors) > 20 and same.weights.n_changed == 0
+    (obstacle,) = same.obstacles
+    assert isinstance(obstacle, HookedTransformerMissing) and "lensreg diff A B --weights" in str(obstacle.hint)
+    assert registry.compare("gpt2", "llama").records.architecture
+    with pytest.raises(HookedTransformerMissing):
+        registry.compare("gpt2", "gpt2", prompts=["w1 w2"])
+    registry.close()
+
+
 def test_what_is_registered_without_verification_says_so(tmp_path: Path) -> None:
     registry = Registry(str(tmp_path / "registry.db"), tmp_path / "store")
     done = registry.register("m", FOLDER / "sources" / "gpt2", parity="skip")
