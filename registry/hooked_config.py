@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from registry.architecture import Architecture, describe_architecture
 from registry.errors import UnsupportedConfig
+from registry.plain_text import clean_line
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformerConfig
@@ -193,7 +194,7 @@ def _check_value(name: str, value: Any) -> Any:
 
 def _refuse(name: str, value: Any, why: str) -> UnsupportedConfig:
     return UnsupportedConfig(
-        f"The network's config has {name} = {repr(value)[:80]}, and that cannot be registered: {why}.",
+        f"The network's config has {clean_line(name)[:80]} = {repr(value)[:80]}, and that cannot be registered: {why}.",
         field=name,
         hint="A field that is not understood could change what the network computes.",
     )
