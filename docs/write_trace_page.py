@@ -1,7 +1,7 @@
 """Train a small network with Hugging Face's Trainer, follow the run, and write what is printed into docs/trace.md.
 
 The base is trained on the pages of this documentation; the run goes on from it, on pirates' talk, with its lower layers
-frozen. It takes two minutes: python -m docs.write_trace_page
+frozen. It takes a minute: python -m docs.write_trace_page
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, T
 DOCS = Path(__file__).parent
 PAGE = DOCS / "trace.md"
 PIRATE = DOCS.parent / "cli" / "demo" / "pirate.txt"
-N_TOKENS, N_LAYERS, N_FROZEN = 64, 6, 3
+N_TOKENS, N_LAYERS, N_FROZEN = 48, 6, 3
+N_BASE, N_RUN = 120, 60
 
 
 def train_run(folder: Path) -> None:
@@ -30,11 +31,12 @@ def train_run(folder: Path) -> None:
     pages = "\n\n".join(path.read_text() for path in sorted(DOCS.glob("*.md")) if path != PAGE)
     pirate = PIRATE.read_text()
     tokenizer = _train_tokenizer([pages, pirate])
+    torch.set_num_threads(1)  # or the figures depend on the machine
     torch.manual_seed(0)
     config = GPT2Config(
         vocab_size=len(tokenizer),
         n_positions=128,
-        n_embd=96,
+        n_embd=64,
         n_layer=N_LAYERS,
         n_head=4,
         bos_token_id=0,
@@ -42,12 +44,14 @@ def train_run(folder: Path) -> None:
     )
     network = GPT2LMHeadModel(config)
     rows = _cut(tokenizer, pages)
-    _train(network, tokenizer, rows[:-16], rows[-16:], folder / "base", 300, 3e-3)
+    _train(network, tokenizer, rows[:-16], rows[-16:], folder / "base", N_BASE, 3e-3)
     for layer in network.transformer.h[:N_FROZEN]:
         layer.requires_grad_(False)
     half = len(pirate) // 2
     (folder / "held-out.jsonl").write_text(json.dumps({"text": pirate[half:]}) + "\n")
-    _train(network, tokenizer, _cut(tokenizer, pirate[:half]), _cut(tokenizer, pirate[half:]), folder / "run", 60, 1e-3)
+    _train(
+        network, tokenizer, _cut(tokenizer, pirate[:half]), _cut(tokenizer, pirate[half:]), folder / "run", N_RUN, 1e-3
+    )
 
 
 def _train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
@@ -55,7 +59,7 @@ def _train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=1000, special_tokens=["<|endoftext|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        vocab_size=500, special_tokens=["<|endoftext|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
     )
     tokenizer.train_from_iterator(texts, trainer)
     end = "<|endoftext|>"
@@ -103,7 +107,7 @@ def write_page(page: str, folder: Path) -> str:
         return done.stdout + "".join(f"{line}\n" for line in done.stderr.splitlines() if not line.startswith("wrote"))
 
     for command in (
-        "lensreg add base base/checkpoint-300",
+        f"lensreg add base base/checkpoint-{N_BASE}",
         "lensreg add-run pirate run --parent base",
         "lensreg validate "
         + " ".join(f"pirate@v{number}" for number in range(1, 7))

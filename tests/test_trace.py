@@ -102,6 +102,33 @@ def test_the_whole_log_of_trainer_is_kept(followed: Registry) -> None:
     assert list(log.to_pandas()["loss"].dropna()) == [4.0, 3.5, 3.0, 2.5]
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_what_trainer_itself_writes_is_read(
+    registry: Registry, make_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A real run of Hugging Face's Trainer: four steps, logged each, saved and evaluated every other."""
+    from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+
+    rows = [{"input_ids": row, "labels": row} for row in torch.randint(211, (8, 6))]
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path / "run"), max_steps=4, logging_steps=1, save_steps=2, eval_steps=2, use_cpu=True,
+        eval_strategy="steps", save_only_model=True, report_to=[], disable_tqdm=True, per_device_train_batch_size=4,
+    )  # fmt: skip
+    network = AutoModelForCausalLM.from_pretrained(make_checkpoint("gpt2"))
+    trainer = Trainer(network, arguments, train_dataset=rows, eval_dataset=rows)  # type: ignore[arg-type]
+    trainer.train()
+    register_run(registry, tmp_path / "run", parent=None)
+    history = {step: [one for one in trainer.state.log_history if one["step"] == step] for step in (1, 2, 3, 4)}
+    found = registry.trace("run")
+    assert [(one.step, one.epoch) for one in found.steps] == [(2, 1.0), (4, 2.0)]
+    for one in found.steps:
+        training, evaluation, *_ = history[one.step]
+        assert (one.loss, one.eval_loss) == (training["loss"], evaluation["eval_loss"])
+        assert one.learning_rate == training["learning_rate"]
+    assert [entry.step for entry in found.log] == [1, 2, 2, 3, 4, 4]
+    assert found.steps[1].n_changed == found.steps[1].n_tensors
+
+
 def test_training_facts_are_recorded_with_each_version(followed: Registry) -> None:
     assert followed.version("base").training == {}
     facts = followed.version("run@step-20").training

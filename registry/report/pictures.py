@@ -255,7 +255,7 @@ def count_in_whole_numbers(axes: Axes) -> None:
     """Put marks of the x axis at whole numbers only."""
     from matplotlib.ticker import MaxNLocator
 
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
 
 
 def make_figure(size: tuple[float, float], draw: Callable[[Figure], None]) -> Figure:

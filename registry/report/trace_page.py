@@ -30,7 +30,7 @@ def write_trace_report(found: Trace) -> str:
     )
     if loss:
         parts.append(f"<h2>Training</h2>\n{loss}")
-    course = write_figure(draw_course(found), "By step.")
+    course = write_figure(draw_course(found), "Metrics, drift, and how far the weights moved, by step.")
     if course:
         parts.append(f"<h2>The course</h2>\n{_tell_drift(found)}{course}")
     if found.layers:
@@ -78,8 +78,8 @@ def _tell_drift(found: Trace) -> str:
 
 def _write_steps(found: Trace) -> str:
     columns: list[tuple[str, Callable[[TraceStep], str]]] = [
-        ("step", lambda one: f"{one.step:,}"),
         ("version", lambda one: one.ref),
+        ("step", lambda one: f"{one.step:,}"),
         ("epoch", lambda one: _show(one.epoch)),
         ("loss", lambda one: _show(one.loss)),
         ("evaluation", lambda one: _show(one.eval_loss)),
@@ -88,7 +88,7 @@ def _write_steps(found: Trace) -> str:
         ("moved", lambda one: _share(one.from_previous)),
         ("moved from base", lambda one: _share(one.from_base)),
         ("KL", lambda one: _show(one.kl)),
-        ("top-1", lambda one: _share(one.top1_agreement)),
+        ("top-1", lambda one: "" if one.top1_agreement is None else f"{one.top1_agreement:.1%}"),
     ]
     columns += [(metric.name, _show_metric(metric.name)) for metric in found.metrics]
     shown = [(heading, show) for heading, show in columns if any(show(one) for one in found.steps)]

@@ -87,7 +87,7 @@ def _loss_panel(found: Trace) -> Panel | None:
         for index, one in enumerate(found.steps):
             named: Any = {"label": "checkpoints"} if index == 0 else {}
             axes.axvline(one.step, ymax=0.04, color=INK, linewidth=1.2, **named)
-        _finish(axes, "loss (nats per token)", [x for *_, points in lines for x, _ in points])
+        _finish(axes, "loss", [x for *_, points in lines for x, _ in points])
         axes.set_xlabel("training step")
         axes.legend(frameon=False, fontsize=8)
 
