@@ -31,11 +31,16 @@ def describe_actor() -> str:
 def describe_environment() -> dict[str, Any]:
     """Name the program, what the environment says of the job, the commit of the working folder, and the packages."""
     return {
-        "packages": dict(_packages()),
+        "packages": read_packages(),
         "job": read_ci_variables(),
         "program": describe_program(sys.argv),
         "git": observe_git(),
     }
+
+
+def read_packages() -> dict[str, str | None]:
+    """Name the versions of the packages that decide what a network computes here; None for what is not installed."""
+    return dict(_packages())
 
 
 def describe_program(arguments: list[str]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from registry.checkpoint import Checkpoint, read_checkpoint
-from registry.environment import describe_environment
+from registry.environment import read_packages
 from registry.errors import WorkerMismatch
 from registry.fetch import ParityChoice
 from registry.progress import Progress
@@ -82,7 +82,7 @@ def _describe(
         checkpoint.architecture.fingerprint,
         weights.digest,
         frozenset((file.name, file.role, file.digest) for file in files.stored),
-        frozenset(describe_environment()["packages"].items()),
+        frozenset(read_packages().items()),
         request.parity,
         verified,
     )

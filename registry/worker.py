@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import URL, select
 
 from registry.engines import PASSWORDS
-from registry.environment import describe_environment
+from registry.environment import read_packages
 from registry.errors import RegistryError, WorkerError, WorkerMismatch
 from registry.ownership import make_claim
 from registry.progress import no_progress
@@ -113,7 +113,7 @@ def run_in_worker(call: Call) -> Any:
 
 def read_code_version() -> str:
     """Return the version of lens-registry, as it is installed."""
-    return str(describe_environment()["packages"]["lens-registry"])
+    return str(read_packages()["lens-registry"])
 
 
 def close_opened() -> None:
@@ -128,18 +128,23 @@ atexit.register(close_opened)
 def digest_data(location: str) -> str | None:
     """Return a digest of the bytes at a path, a file or a folder of files; None if nothing is there."""
     path = Path(location).expanduser()
-    if path.is_file():
-        return digest_file(path)
-    files = sorted(one for one in path.rglob("*") if one.is_file())
+    files = sorted([path] if path.is_file() else (one for one in path.rglob("*") if one.is_file()))
     if not files:
         return None
+    seen = [one.stat() for one in files]
+    # a worker is asked for every version, and reads the data once, unless they are written to
+    return _digest_files(path, tuple(files), tuple((one.st_ino, one.st_size, one.st_mtime_ns) for one in seen))
+
+
+@lru_cache(maxsize=32)
+def _digest_files(path: Path, files: tuple[Path, ...], as_of: tuple[tuple[int, int, int], ...]) -> str:
     listed = "\n".join(f"{one.relative_to(path).as_posix()} {digest_file(one)}" for one in files)
     return hashlib.sha256(listed.encode(errors="surrogatepass")).hexdigest()
 
 
 def refuse_other_data(location: str, digest: str | None) -> None:
     """Raise WorkerMismatch if this machine has other data at a path than the sender, or none."""
-    found = _digest_once(location)
+    found = digest_data(location)
     if found != digest:
         raise WorkerMismatch(
             f"{location} {'is not there' if found is None else 'holds other data'} on {_here()}.",
@@ -147,9 +152,6 @@ def refuse_other_data(location: str, digest: str | None) -> None:
             worker=found,
             hint="Put it where all workers see it under the same path, on a shared file system.",
         )
-
-
-_digest_once = lru_cache(maxsize=32)(digest_data)
 
 
 def _refuse_other_code(call: Mapping[str, Any]) -> None:

@@ -60,6 +60,8 @@ def cluster(tmp_path: Path, waiting: Waiting, patience: int) -> Iterator[Cluster
     command += ["--no-dashboard", "--scheduler-file", str(place)]
     with log.open("ab") as file:
         variables = {**os.environ, "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": str(patience)}
+        # a worker that dies is held against all that it was given, also what it had not begun
+        variables["DASK_DISTRIBUTED__SCHEDULER__WORKER_SATURATION"] = "1.0"
         scheduler = subprocess.Popen(command, env=variables, stdout=file, stderr=file)
     assert wait_for(place.is_file, 120), log.read_text()
     running = Cluster(json.loads(place.read_text())["address"], log, [scheduler])

@@ -27,6 +27,7 @@ from registry.errors import (
     SchemaOutdated,
     UnknownRef,
     VersionRetired,
+    VocabularyMismatch,
     WorkerError,
     WorkerLost,
     WorkerMismatch,
@@ -418,14 +419,20 @@ def test_many_versions_are_compared_with_one(
     found = many.compare_many("m@v1", refs, executor=threads, done=lambda one: came.append(one.b), **options)
     assert [(one.a, one.b) for one in found] == [("m@v1", ref) for ref in ["m@v3", "other@v1", "m@v4", "m@v2"]]
     assert sorted(came) == ["m@v2", "m@v3", "m@v4", "other@v1"]
-    assert pickle.loads(pickle.dumps(found)) == found
-    for one in (found[0], found[2], found[3]):
+    alike = [found[0], found[2], found[3]]
+    assert pickle.loads(pickle.dumps(alike)) == alike
+    for one in alike:
         assert one == many.compare("m@v1", one.b, **options)
         assert one.weights is not None
         assert one.weights.n_changed > 0
-    assert found == many.compare_many("m@v1", refs, **options)
-    assert (found[1].weights, found[1].behaviour) == (None, None)
-    assert "vocabulary" in (found[1].obstacles[0].message)
+    again = many.compare_many("m@v1", refs, **options)
+    assert [again[0], again[2], again[3]] == alike
+    for other in (found[1], pickle.loads(pickle.dumps(found[1])), again[1]):
+        assert other.weights is not None, "what can be compared is"
+        assert other.behaviour is None
+        (obstacle,) = other.obstacles
+        assert isinstance(obstacle, VocabularyMismatch)
+        assert "tokens of m@v1 and other@v1 mean different things" in obstacle.message
     place = ["--registry", str(many.database.url.database), "--store", str(many.store)]
     with pytest.raises(SystemExit):
         main(["diff", "m@v1", *refs, "--raw", "--weights", "--prompt", "w1 w2 w3", *place])
