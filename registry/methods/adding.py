@@ -100,6 +100,7 @@ class Adding(OpenedRegistry):
             link=link,
             dry_run=dry_run,
         )
+        self._refuse_older()
         return register_version(self.database, self.store, request, progress)
 
     def plan_run(self, name: str, folder: str | Path, *, parent: str | None = None) -> RunPlan:
@@ -141,6 +142,7 @@ class Adding(OpenedRegistry):
             parity=parity,
             link=link,
         )
+        self._refuse_older()
         return register_run(self.database, self.store, plan, base, progress)
 
     def register_network(
@@ -187,6 +189,7 @@ class Adding(OpenedRegistry):
             parity=parity,
             dry_run=dry_run,
         )
+        self._refuse_older()
         return register_version(self.database, self.store, request, progress)
 
     def check(

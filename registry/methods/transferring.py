@@ -118,6 +118,7 @@ class Transferring(OpenedRegistry):
         from registry.transfer.shipment import typed_errors
         from registry.transfer.tape import TapeShipment, open_tape
 
+        self._refuse_older()
         terms = Terms(name, aliases, verify, parity, expect, dry_run)
         if str(source) != STREAM and Path(source).is_dir():
             with typed_errors(source):
@@ -173,6 +174,7 @@ def _move(
         raise InvalidInput(
             "The two registries are one and the same.", hint="Name another: --to URL, or --from URL, with its store."
         )
+    receiver._refuse_older()
     scratch_folder = tempfile.TemporaryDirectory(prefix="lensreg-")
     with typed_errors(tempfile.gettempdir()), scratch_folder as scratch:
         shipment = RegistryShipment(sender.database, sender.store, refs, alone=alone, scratch=Path(scratch))
