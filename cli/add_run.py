@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 @click.option("--note", metavar="TEXT", help="Remark for people, on every step.")
 @parity_option
 @click.option("--link", is_flag=True, help="Hard-link the files into the store instead of copying them.")
+@click.option("--strict", is_flag=True, help="Refuse what brings code along or asks for some.")
 @click.option("--dry-run", is_flag=True, help="Only show the plan.")
 @output_option("table", "json", "ids")
 @registry_options
@@ -46,6 +47,7 @@ def add_run(
     note: str | None,
     parity: ParityChoice | None,
     link: bool,
+    strict: bool,
     dry_run: bool,
 ) -> None:
     """Register every checkpoint-N in FOLDER as a step of the model NAME, in order.
@@ -67,7 +69,15 @@ def add_run(
     if not dry_run:
         with show_progress() as progress:
             steps = registry.register_run(
-                plan, relation=relation, allow=allow, note=note, tags=tags, parity=parity, link=link, progress=progress
+                plan,
+                relation=relation,
+                allow=allow,
+                note=note,
+                tags=tags,
+                parity=parity,
+                link=link,
+                strict=strict,
+                progress=progress,
             )
             for row, (_, done) in zip(rows, steps, strict=True):
                 if done is not None and done.version is not None:

@@ -43,6 +43,7 @@ class Adding(OpenedRegistry):
         config: str | Path | None = None,
         lazy: bool = False,
         link: bool = False,
+        strict: bool = False,
         dry_run: bool = False,
         progress: Progress = no_progress,
     ) -> Registration:
@@ -71,6 +72,8 @@ class Adding(OpenedRegistry):
             config: the config file of a bare state dict.
             lazy: leave a Hub model's large files there until the first load.
             link: hard-link the files into the store instead of copying them.
+            strict: refuse what brings code along or asks for some (`UnsafeArtifact`), as $LENSREG_POLICY=strict does
+                for all; otherwise it is pointed out, and never run.
             dry_run: do everything but write.
             progress: called with the stage and how far it is.
 
@@ -96,7 +99,9 @@ class Adding(OpenedRegistry):
             note=note,
             tags=dict(tags or {}),
             parity=parity,
-            source_options=SourceOptions(weights, Path(config) if config is not None else None, lazy),
+            source_options=SourceOptions(
+                weights, Path(config) if config is not None else None, lazy, strict=strict or self._is_strict
+            ),
             link=link,
             dry_run=dry_run,
         )
@@ -119,6 +124,7 @@ class Adding(OpenedRegistry):
         tags: Mapping[str, str] | None = None,
         parity: ParityChoice | None = None,
         link: bool = False,
+        strict: bool = False,
         progress: Progress = no_progress,
     ) -> Iterator[tuple[RunStep, Registration | None]]:
         """Register a run's checkpoints as steps of one model, each the child of the one before (`continued`).
@@ -131,6 +137,7 @@ class Adding(OpenedRegistry):
         """
         from registry.registration import Request
         from registry.runs import register_run
+        from registry.sources import SourceOptions
 
         base = Request(
             name=plan.name,
@@ -140,6 +147,7 @@ class Adding(OpenedRegistry):
             note=note,
             tags=dict(tags or {}),
             parity=parity,
+            source_options=SourceOptions(strict=strict or self._is_strict),
             link=link,
         )
         self._refuse_older()
@@ -200,6 +208,7 @@ class Adding(OpenedRegistry):
         allow: Sequence[str] = (),
         weights: Literal["safetensors", "bin"] | None = None,
         config: str | Path | None = None,
+        strict: bool = False,
     ) -> Check:
         """Say whether `source` would load, from its config and safetensors headers alone; nothing is registered.
 
@@ -210,7 +219,12 @@ class Adding(OpenedRegistry):
         from registry.sources import SourceOptions
 
         parents = (parent,) if isinstance(parent, str) else tuple(parent)
-        options = SourceOptions(weights, Path(config) if config is not None else None, headers_only=True)
+        options = SourceOptions(
+            weights,
+            Path(config) if config is not None else None,
+            headers_only=True,
+            strict=strict or self._is_strict,
+        )
         database = self.database if parents else None
         return check_source(database, self.store, str(source), parents, tuple(allow), options)
 

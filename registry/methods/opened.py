@@ -29,6 +29,7 @@ class OpenedRegistry:
         self.derived = DerivedFiles(self.store, settings.derived_bytes)
         self._unprepared = Database(settings.url, on_network=settings.on_network)
         self._threw_off_ballast = False
+        self._is_strict = settings.is_strict
 
     def __repr__(self) -> str:
         return f"Registry({str(self._unprepared)!r}, store={str(self.store)!r})"

@@ -55,7 +55,7 @@ class Transferring(OpenedRegistry):
         """
         from registry.transfer.receive import Terms
 
-        terms = Terms(name, aliases, verify, parity, None, dry_run)
+        terms = Terms(name, aliases, verify, parity, None, dry_run, to._is_strict)
         return _move(self, to, refs, alone, terms, progress)
 
     def pull(
@@ -73,7 +73,7 @@ class Transferring(OpenedRegistry):
         """Fetch versions of the registry `source`; everything else is as `push` has it, the other way round."""
         from registry.transfer.receive import Terms
 
-        terms = Terms(name, aliases, verify, parity, None, dry_run)
+        terms = Terms(name, aliases, verify, parity, None, dry_run, self._is_strict)
         return _move(source, self, refs, alone, terms, progress)
 
     def export_versions(
@@ -119,7 +119,7 @@ class Transferring(OpenedRegistry):
         from registry.transfer.tape import TapeShipment, open_tape
 
         self._refuse_older()
-        terms = Terms(name, aliases, verify, parity, expect, dry_run)
+        terms = Terms(name, aliases, verify, parity, expect, dry_run, self._is_strict)
         if str(source) != STREAM and Path(source).is_dir():
             with typed_errors(source):
                 return receive(self.database, self.store, FolderShipment(Path(source)), terms, progress)
