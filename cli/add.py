@@ -68,6 +68,7 @@ if TYPE_CHECKING:
 )
 @click.option("--lazy", is_flag=True, help="Leave a Hub model's large files there until the first load.")
 @click.option("--link", is_flag=True, help="Hard-link the files into the store instead of copying them.")
+@click.option("--strict", is_flag=True, help="Refuse what brings code along or asks for some.")
 @click.option("--dry-run", is_flag=True, help="Do everything but write.")
 @output_option("table", "json", "ids")
 @registry_options
@@ -88,6 +89,7 @@ def add(
     config: str | None,
     lazy: bool,
     link: bool,
+    strict: bool,
     dry_run: bool,
 ) -> None:
     """Register SOURCE as the next version of the model NAME.
@@ -121,6 +123,7 @@ def add(
             config=config,
             lazy=lazy,
             link=link,
+            strict=strict,
             dry_run=dry_run,
             progress=progress,
         )

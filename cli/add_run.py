@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 @click.option("--note", metavar="TEXT", help="Remark for people, on every step.")
 @parity_option
 @click.option("--link", is_flag=True, help="Hard-link the files into the store instead of copying them.")
+@click.option("--strict", is_flag=True, help="Refuse what brings code along or asks for some.")
 @workers_options
 @click.option("--dry-run", is_flag=True, help="Only show the plan.")
 @output_option("table", "json", "ids")
@@ -47,6 +48,7 @@ def add_run(
     note: str | None,
     parity: ParityChoice | None,
     link: bool,
+    strict: bool,
     workers: int | None,
     dask: str | None,
     dry_run: bool,
@@ -77,6 +79,7 @@ def add_run(
                 tags=tags,
                 parity=parity,
                 link=link,
+                strict=strict,
                 workers=workers,
                 dask=dask,
                 progress=progress,

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     "--weights", type=click.Choice(["safetensors", "bin"]), help="Which one counts where the folder holds both."
 )
 @click.option("--config", type=click.Path(exists=True, dir_okay=False), help="Config file of a bare state dict.")
+@click.option("--strict", is_flag=True, help="Refuse what brings code along or asks for some.")
 @output_option("table", "json")
 @registry_options
 @click.pass_context
@@ -32,6 +33,7 @@ def check(
     allow: tuple[str, ...],
     weights: Literal["safetensors", "bin"] | None,
     config: str | None,
+    strict: bool,
 ) -> None:
     """Say whether SOURCE would load, from its config and safetensors headers alone.
 
@@ -41,7 +43,7 @@ def check(
     Exit code 0: it would load; 3: it would be refused, for the reason printed; 1: it could not be checked.
     """
     session: Session = ctx.obj
-    done = session.open().check(source, parent=parents, allow=allow, weights=weights, config=config)
+    done = session.open().check(source, parent=parents, allow=allow, weights=weights, config=config, strict=strict)
     _print(done, session.output)
     if done.fault:
         ctx.exit(3)

@@ -12,6 +12,7 @@ from registry.errors import ArchitectureMismatch
 from registry.families import find_family
 from registry.families.family import Family, check_config
 from registry.sources import ParentVersion, Source, SourceOptions, open_source
+from registry.sources.code import refuse_code
 from registry.sources.hooked_architecture import CUSTOM_FAMILY
 from registry.sources.hooked_json import read_description
 from registry.versions import Version
@@ -51,6 +52,8 @@ def read_checkpoint(
 ) -> Checkpoint:
     """Open a source and understand its config, or raise a SourceError; `scratch` is an empty folder."""
     source = open_source(location, scratch, parents, options)
+    if options.strict:
+        refuse_code(str(location), (one.as_dict() for one in source.findings))
     if source.layout == "hooked":
         described = read_description(source.config)
         family_name = described.family or CUSTOM_FAMILY

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 SCHEMA_REVISION = "0010"
 MIGRATION_LOCK = 0x1E45_0002
+_BACK_UP = {True: "lensreg backup FILE", False: "pg_dump"}
 _ONE_MIGRATION = threading.Lock()  # Alembic's context is global to the process
 
 
@@ -45,7 +46,10 @@ def check_schema(database: Database) -> bool:
         _refuse_foreign(database, revision)
         raise SchemaOutdated(
             f"{database} has schema {revision}, and this lens-registry needs {SCHEMA_REVISION}.",
-            hint="Back it up, then run: lensreg db upgrade",
+            hint=f"Back it up ({_BACK_UP[database.is_sqlite]}), then run: lensreg db upgrade. Others who use it "
+            "with an older lens-registry have to update that, too.",
+            found=revision,
+            needed=SCHEMA_REVISION,
         )
     return is_fresh
 

@@ -24,7 +24,7 @@ class Settings:
     `stamps` is the folder in which this machine remembers what it has hashed; `derived_bytes` bounds the derived files,
     None leaves it to us. What is used of a bucket is kept below `store_cache`, up to `store_cache_bytes`; `store_http`
     says that the environment names an endpoint without TLS. `on_network` lets SQLite work on a network file system, at
-    the user's own risk.
+    the user's own risk. `is_strict` refuses what brings code along.
     """
 
     url: str
@@ -35,6 +35,7 @@ class Settings:
     store_cache_bytes: int | None = None
     store_http: bool = False
     on_network: bool = False
+    is_strict: bool = False
 
 
 def read_settings(url: str | None = None, store: str | Path | None = None) -> Settings:
@@ -43,7 +44,8 @@ def read_settings(url: str | None = None, store: str | Path | None = None) -> Se
     Derived files take $LENSREG_CACHE_BYTES at most, and $LENSREG_STAMPS, or a folder in the user's cache, is where this
     machine remembers what it has hashed. A `url` without `://` is the path of a SQLite file; a `store` with it is a
     bucket, whose blobs are cached below $LENSREG_STORE_CACHE, or in the user's cache, up to $LENSREG_STORE_CACHE_BYTES.
-    $LENSREG_SQLITE_ON_NETWORK=1 lets SQLite work on a network file system.
+    $LENSREG_SQLITE_ON_NETWORK=1 lets SQLite work on a network file system. $LENSREG_POLICY=strict refuses what brings
+    code along.
     """
     home = Path(os.environ.get("LENSREG_HOME") or platformdirs.user_data_path("lensreg"))
     url = url or os.environ.get("LENSREG_URL") or str(home / "registry.db")
@@ -53,6 +55,9 @@ def read_settings(url: str | None = None, store: str | Path | None = None) -> Se
     stamps = os.environ.get("LENSREG_STAMPS") or platformdirs.user_cache_path("lensreg") / "stamps"
     bound = os.environ.get("LENSREG_CACHE_BYTES")
     cache = os.environ.get("LENSREG_STORE_CACHE") or platformdirs.user_cache_path("lensreg") / "stores"
+    policy = os.environ.get("LENSREG_POLICY") or "default"
+    if policy not in ("default", "strict"):  # a word that means nothing must not pass for the one that protects
+        raise InvalidInput(f"LENSREG_POLICY={policy} is no policy.", hint="Set it to strict, or to default.")
     cache_bound = os.environ.get("LENSREG_STORE_CACHE_BYTES")
     return Settings(
         url=url,
@@ -63,6 +68,7 @@ def read_settings(url: str | None = None, store: str | Path | None = None) -> Se
         store_cache_bytes=parse_bytes(cache_bound) if cache_bound else None,
         store_http=any(os.environ.get(name, "").startswith("http://") for name in _ENDPOINTS),
         on_network=os.environ.get("LENSREG_SQLITE_ON_NETWORK") == "1",
+        is_strict=policy == "strict",
     )
 
 

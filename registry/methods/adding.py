@@ -44,6 +44,7 @@ class Adding(OpenedRegistry):
         config: str | Path | None = None,
         lazy: bool = False,
         link: bool = False,
+        strict: bool = False,
         dry_run: bool = False,
         progress: Progress = no_progress,
     ) -> Registration:
@@ -72,6 +73,8 @@ class Adding(OpenedRegistry):
             config: the config file of a bare state dict.
             lazy: leave a Hub model's large files there until the first load.
             link: hard-link the files into the store instead of copying them.
+            strict: refuse what brings code along or asks for some (`UnsafeArtifact`), as $LENSREG_POLICY=strict does
+                for all; otherwise it is pointed out, and never run.
             dry_run: do everything but write.
             progress: called with the stage and how far it is.
 
@@ -97,10 +100,13 @@ class Adding(OpenedRegistry):
             note=note,
             tags=dict(tags or {}),
             parity=parity,
-            source_options=SourceOptions(weights, Path(config) if config is not None else None, lazy),
+            source_options=SourceOptions(
+                weights, Path(config) if config is not None else None, lazy, strict=strict or self._is_strict
+            ),
             link=link,
             dry_run=dry_run,
         )
+        self._refuse_older()
         return register_version(self.database, self.store, request, progress)
 
     def plan_run(self, name: str, folder: str | Path, *, parent: str | None = None) -> RunPlan:
@@ -119,6 +125,7 @@ class Adding(OpenedRegistry):
         tags: Mapping[str, str] | None = None,
         parity: ParityChoice | None = None,
         link: bool = False,
+        strict: bool = False,
         workers: int | None = None,
         dask: str | None = None,
         executor: Executor | None = None,
@@ -138,6 +145,7 @@ class Adding(OpenedRegistry):
         from registry.executors import Place
         from registry.registration import Request
         from registry.runs import register_run_with
+        from registry.sources import SourceOptions
 
         base = Request(
             name=plan.name,
@@ -147,8 +155,10 @@ class Adding(OpenedRegistry):
             note=note,
             tags=dict(tags or {}),
             parity=parity,
+            source_options=SourceOptions(strict=strict or self._is_strict),
             link=link,
         )
+        self._refuse_older()
         return register_run_with(self, plan, base, Place(workers, dask, executor), progress)
 
     def register_network(
@@ -195,6 +205,7 @@ class Adding(OpenedRegistry):
             parity=parity,
             dry_run=dry_run,
         )
+        self._refuse_older()
         return register_version(self.database, self.store, request, progress)
 
     def check(
@@ -205,6 +216,7 @@ class Adding(OpenedRegistry):
         allow: Sequence[str] = (),
         weights: Literal["safetensors", "bin"] | None = None,
         config: str | Path | None = None,
+        strict: bool = False,
     ) -> Check:
         """Say whether `source` would load, from its config and safetensors headers alone; nothing is registered.
 
@@ -215,7 +227,12 @@ class Adding(OpenedRegistry):
         from registry.sources import SourceOptions
 
         parents = (parent,) if isinstance(parent, str) else tuple(parent)
-        options = SourceOptions(weights, Path(config) if config is not None else None, headers_only=True)
+        options = SourceOptions(
+            weights,
+            Path(config) if config is not None else None,
+            headers_only=True,
+            strict=strict or self._is_strict,
+        )
         database = self.database if parents else None
         return check_source(database, self.store, str(source), parents, tuple(allow), options)
 

@@ -188,5 +188,10 @@ class Auditing(OpenedRegistry):
         write meanwhile. Raises InvalidInput for a file that is there already, and for Postgres.
         """
         from registry.backup import back_up
+        from registry.errors import SchemaOutdated
 
-        return back_up(self.database, self.store, Path(target).absolute(), with_store=with_store, progress=progress)
+        try:
+            database = self.database
+        except SchemaOutdated:  # before it is upgraded is when it has to be backed up
+            database = self._unprepared
+        return back_up(database, self.store, Path(target).absolute(), with_store=with_store, progress=progress)

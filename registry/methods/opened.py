@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from registry.database import Database
-from registry.errors import DatabaseUnavailable, StorageFull
+from registry.errors import DatabaseUnavailable, SchemaOutdated, StorageFull
 from registry.schema import SCHEMA_REVISION, prepare_schema, read_revision, upgrade_schema
 from registry.settings import read_settings
 from registry.store import open_store
@@ -30,20 +30,33 @@ class OpenedRegistry:
         self.derived = DerivedFiles(self.store, settings.derived_bytes)
         self._unprepared = Database(settings.url, on_network=settings.on_network)
         self._threw_off_ballast = False
+        self._is_strict = settings.is_strict
 
     def __repr__(self) -> str:
         return f"Registry({str(self._unprepared)!r}, store={str(self.store)!r})"
 
     @cached_property
     def database(self) -> Database:
-        """The database, once its schema has been checked."""
-        prepare_schema(self._unprepared)
+        """The database, once its schema has been checked; one that is a little older can only be read."""
+        try:
+            prepare_schema(self._unprepared)
+        except SchemaOutdated as error:
+            from registry.older_schema import open_older
+
+            return open_older(self._unprepared, error)
         return self._unprepared
+
+    def _refuse_older(self) -> None:
+        """Raise SchemaOutdated at once if the database can only be read, before work is done that ends in writing."""
+        if self.database is not self._unprepared:
+            with self.database.write():
+                pass
 
     def upgrade(self) -> tuple[str | None, str]:
         """Bring the schema to this code's version; return the revision before and after."""
         before, _ = read_revision(self._unprepared)
         upgrade_schema(self._unprepared)
+        self._close_older()
         return before, SCHEMA_REVISION
 
     def status(self) -> dict[str, str | None]:
@@ -58,11 +71,17 @@ class OpenedRegistry:
 
     def close(self) -> None:
         """Give the database's connections back."""
+        self._close_older()
         self._unprepared.close()
         if self._threw_off_ballast:
             from registry.ballast import set_ballast_aside
 
             set_ballast_aside(self._unprepared)
+
+    def _close_older(self) -> None:
+        """Close the database if it is one that can only be read, and have it looked at again when it is used."""
+        if self.__dict__.get("database", self._unprepared) is not self._unprepared:
+            self.__dict__.pop("database").close()
 
     def _with_room(self, work: Callable[[], T]) -> T:
         """Do the work; if there is no space left for it, throw off the ballast and try once more."""

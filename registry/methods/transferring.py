@@ -55,7 +55,7 @@ class Transferring(OpenedRegistry):
         """
         from registry.transfer.receive import Terms
 
-        terms = Terms(name, aliases, verify, parity, None, dry_run)
+        terms = Terms(name, aliases, verify, parity, None, dry_run, to._is_strict)
         return _move(self, to, refs, alone, terms, progress)
 
     def pull(
@@ -73,7 +73,7 @@ class Transferring(OpenedRegistry):
         """Fetch versions of the registry `source`; everything else is as `push` has it, the other way round."""
         from registry.transfer.receive import Terms
 
-        terms = Terms(name, aliases, verify, parity, None, dry_run)
+        terms = Terms(name, aliases, verify, parity, None, dry_run, self._is_strict)
         return _move(source, self, refs, alone, terms, progress)
 
     def export_versions(
@@ -118,7 +118,8 @@ class Transferring(OpenedRegistry):
         from registry.transfer.shipment import typed_errors
         from registry.transfer.tape import TapeShipment, open_tape
 
-        terms = Terms(name, aliases, verify, parity, expect, dry_run)
+        self._refuse_older()
+        terms = Terms(name, aliases, verify, parity, expect, dry_run, self._is_strict)
         if str(source) != STREAM and Path(source).is_dir():
             with typed_errors(source):
                 return receive(self.database, self.store, FolderShipment(Path(source)), terms, progress)
@@ -173,6 +174,7 @@ def _move(
         raise InvalidInput(
             "The two registries are one and the same.", hint="Name another: --to URL, or --from URL, with its store."
         )
+    receiver._refuse_older()
     scratch_folder = tempfile.TemporaryDirectory(prefix="lensreg-")
     with typed_errors(tempfile.gettempdir()), scratch_folder as scratch:
         shipment = RegistryShipment(sender.database, sender.store, refs, alone=alone, scratch=Path(scratch))

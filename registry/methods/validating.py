@@ -76,6 +76,7 @@ class Validating(Comparing):
         versions = [self._find(ref) for ref in ([refs] if isinstance(refs, str) else refs)]
         if not versions:
             raise InvalidInput("No version was named.", hint="Name one or more.")
+        self._refuse_older()
         orders, there = give_orders(
             self,
             versions,

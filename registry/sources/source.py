@@ -40,6 +40,8 @@ class SourceOptions:
     """Read headers and nothing else, for a check that registers nothing."""
     parity: Literal["float64", "float32", "skip"] | None = None
     """In which precision networks are compared, where opening the source makes another network of it."""
+    strict: bool = False
+    """Refuse what brings code along or asks for some, instead of pointing it out."""
 
 
 @dataclass(frozen=True)

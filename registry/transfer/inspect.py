@@ -8,7 +8,8 @@ from registry.architecture import Architecture, find_differences
 from registry.errors import MalformedArtifact, MalformedExport
 from registry.families import find_family
 from registry.families.family import Family, check_config
-from registry.progress import Progress, no_progress
+from registry.progress import no_progress
+from registry.sources.code import CODE, asks_for_code, refuse_code
 from registry.sources.hooked_architecture import CUSTOM_FAMILY
 from registry.sources.hooked_json import read_description
 from registry.sources.json_file import read_json_object
@@ -18,15 +19,20 @@ from registry.transfer.files import find_config
 from registry.transfer.form import VersionRecord
 
 
-def inspect_version(store: LocalStore, record: VersionRecord, progress: Progress = no_progress) -> Weights | None:
+def inspect_version(store: LocalStore, record: VersionRecord, *, strict: bool = False) -> Weights | None:
     """Read config and tensors of a version whose blobs are here, and return the digests of its tensors.
 
     None if its weights were left on the Hub: fetching them checks them. Raises MalformedExport if the config describes
-    another architecture than is recorded, or the files hold other weights.
+    another architecture than is recorded, or the files hold other weights; with `strict` UnsafeArtifact for what brings
+    code along, by its config or by what was found when it was registered.
     """
     store.bring(list(record.blobs.items()))
     paths = {one.name: store.blob_path(one.digest) for one in record.files}
     config = read_json_object(paths[find_config(record.layout)])
+    if strict:
+        asked = asks_for_code(config)
+        more = [{"code": CODE, "message": f"Its config asks for code: {', '.join(asked)}."}] if asked else []
+        refuse_code(record.ref, [*record.findings, *more])
     family, values = _inspect_config(record, config)
     if record.is_lazy:
         return None

@@ -50,7 +50,8 @@ class Terms:
     """How a shipment is received.
 
     `name` is what the one model that was named is called here; `aliases` are set as the sender has them; `verify`
-    measures parity again; `expect` is the digest that the manifest must have; a dry run changes nothing.
+    measures parity again; `expect` is the digest that the manifest must have; a dry run changes nothing;
+    `strict` refuses what brings code along.
     """
 
     name: str | None = None
@@ -59,6 +60,7 @@ class Terms:
     parity: ParityChoice | None = None
     expect: str | None = None
     dry_run: bool = False
+    strict: bool = False
 
 
 @dataclass(frozen=True)
@@ -195,7 +197,7 @@ def _inspect(
     counter = Counter(progress, "inspecting", len(plan.fresh))
     for one in plan.fresh:
         record = read_whole(shipment, one.outline.entry)
-        weights = inspect_version(store, record)
+        weights = inspect_version(store, record, strict=terms.strict)
         row = None
         if weights is not None and weights.digest is not None:
             row = pack_tensors(weights.digest, weights.tensors, weights.digests)

@@ -117,7 +117,7 @@ def _save_legacy() -> Path:
 
 
 def _save_gguf() -> Path:
-    """Save a Llama, of which transformers reads all that it needs; of a GPT-2 it would not read the vocabulary's size."""
+    """Save a Llama: transformers reads all that it needs, and not the vocabulary's size of a GPT-2."""
     import tempfile
 
     from tests.checkpoints import make_network
