@@ -29,15 +29,16 @@ from registry.versions import AbsentParent, StoredFile, Version
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _DIGEST = re.compile(r"(.*)#sha256:([0-9a-f]{64})")
-# declarations that are not joined yet: all, those of a version, and those that mean exactly what a version is
+# the declarations that are not joined yet
 _OPEN = (
     select(absent_parents)
     .where(~exists().where(version_parents.c.absent_id == absent_parents.c.id))
     .order_by(absent_parents.c.id)
 )
-_OPEN_OF = _OPEN.where(absent_parents.c.version_id == bindparam("id"))
-_OPEN_THAT_MEAN = _OPEN.where(
+# of them, a version's own and those that mean exactly what it is
+_OPEN_FOR = _OPEN.where(
     or_(
+        absent_parents.c.version_id == bindparam("id"),
         absent_parents.c.digest.in_(bindparam("digests", expanding=True)),
         and_(
             absent_parents.c.digest.is_(None),
@@ -105,18 +106,19 @@ def join_parents(
 
     What cannot be joined stays absent. An event says either. The caller's transaction must be the only writer.
     """
-    for row in connection.execute(_OPEN_OF, {"id": version_id}).all():
-        for parent_id in find_declared(connection, _as_declared(row)):
-            if parent_id != version_id and _try_to_join(connection, row, parent_id):
-                break
-    means = {
+    this = {
+        "id": version_id,
         "digests": _digests_of(weights_digest, files),
         "repo": provenance.get("repo"),
         "commit": provenance.get("commit"),
     }
-    for row in connection.execute(_OPEN_THAT_MEAN, means).all():
-        if row.version_id != version_id:
-            _try_to_join(connection, row, version_id)
+    found = connection.execute(_OPEN_FOR, this).all()
+    for row in (one for one in found if one.version_id == version_id):
+        for parent_id in find_declared(connection, _as_declared(row)):
+            if parent_id != version_id and _try_to_join(connection, row, parent_id):
+                break
+    for row in (one for one in found if one.version_id != version_id):
+        _try_to_join(connection, row, version_id)
 
 
 def join_by_hand(

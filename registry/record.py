@@ -33,11 +33,14 @@ from registry.versions import AbsentParent, StoredFile, Version
 from registry.weights import TensorForm
 
 _model_id = select(models.c.id).where(models.c.name == bindparam("model")).scalar_subquery()
-# whether the operation was recorded, the model's id, and the number of its newest version
+# the version if the operation was recorded, the model's id, the number of its newest version, the architecture if known
 _WHERE_TO = select(
     select(versions.c.id).where(versions.c.operation_id == bindparam("operation_id")).scalar_subquery(),
     _model_id,
     select(func.max(versions.c.number)).where(versions.c.model_id == _model_id).scalar_subquery(),
+    select(architectures.c.fingerprint)
+    .where(architectures.c.fingerprint == bindparam("fingerprint"))
+    .scalar_subquery(),
 )
 _of_these_files = exists().where(
     version_files.c.version_id == versions.c.id,
@@ -138,14 +141,16 @@ def record_version(connection: Connection, draft: Draft) -> int:
     The caller's transaction must be the only writer. A draft whose operation was recorded already (its COMMIT's answer
     was lost) gives that version.
     """
-    this = {"operation_id": draft.operation_id, "model": draft.model}
-    done, model_id, newest = connection.execute(_WHERE_TO, this).one()
+    fingerprint = draft.architecture.fingerprint
+    this = {"operation_id": draft.operation_id, "model": draft.model, "fingerprint": fingerprint}
+    done, model_id, newest, known = connection.execute(_WHERE_TO, this).one()
     if done is not None:
         return int(done)
     now = datetime.now(UTC)
     number = 1 + (newest or 0)
-    fingerprint, fields = draft.architecture.fingerprint, dict(draft.architecture.fields)
-    insert_missing(connection, architectures, [{"fingerprint": fingerprint, "fields": fields}])
+    if known is None:
+        row = {"fingerprint": fingerprint, "fields": dict(draft.architecture.fields)}
+        insert_rows(connection, architectures, [row])
     insert_missing(
         connection,
         blobs,

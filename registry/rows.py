@@ -15,8 +15,20 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Connection, Float, Insert, Integer, String, Table, bindparam, exists, select
-from sqlalchemy.types import TypeEngine
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    Connection,
+    Float,
+    Insert,
+    Integer,
+    String,
+    Table,
+    bindparam,
+    exists,
+    select,
+)
 
 from registry.errors import InvalidInput
 from registry.refs import check_text
@@ -61,24 +73,32 @@ def check_row(table: Table, row: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return `row` if every database stores it alike, or raise InvalidInput."""
     for name, value in row.items():
         if value is not None:
-            _check_value(table.c[name].type, value, f"{name.replace('_', ' ')} of {table.name.replace('_', ' ')}")
+            _check_value(table.c[name], value)
     return row
 
 
-def _check_value(kind: TypeEngine[Any], value: Any, what: str) -> None:
+def _check_value(column: Column[Any], value: Any) -> None:
+    kind = column.type
     if isinstance(kind, String):
-        check_text(value, what, kind.length or MAX_TEXT)
+        check_text(value, _name(column), kind.length or MAX_TEXT)
     elif isinstance(kind, JSON):
-        check_json(value, what)
+        check_json(value, _name(column))
     elif isinstance(kind, Float):
         if not math.isfinite(value):
             raise InvalidInput(
-                f"The {what} is {value}, which is no number.", hint="Leave out what could not be measured."
+                f"The {_name(column)} is {value}, which is no number.", hint="Leave out what could not be measured."
             )
     elif isinstance(kind, Integer):
         bits = 63 if isinstance(kind, BigInteger) else 31
         if not -(2**bits) <= value < 2**bits:
-            raise InvalidInput(f"The {what} is {value}, which is too large.", hint=f"It must fit {bits + 1} bits.")
+            raise InvalidInput(
+                f"The {_name(column)} is {value}, which is too large.", hint=f"It must fit {bits + 1} bits."
+            )
+
+
+@cache
+def _name(column: Column[Any]) -> str:
+    return f"{column.name} of {column.table.name}".replace("_", " ")
 
 
 def check_json(value: Any, what: str) -> Any:
