@@ -17,7 +17,16 @@ if TYPE_CHECKING:
 
     from registry.trajectory.results import Trace, TraceStep
 
-_WRITERS: Mapping[str, Callable[[Figure], str | bytes]] = {".svg": write_svg, ".png": write_png}
+# a picture by itself has no page whose colours it could take
+_COLOURS = "svg { color: #1c1e21 } @media (prefers-color-scheme: dark) { svg { color: #e6e7ea } }"
+
+
+def _write_alone(figure: Figure) -> str:
+    opening, end, rest = write_svg(figure).partition(">")
+    return f"{opening}{end}\n<style>{_COLOURS}</style>{rest}"
+
+
+_WRITERS: Mapping[str, Callable[[Figure], str | bytes]] = {".svg": _write_alone, ".png": write_png}
 
 
 def write_trace_report(found: Trace) -> str:
