@@ -64,7 +64,7 @@ def open_older(database: Database, refusal: SchemaOutdated) -> OlderDatabase:
         # a standby, say, or a role that may not make temporary views
         older.close()
         raise refusal from error
-    _log.warning("%s It can be read until then.", refusal.message)
+    _log.warning("%s It can be read, and not written to, until lensreg db upgrade has run.", refusal.message)
     return older
 
 

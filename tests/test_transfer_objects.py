@@ -120,6 +120,21 @@ def test_a_dry_run_moves_no_bytes(open_team: Open, laptop: Registry, objects: Ob
     assert (objects.keys(), objects.proxy.put_bytes, objects.proxy.got_bytes) == (keys, put, got)
 
 
+@pytest.mark.parametrize("target", ["all.tar", "folder"])
+def test_an_export_of_one_bucket_is_imported_into_another(
+    target: str, open_team: Open, objects: ObjectServer, tmp_path: Path
+) -> None:
+    fill(open_team())
+    n_blobs, n_bytes = _count(open_team())
+    open_team("machine").export_versions("merge", target=tmp_path / target)
+    other = open_team("other", prefix="other")
+    objects.proxy.put_bytes = 0
+    done = other.import_versions(tmp_path / target)
+    assert done.n_sent == n_blobs and objects.proxy.put_bytes == n_bytes
+    assert find_breaches(other, [one.ref for one in done.received]) == []
+    assert other.import_versions(tmp_path / target).unchanged
+
+
 # --- what goes wrong once
 
 

@@ -107,6 +107,9 @@ def _examine_writing(bucket: Bucket) -> Iterator[Finding]:
         to_do = "That is as it should be if you only load. Otherwise ask for s3:PutObject."
         yield Finding("bucket writing", "note", f"{error.message} Nothing can be registered.", to_do)
         return
+    except StorageError:
+        _delete(bucket, key)  # the answer may have been lost when it was written
+        raise
     try:
         yield from _examine_probe(bucket, key)
     finally:
