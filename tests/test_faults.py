@@ -84,6 +84,22 @@ def test_skip_is_listed_with_its_reason(rows: dict[str, Row], capsys: pytest.Cap
     assert "FAILED" in lines["failing"]
 
 
+def test_a_long_run_has_to_strike_more_often(tmp_path: Path) -> None:
+    many = Scenario("many", "F1", "as often as is promised", strike_well, least=2, least_long=4)
+    seen = Scenario("seen", "F1", "a control that tries up to nine times", find_breach, least=9, is_control=True)
+    assert (many.count_least(180), many.count_least(1800)) == (2, 4)
+    assert find_failures(run_all([many, seen], tmp_path, 7, 10, warm_up=lambda: None)) == []
+    (row,) = run_all([many], tmp_path / "long", 7, 1800, warm_up=lambda: None)
+    assert find_failures([row]) == ["many: struck 3 times instead of 4 at least."]
+
+
+def test_a_chance_ends_once_enough_was_struck(tmp_path: Path) -> None:
+    over = Chance(tmp_path, 0, time.monotonic() - 1, least=5, overtime=60)
+    assert not over.must_end(4) and over.must_end(5)
+    assert Chance(tmp_path, 0, time.monotonic() - 1, least=5, overtime=0).must_end(4)
+    assert not Chance(tmp_path, 0, time.monotonic() + 60, least=5).must_end(9)
+
+
 def test_what_was_broken_is_kept(tmp_path: Path) -> None:
     run_all([WELL, BREACH], tmp_path, 7, 10, warm_up=lambda: None)
     assert (tmp_path / "breach" / "left").exists()
@@ -100,6 +116,7 @@ def test_same_seed_gives_same_chances(tmp_path: Path) -> None:
 
 def test_hanging_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.faults.running.PATIENCE", 0.1)
+    monkeypatch.setattr("tests.faults.running.OVERTIME", 0)
     (row,) = run_all([Scenario("hang", "F1", "hangs", hang)], tmp_path, 7, 1, warm_up=lambda: None)
     assert "did not end" in find_failures([row])[0]
 

@@ -27,13 +27,13 @@ from tests.faults.scenario import Chance, NotHereError, Outcome, Scenario
 from tests.kept import keep, put
 
 _N_CONTENTS = 12  # few, so that what is left over by one is what the next relies on
-_ROUND_SECONDS = 1.5
+_ROUND_SECONDS, _N_WRITERS = 1.5, 4
 _CLONE_NEWNS = 0x00020000
 _GRACES = (timedelta(0), timedelta(seconds=0.3))
 
 
 def strike_beside_writers(chance: Chance) -> Outcome:
-    """Collect again and again beside three writers; with no grace at all in every other round.
+    """Collect again and again beside four writers; with no grace at all in every other round.
 
     Without a grace a registration may be told that its blobs are gone; none may come to be that lacks them.
     """
@@ -105,7 +105,7 @@ def _race(chance: Chance, collector: Callable[[Path, timedelta, float], None], u
         keep(registry, "m", b"first")
         registry.close()
         until = time.monotonic() + _ROUND_SECONDS
-        seeds = [rng.randrange(2**32) for _ in range(3)]
+        seeds = [rng.randrange(2**32) for _ in range(_N_WRITERS)]
         # whoever brings in again what was lost heals it: the control is to see what nobody heals
         n_contents = 10**9 if until_broken else _N_CONTENTS
         works = [partial(_write_again, folder, seed, until, n_contents) for seed in seeds]
@@ -121,8 +121,9 @@ def _race(chance: Chance, collector: Callable[[Path, timedelta, float], None], u
         n_refused += len(read_acknowledged(folder / "refused"))
         n_rounds += 1
         shutil.rmtree(folder)
+    raced = f"{n_rounds * _ROUND_SECONDS:.0f} s of {_N_WRITERS} writers"
     notes = f"{n_versions} versions, {n_deleted} blobs deleted meanwhile, {n_refused} refused for want of a grace"
-    return Outcome(n_deleted if not until_broken else n_rounds, tuple(broken), notes)
+    return Outcome(n_deleted if not until_broken else n_rounds, tuple(broken), f"{raced}, {notes}")
 
 
 def _write_again(folder: Path, seed: int, until: float, n_contents: int) -> None:

@@ -14,7 +14,6 @@ from tests.faults.mounts import hide_mounts, mount_memory, run, unmount
 from tests.faults.scenario import Chance, Outcome, Scenario
 from tests.faults.workload import Home, inspect, make_home, make_source, prepare, register
 
-_LEAST = 50
 _ROOM = 80 * 2**10  # two or three registrations take more
 _MUCH = 16 * 2**20
 _PAGE = 4096
@@ -29,7 +28,7 @@ def strike_full(chance: Chance) -> Outcome:
     ends: Counter[str] = Counter()
     broken: list[str] = []
     n_struck = 0
-    while not chance.must_end(n_struck, _LEAST):
+    while not chance.must_end(n_struck):
         n_struck += 1
         place = mount_memory(chance.folder / f"disk{n_struck}", size + rng.randrange(_ROOM))
         try:
@@ -140,6 +139,6 @@ def _read_only(place: Path, but: Path | None) -> Iterator[None]:
 
 
 SCENARIOS = [
-    Scenario("full-disk", "F5", "file systems of random sizes, filled up", strike_full, share=1.5, least=_LEAST),
+    Scenario("full-disk", "F5", "file systems of random sizes, filled up", strike_full, share=1.5, least=50),
     Scenario("read-only", "F6", "mounts that cannot be written to", strike_read_only, share=0.3, least=8),
 ]

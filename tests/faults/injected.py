@@ -28,13 +28,16 @@ _CALLS = (
 )  # fmt: skip
 _LINE = re.compile(r"(\d+) +(\w+)\((.*)")
 # what these can say when a disk is full, or breaks
-_TYPED = {"storage-full", "store-unavailable", "database-unavailable", "database-read-only", "database-error"}
+TYPED = {"storage-full", "store-unavailable", "database-unavailable", "database-read-only", "database-error"}
 _SECONDS = 30
 _LEAST = 50
 
 
+Work = Callable[[Home], None]
+
+
 @dataclass(frozen=True)
-class _Point:
+class Point:
     """The k-th call of that name, and what it was for in the run that was only watched."""
 
     call: str
@@ -65,8 +68,9 @@ def strike_rows_first(chance: Chance) -> Outcome:
 def _strike(
     chance: Chance, fault: str, leave_out: Callable[[], None] = lambda: None, until_broken: bool = False
 ) -> Outcome:
-    _refuse_without_strace()
-    points = _list_points(chance.folder / "watched", leave_out)
+    refuse_without_strace()
+    work = _register(leave_out)
+    points = list_points(make_home(chance.folder / "watched"), work)
     rng = random.Random(chance.seed)
     rng.shuffle(points)
     # of the many pages that SQLite writes, one is much like the other, so they come last
@@ -76,7 +80,7 @@ def _strike(
     n_struck = 0
     for number, point in enumerate(points):
         home = make_home(chance.folder / f"{number}-{point.call}-{point.k}")
-        if _trace(home, leave_out, f"inject={point.call}:{fault}:when={point.k}"):
+        if trace(home, work, f"inject={point.call}:{fault}:when={point.k}"):
             n_struck += 1
             found = [f"{home.folder}: {one}, at {point.was}" for one in _judge(home, fault, ends)]
             broken += found
@@ -84,7 +88,7 @@ def _strike(
             found = []
         if not found:
             shutil.rmtree(home.folder)
-        if chance.must_end(n_struck, _LEAST) or (until_broken and broken):
+        if chance.must_end(n_struck) or (until_broken and broken):
             break
     told = ", ".join(f"{n} {end}" for end, n in ends.most_common())
     return Outcome(n_struck, tuple(broken), f"of {len(points)} calls; {told}")
@@ -97,7 +101,7 @@ def _judge(home: Home, fault: str, ends: Counter[str]) -> list[str]:
     codes = [one.split(":")[0].removeprefix("typed ") for one in read_acknowledged(said) if one.startswith("typed")]
     ends.update(codes or (["registered"] if told else ["killed"]))
     broken = find_untyped(said)
-    broken += [f"{fault} was called {code}" for code in codes if code not in _TYPED]
+    broken += [f"{fault} was called {code}" for code in codes if code not in TYPED]
     if "error" in fault and not told and not codes and not broken:
         broken.append(f"after {fault} there was neither a version nor an error")
     broken += inspect(home, home.folder / "told")
@@ -111,10 +115,21 @@ def _judge(home: Home, fault: str, ends: Counter[str]) -> list[str]:
     return broken
 
 
-def _list_points(folder: Path, leave_out: Callable[[], None]) -> list[_Point]:
-    """Watch one registration, and return its calls that change something of the registry."""
-    home = make_home(folder)
-    _trace(home, leave_out, f"trace={','.join(_CALLS)}")
+def _register(leave_out: Callable[[], None]) -> Work:
+    """Return what registers in a child."""
+
+    def work(home: Home) -> None:
+        leave_out()
+        with home.open() as registry:
+            register(registry, "new", prepare().sources[1], home.folder / "told")
+
+    return work
+
+
+def list_points(home: Home, work: Work) -> list[Point]:
+    """Watch one piece of work, and return its calls that change something of the registry."""
+    trace(home, work, f"trace={','.join(_CALLS)}")
+    folder = home.folder
     counted: Counter[str] = Counter()
     points = []
     for line in (folder / "strace").read_text().splitlines():
@@ -124,21 +139,19 @@ def _list_points(folder: Path, leave_out: Callable[[], None]) -> list[_Point]:
         counted[match[2]] += 1
         changes = match[2] != "openat" or "O_CREAT" in match[3]
         if changes and str(folder) in match[3] and not _is_note(match[3]):
-            points.append(_Point(match[2], counted[match[2]], line.replace(str(folder), "HOME")[:200]))
+            points.append(Point(match[2], counted[match[2]], line.replace(str(folder), "HOME")[:200]))
     return points
 
 
-def _trace(home: Home, leave_out: Callable[[], None], *expressions: str) -> bool:
-    """Register in a child under strace; return whether a fault was injected into something of the registry."""
+def trace(home: Home, work: Work, *expressions: str) -> bool:
+    """Do the work in a child under strace; return whether a fault was injected into something of the registry."""
     reader, writer = os.pipe()
 
-    def work() -> None:
-        leave_out()
+    def wait_and_work() -> None:
         os.read(reader, 1)
-        with home.open() as registry:
-            register(registry, "new", prepare().sources[1], home.folder / "told")
+        work(home)
 
-    child = fork(work, home.folder / "said")
+    child = fork(wait_and_work, home.folder / "said")
     log = home.folder / "strace"
     options = [part for one in expressions for part in ("-e", one)]
     command = ["strace", "-qq", "-f", "-y", *options, "-o", str(log), "-p", str(child)]
@@ -163,7 +176,7 @@ def _trace(home: Home, leave_out: Callable[[], None], *expressions: str) -> bool
 
 def _is_note(arguments: str) -> bool:
     """Whether a call is about the files in which children note what they were told."""
-    return "/told" in arguments or "/said" in arguments
+    return any(f"/{name}" in arguments for name in ("told", "said", "done"))
 
 
 def _wait_for_tracer(child: int, tracer: subprocess.Popen[bytes]) -> None:
@@ -176,7 +189,7 @@ def _wait_for_tracer(child: int, tracer: subprocess.Popen[bytes]) -> None:
         time.sleep(0.001)
 
 
-def _refuse_without_strace() -> None:
+def refuse_without_strace() -> None:
     if shutil.which("strace") is None:
         raise NotHereError("strace is not installed")
 
@@ -186,6 +199,6 @@ SCENARIOS = [
     Scenario("inject-full", "F4", "ENOSPC at each changing system call", strike_full, share=2, least=_LEAST),
     Scenario("inject-broken", "F4", "EIO at each changing system call", strike_broken_disk, share=2, least=_LEAST),
     Scenario(
-        "inject-control", "F1", "SIGKILL at each, with rows before blobs", strike_rows_first, share=1, is_control=True
+        "inject-control", "F1", "SIGKILL at each, with rows before blobs", strike_rows_first, 1, _LEAST, is_control=True
     ),
 ]

@@ -28,29 +28,27 @@ from tests.faults.workload import (
 )
 
 _KILLS_PER_HOME = 32
-_LEAST_ALONE, _LEAST_FOUR = 150, 350
 _NAMES = ("base", "tuned", "org/other")
 
 
 def strike_alone(chance: Chance) -> Outcome:
     """Kill one process after another."""
-    return _strike(chance, at_once=1, least=_LEAST_ALONE)
+    return _strike(chance, at_once=1)
 
 
 def strike_four(chance: Chance) -> Outcome:
     """Kill four at once, which wait for each other's locks."""
-    return _strike(chance, at_once=4, least=_LEAST_FOUR)
+    return _strike(chance, at_once=4)
 
 
 def strike_rows_first(chance: Chance) -> Outcome:
     """The control: rows before blobs, so that a kill between them leaves a version without its blobs."""
-    return _strike(chance, at_once=2, least=200, per_home=6, leave_out=put_rows_first, until_broken=True)
+    return _strike(chance, at_once=2, per_home=6, leave_out=put_rows_first, until_broken=True)
 
 
 def _strike(
     chance: Chance,
     at_once: int,
-    least: int,
     per_home: int = _KILLS_PER_HOME,
     leave_out: Callable[[], None] = lambda: None,
     until_broken: bool = False,
@@ -58,13 +56,13 @@ def _strike(
     rng = random.Random(chance.seed)
     n_struck = n_told = 0
     broken: list[str] = []
-    while not chance.must_end(n_struck, least) and not (until_broken and broken):
+    while not chance.must_end(n_struck) and not (until_broken and broken):
         home = make_home(chance.folder / f"home{n_struck}")
         duration = _measure(home, at_once)
         for _ in range(per_home // at_once):
             seeds = [rng.randrange(2**32) for _ in range(at_once)]
             n_struck += _kill(home, seeds, rng.uniform(0, 1.15 * duration), leave_out)
-            if chance.must_end(n_struck, least):
+            if chance.must_end(n_struck):
                 break
         found = inspect(home, home.folder / "told") + find_untyped(home.folder / "said") + _find_lost_aliases(home)
         found += [] if found else collect(home) + _register_again(home)
@@ -158,7 +156,7 @@ def _register_again(home: Home) -> list[str]:
 
 
 SCENARIOS = [
-    Scenario("kill", "F2", "SIGKILL at a random moment of one process", strike_alone, share=2, least=_LEAST_ALONE),
-    Scenario("kill-four", "F2", "SIGKILL of four processes at once", strike_four, share=2, least=_LEAST_FOUR),
-    Scenario("kill-control", "F2", "the same, with rows before blobs", strike_rows_first, share=0.5, is_control=True),
+    Scenario("kill", "F2", "SIGKILL at a random moment of one process", strike_alone, share=2, least=150),
+    Scenario("kill-four", "F2", "SIGKILL of four processes at once", strike_four, share=2, least=350),
+    Scenario("kill-control", "F2", "the same, with rows before blobs", strike_rows_first, 0.5, 200, is_control=True),
 ]

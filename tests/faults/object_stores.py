@@ -32,6 +32,7 @@ _STATUSES = ((500, "InternalError"), (503, "SlowDown"), (409, "OperationAborted"
 _WRITES = ("^HEAD .*/blobs/", "^PUT .*/blobs/", "^PUT .*partNumber", "^POST .*uploads", "^POST .*uploadId", ".")
 _READS = ("^HEAD .*/blobs/", "^GET .*/blobs/", ".")
 _CHECK_EVERY = 25
+_N_AT_ONCE = 16
 
 
 def strike_requests(chance: Chance) -> Outcome:
@@ -118,6 +119,34 @@ def strike_killed(chance: Chance) -> Outcome:
         return Outcome(struck, tuple(broken), f"{len(acknowledged)} registered, {left} uploads given up")
 
 
+def register_same(chance: Chance) -> Outcome:
+    """Have 16 processes of four machines register the same checkpoint: each object is there once, and every version."""
+    with _serve_apart(chance.folder) as port, make_bucket(port) as server:
+        source = _make_source(chance.folder / "source")
+        _warm_up(chance.folder / "warm", source)
+        told = chance.folder / "acknowledged"
+        children = []
+        for index in range(_N_AT_ONCE):
+            child = os.fork()
+            if not child:
+                _register_and_tell(chance.folder, server, source, told, f"model{index}", f"machine{index % 4}", 120)
+            children.append(child)
+        for child in children:
+            os.waitpid(child, 0)
+        acknowledged = read_acknowledged(told)
+        registry = _open(chance.folder / "here", server, chance.folder)
+        digests = {file.digest for ref in acknowledged for file in registry.version(ref).files}
+        broken = _find_all_breaches(server, registry, acknowledged)
+        registry.close()
+        if len(set(acknowledged)) != _N_AT_ONCE:
+            broken.append(f"{len(acknowledged)} of {_N_AT_ONCE} were registered")
+        n_objects = sum("/blobs/" in key for key in server.keys())  # noqa: SIM118
+        if n_objects != len(digests):
+            broken.append(f"{n_objects} objects for {len(digests)} digests")
+        broken += [f"upload {one} is still there" for one in server.uploads()]
+        return Outcome(_N_AT_ONCE, tuple(broken), f"{n_objects} objects")
+
+
 def _find_all_breaches(server: ObjectServer, registry: Registry, acknowledged: list[str]) -> list[str]:
     """Look at every version, and at every object by its key: one that is there is whole."""
     broken = find_breaches(registry, acknowledged)
@@ -153,11 +182,19 @@ def _clear_uploads(store: object) -> int:
     return len(left)
 
 
-def _register_and_tell(folder: Path, server: ObjectServer, source: Path, told: Path) -> None:
+def _register_and_tell(
+    folder: Path,
+    server: ObjectServer,
+    source: Path,
+    told: Path,
+    model: str = "model",
+    machine: str = "here",
+    timeout: float = _TIMEOUT,
+) -> None:
     """Register, in a process of its own; note the ref durably once it is said to be done."""
     try:
-        registry = _open(folder / "here", server, folder)
-        done = registry.register("model", source, parity="skip")
+        registry = _open(folder / machine, server, folder, timeout)
+        done = registry.register(model, source, parity="skip")
         descriptor = os.open(told, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.write(descriptor, f'"{done.version.ref if done.version else ""}"\n'.encode())
         os.fsync(descriptor)
@@ -173,9 +210,9 @@ def _warm_up(folder: Path, source: Path) -> None:
     registry.close()
 
 
-def _open(machine: Path, server: ObjectServer, folder: Path) -> Registry:
+def _open(machine: Path, server: ObjectServer, folder: Path, timeout: float = _TIMEOUT) -> Registry:
     os.environ["LENSREG_STORE_CACHE"], os.environ["LENSREG_STAMPS"] = str(machine), str(machine / "stamps")
-    return Registry(str(folder / "registry.db"), server.url(timeout=_TIMEOUT))
+    return Registry(str(folder / "registry.db"), server.url(timeout=timeout))
 
 
 def _make_source(folder: Path) -> Path:
@@ -235,4 +272,5 @@ SCENARIOS = [
         "object-requests", "F14", "requests to a bucket cut, lost, hanging, refused, altered", strike_requests, least=10
     ),
     Scenario("object-uploads", "F15", "registrations killed while they upload", strike_killed, least=5),
+    Scenario("object-same-content", "F12", "16 processes register the same into a bucket", register_same, 0.5, 16),
 ]

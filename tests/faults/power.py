@@ -25,7 +25,6 @@ from tests.faults.scenario import Chance, NotHereError, Outcome, Scenario
 from tests.faults.workload import Home, find_untyped, fork, inspect, make_source, prepare, register
 
 _N_CHILDREN = 2
-_LEAST = 10
 _IMAGE_BYTES = 24 * 2**20
 _WAIT_SECONDS = 20
 _TRIALS_PER_IMAGE = 6  # what is registered stays, and each trial looks at all of it
@@ -84,7 +83,7 @@ def _strike(chance: Chance, has_journal: bool, leave_out: Callable[[], None] | N
     rng = random.Random(chance.seed)
     broken: list[str] = []
     n_cut = n_told = 0
-    while not chance.must_end(n_cut, _LEAST) and not (leave_out and broken):
+    while not chance.must_end(n_cut) and not (leave_out and broken):
         folder = chance.folder / f"disk{n_cut}"
         folder.mkdir()
         disk = _Disk(folder / "image", folder / "mount", has_journal)
@@ -96,7 +95,7 @@ def _strike(chance: Chance, has_journal: bool, leave_out: Callable[[], None] | N
                 found = _cut_once(disk, folder, rng, leave_out or _leave_nothing_out)
                 n_cut += 1
                 broken += [f"{folder}: {one}" for one in found]
-                if broken or chance.must_end(n_cut, _LEAST):
+                if broken or chance.must_end(n_cut):
                     break
         finally:
             unmount(disk.mount)
@@ -176,11 +175,9 @@ def _leave_nothing_out() -> None:
 
 
 SCENARIOS = [
-    Scenario("power", "F3", "power cut, ext4", strike_journal, share=1.5, least=_LEAST),
-    Scenario("power-no-journal", "F3", "power cut, ext4 without a journal", strike_no_journal, share=1.5, least=_LEAST),
-    Scenario("power-no-sync", "F3", "power cut, and no blob is synced", forget_blobs, share=0.5, is_control=True),
-    Scenario(
-        "power-no-folders", "F3", "power cut, and no folder is synced", forget_folders, share=0.5, is_control=True
-    ),
-    Scenario("power-normal", "F3", "power cut, synchronous=NORMAL", forget_commits, share=0.5, is_control=True),
+    Scenario("power", "F3", "power cut, ext4", strike_journal, share=1.5, least=10, least_long=100),
+    Scenario("power-no-journal", "F3", "power cut, ext4 without a journal", strike_no_journal, 1.5, 10, least_long=100),
+    Scenario("power-no-sync", "F3", "power cut, and no blob is synced", forget_blobs, 0.5, 10, is_control=True),
+    Scenario("power-no-folders", "F3", "power cut, and no folder is synced", forget_folders, 0.5, 10, is_control=True),
+    Scenario("power-normal", "F3", "power cut, synchronous=NORMAL", forget_commits, 0.5, 10, is_control=True),
 ]
