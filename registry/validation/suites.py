@@ -24,6 +24,7 @@ BUILT_IN = {
     "loss": "registry.validation.loss:Loss",
     "accuracy": "registry.validation.accuracy:Accuracy",
     "drift": "registry.validation.drift:Drift",
+    "lm-eval": "registry.validation.harness:LmEval",
 }
 
 
