@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ import torch
 from registry import Registry
 from registry.compare.results import BehaviourComparison
 from registry.errors import (
-    HookedTransformerMissing,
     InvalidInput,
     ProcessingConflict,
     UnsupportedFamily,
@@ -279,26 +277,6 @@ def test_tokens_that_mean_other_things_are_refused(registry: Registry, make_chec
     assert both.weights is not None and both.weights.n_changed
     assert both.behaviour is None
     assert [type(one) for one in both.obstacles] == [VocabularyMismatch]
-
-
-def test_without_a_hooked_transformer_records_and_weights_are_compared(
-    registry: Registry, make_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As with transformer-lens 4, which has none."""
-    import transformer_lens
-
-    for seed in (0, 1):
-        registry.register("m", make_checkpoint("gpt2", seed=seed), parity="skip")
-    monkeypatch.delattr(transformer_lens, "HookedTransformer")
-    monkeypatch.delitem(sys.modules, "registry.hooked_transformer")
-    found = registry.compare("m@v1", "m@v2", weights=True, prompts=PROMPTS)
-    assert found.weights is not None
-    assert "transformer.h.0.attn.c_attn.weight" in {one.name for one in found.weights.tensors}
-    (obstacle,) = found.obstacles
-    assert isinstance(obstacle, HookedTransformerMissing)
-    assert "lensreg diff A B --weights" in str(obstacle.hint) and "load_bridge" in str(obstacle.hint)
-    with pytest.raises(HookedTransformerMissing):
-        registry.compare("m@v1", "m@v2", prompts=PROMPTS)
 
 
 def test_what_only_a_bridge_runs_has_its_weights_compared(

@@ -84,10 +84,9 @@ def _compare_together(
     first, second = a.load(), b.load()
     readouts = Readout(first), Readout(second)
     for tokens in batches:
-        kept = keep(first, readouts[0], tokens)
-        counter.advance(tokens.numel())
-        _compare_batch(kept, second, readouts, tokens, n_shared, sums)
-        counter.advance(tokens.numel())
+        # without a name, what is kept of one batch is gone when the next one runs
+        _compare_batch(keep(first, readouts[0], tokens), second, readouts, tokens, n_shared, sums)
+        counter.advance(2 * tokens.numel())
 
 
 def _compare_in_turn(
@@ -109,8 +108,8 @@ def _compare_in_turn(
         gc.collect()  # a network's hooks refer to each other
         network = b.load()
         readouts = readout, Readout(network)
-        for tokens, kept in zip(batches, files.read_all(), strict=True):
-            _compare_batch(kept, network, readouts, tokens, n_shared, sums)
+        for index, tokens in enumerate(batches):
+            _compare_batch(files.take(index), network, readouts, tokens, n_shared, sums)
             counter.advance(tokens.numel())
 
 

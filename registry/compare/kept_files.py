@@ -35,12 +35,12 @@ class KeptFiles:
             raise kind(f"Activations could not be written to {self._folder}: {error}.", hint=_HINT) from error
         self._attributed.append(kept.attributed)
 
-    def read_all(self) -> Iterator[Kept]:
-        """Read one batch after another, in the order in which they were written."""
-        for index, attributed in enumerate(self._attributed):
-            path = self._folder / f"{index}.safetensors"
-            yield Kept(load_file(path), attributed)
-            path.unlink()
+    def take(self, index: int) -> Kept:
+        """Map what was kept of batch `index`; its file is gone as soon as nobody holds it."""
+        path = self._folder / f"{index}.safetensors"
+        kept = Kept(load_file(path), self._attributed[index])
+        path.unlink()
+        return kept
 
 
 @contextlib.contextmanager

@@ -119,7 +119,7 @@ def _write_behaviour(found: BehaviourComparison) -> str:
             draw_attributions(found),
             "Direct logit attribution: how much more each component adds in the second.",
         )
-        + write_figure(draw_head_attributions(found), "The same by head: orange is less in the second, violet more.")
+        + write_figure(draw_head_attributions(found), "The same by head: orange is less in the second, blue more.")
         + (write_figure(draw_positions(found), "By position.") if len(found.positions) > 1 else "")
         + table
         + _write_patterns(found)
@@ -131,7 +131,7 @@ def _write_patterns(found: BehaviourComparison) -> str:
         write_figure(
             draw_patterns(one, found.a, found.b),
             f"Head {one.layer}.{one.head}, on the tokens where it moved most: each row is a token that looks, each "
-            "column one that is looked at.",
+            "column one that is looked at; colours are in proportion to the root, so that faint ones show.",
         )
         for one in found.patterns
     ]

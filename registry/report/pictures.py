@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 # what is drawn in it becomes `currentColor` in the SVG; no figure would have that colour by itself
 INK, CURRENT = "#010203", "currentColor"
 BLUE, ORANGE = "#3b82f6", "#ea7317"
-_MAP, _SIGNED_MAP = "viridis", "PuOr"
+_MAP = "viridis"
 _CELL, _TOKEN = 0.28, 0.13  # inches
 _LABEL = 12
-_FAINTEST = 0.004  # what is fainter than this nobody sees
+_FAINTEST = 0.01  # what is fainter than this is left out
 
 
 def draw_parts(found: WeightComparison) -> Figure:
@@ -127,14 +127,26 @@ def draw_patterns(found: HeadPatterns, a: str, b: str) -> Figure:
     outline = [(0, 0), *stairs, (0, n), (0, 0)]
 
     def draw(figure: Figure) -> None:
-        from matplotlib.colors import LinearSegmentedColormap
+        from matplotlib.collections import PolyCollection
+        from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 
         # no attention is the ground of the page, be it light or dark
         colours = LinearSegmentedColormap.from_list("attention", [f"{BLUE}00", BLUE])
         panels = figure.subplots(1, 2, sharey=True)
         for axes, pattern, title in zip(panels, (found.a, found.b), (a, b), strict=True):
-            cells = [[value if value >= _FAINTEST else float("nan") for value in row] for row in pattern]
-            image = axes.pcolormesh(cells, cmap=colours, vmin=0.0, vmax=1.0)
+            shown = {
+                (key, query): value
+                for query, row in enumerate(pattern)
+                for key, value in enumerate(row)
+                if value >= _FAINTEST
+            }
+            cells = PolyCollection(
+                [[(x, y), (x + 1, y), (x + 1, y + 1), (x, y + 1)] for x, y in shown],
+                array=list(shown.values()),
+                cmap=colours,
+                norm=PowerNorm(0.5, 0.0, 1.0),
+            )
+            axes.add_collection(cells)
             axes.plot(*zip(*outline, strict=True), color=INK, linewidth=0.4)
             axes.set_aspect("equal")
             axes.set_xlim(0, n)
@@ -144,10 +156,10 @@ def draw_patterns(found: HeadPatterns, a: str, b: str) -> Figure:
             axes.set_yticks(places, labels, fontsize=7, parse_math=False)
             axes.tick_params(length=0)
             axes.set_title(title, fontsize=9, parse_math=False)
-            axes.set_xlabel("looked at")
+            axes.set_xlabel("key")
             axes.spines[:].set_visible(False)
-        panels[0].set_ylabel("from")
-        bar = figure.colorbar(image, ax=list(panels), shrink=0.6, pad=0.02)
+        panels[0].set_ylabel("query")
+        bar = figure.colorbar(cells, ax=list(panels), shrink=0.6, pad=0.02)
         bar.outline.set_linewidth(0.4)
         bar.set_label("attention")
         if bar.solids is not None:
@@ -155,7 +167,7 @@ def draw_patterns(found: HeadPatterns, a: str, b: str) -> Figure:
             bar.solids.set_edgecolor("face")
 
     side = max(2.0, _TOKEN * n + 0.9)
-    return make_figure((2 * side + 1.2, side + 0.5), draw)
+    return make_figure((2 * side + 1.2, side + 0.9), draw)
 
 
 def _label(token: str) -> str:
@@ -171,7 +183,14 @@ def write_svg(figure: Figure) -> str:
     text = io.StringIO()
     settings: Any = {"svg.hashsalt": "lensreg", "svg.fonttype": "none"}
     with matplotlib.rc_context(settings), _any_script():
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        figure.savefig(
+            text,
+            format="svg",
+            transparent=True,
+            bbox_inches="tight",
+            pad_inches=0.08,
+            metadata={"Date": None, "Creator": None},
+        )
     svg = text.getvalue()
     return svg[svg.index("<svg") :].replace(INK, CURRENT)
 
@@ -180,7 +199,15 @@ def write_png(figure: Figure) -> bytes:
     """Write a figure as PNG on white."""
     data = io.BytesIO()
     with _any_script():
-        figure.savefig(data, format="png", dpi=160, facecolor="#ffffff", metadata={"Software": None})
+        figure.savefig(
+            data,
+            format="png",
+            dpi=160,
+            facecolor="#ffffff",
+            bbox_inches="tight",
+            pad_inches=0.08,
+            metadata={"Software": None},
+        )
     return data.getvalue()
 
 
@@ -235,7 +262,7 @@ def paint_map(
     numbers = [[float("nan") if value is None else value for value in row] for row in rows]
     highest = max((abs(value) for row in rows for value in row if value is not None), default=0.0) or 1.0
     lowest = -highest if signed else 0.0
-    colours = _SIGNED_MAP if signed else _MAP
+    colours = _make_signed_map() if signed else _MAP
     # cells, not an image: the page forbids itself to load any
     image = axes.pcolormesh(numbers, cmap=colours, vmin=lowest, vmax=highest, edgecolors="face", linewidth=0.1)
     axes.invert_yaxis()
@@ -249,6 +276,14 @@ def paint_map(
         bar.solids.set_edgecolor("face")
     axes.spines[:].set_visible(False)
     return axes
+
+
+def _make_signed_map() -> Any:
+    """Make colours from orange to blue, between which nothing is the ground of the page."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    stops = [(0.0, ORANGE), (0.4999, f"{ORANGE}00"), (0.5, f"{BLUE}00"), (1.0, BLUE)]
+    return LinearSegmentedColormap.from_list("signed", stops)
 
 
 def count_in_whole_numbers(axes: Axes) -> None:
