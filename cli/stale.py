@@ -14,7 +14,14 @@ if TYPE_CHECKING:
 
 
 def repeat_stale(
-    ctx: click.Context, refs: Sequence[str], suites: Sequence[str], parameters: Mapping[str, Any], *, dry_run: bool
+    ctx: click.Context,
+    refs: Sequence[str],
+    suites: Sequence[str],
+    parameters: Mapping[str, Any],
+    *,
+    dry_run: bool,
+    workers: int | None,
+    dask: str | None,
 ) -> None:
     """Repeat what is stale, or with `dry_run` show it; exit with 3 if a run failed or cannot be repeated."""
     from cli.output import say
@@ -29,7 +36,7 @@ def repeat_stale(
         _print(found, session.output)
     else:
         with show_progress() as progress:
-            runs = registry.repeat_stale(found, progress=progress)
+            runs = registry.repeat_stale(found, workers=workers, dask=dask, progress=progress)
         print_runs(runs, session.output)
         for one in left:
             say(f"{one.ref}: {one.suite} is stale ({one.stale}) and cannot be repeated: {one.obstacle}", err=True)

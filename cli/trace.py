@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import Session, output_option, ref_argument, registry_options
+from cli.options import Session, output_option, ref_argument, registry_options, workers_options
 
 if TYPE_CHECKING:
     from registry.trajectory.results import Trace, TraceStep
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 @click.option("--prompts", "file", type=click.File("r", encoding="utf-8"), help="For --drift: each line of a file.")
 @click.option("--picture", type=click.Path(dir_okay=False), help="Draw it, as .svg or .png.")
 @click.option("--report", type=click.Path(dir_okay=False), help="Write all of it as one HTML page, with pictures.")
+@workers_options
 @output_option("table", "json", "csv")
 @registry_options
 @click.pass_obj
@@ -47,6 +48,8 @@ def trace(
     file: Any,
     picture: str | None,
     report: str | None,
+    workers: int | None,
+    dask: str | None,
 ) -> None:
     """Follow a run step by step: loss, metrics, drift, and which layers moved when.
 
@@ -76,6 +79,8 @@ def trace(
             prompts=texts,
             data=data,
             max_tokens=max_tokens,
+            workers=workers,
+            dask=dask,
             progress=progress,
         )
     _draw(found, picture, report)

@@ -79,7 +79,8 @@ def validate(
 
         if require or dtype or device or again:
             raise click.UsageError("--stale repeats as it was: without --require, --dtype, --device and --again.")
-        repeat_stale(ctx, refs, suites, {**given, **({"data": data} if data else {})}, dry_run=dry_run)
+        replaced = {**given, **({"data": data} if data else {})}
+        repeat_stale(ctx, refs, suites, replaced, dry_run=dry_run, workers=workers, dask=dask)
         return
     if dry_run:
         raise click.UsageError("--dry-run goes with --stale.")

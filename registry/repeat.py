@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -86,6 +87,17 @@ def find_stale(runs: Iterable[Sequence[Any]], suites: Sequence[str], given: Mapp
         if one is not None:
             found.append(one)
     return found
+
+
+def group_alike(stale: Iterable[StaleRun]) -> list[tuple[str, list[StaleRun]]]:
+    """Return the suites to run again, each with runs that were asked for alike; what has an obstacle is left out."""
+    groups: dict[str, tuple[str, list[StaleRun]]] = {}
+    for one in stale:
+        if one.obstacle is None and one.suite_name is not None:
+            asked = (one.suite_name, dict(one.parameters), one.require, one.dtype, one.device)
+            key = json.dumps(asked, sort_keys=True, default=str)
+            groups.setdefault(key, (one.suite_name, []))[1].append(one)
+    return list(groups.values())
 
 
 def _look_at(run: Sequence[Any], name: str | None, given: Mapping[str, Any]) -> StaleRun | None:

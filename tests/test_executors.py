@@ -33,6 +33,7 @@ from registry.errors import (
     WorkerMismatch,
 )
 from registry.executors import Place, Task, run_tasks
+from registry.methods.comparing import compare_one
 from registry.orders import carry_out, give_orders
 from registry.progress import Progress, no_progress
 from registry.worker import Pin, add_work, close_opened, describe_registry, run_in_worker
@@ -404,6 +405,18 @@ def test_other_data_at_the_same_path_is_refused(many: Registry, tmp_path: Path, 
     with pytest.raises(WorkerMismatch, match="is not there") as caught:
         carry_out(many, order, no_progress)
     assert "shared file system" in (caught.value.hint or "")
+
+
+def test_versions_are_compared_on_the_data_that_the_sender_means(
+    many: Registry, tmp_path: Path, threads: ThreadPoolExecutor
+) -> None:
+    path = tmp_path / "texts.txt"
+    path.write_text("w1 w2 w3 w4 w5 w6")
+    (found,) = many.compare_many("m@v1", ["m@v2"], data=path, executor=threads)
+    assert found.behaviour is not None and found.behaviour.n_tokens > 0
+    assert found == many.compare("m@v1", "m@v2", data=path)
+    with pytest.raises(WorkerMismatch, match="holds other data"):
+        compare_one(many, "m@v1", "m@v2", {"data": str(path)}, "0" * 64, no_progress)
 
 
 def test_many_versions_are_compared_with_one(

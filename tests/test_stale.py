@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -137,7 +138,8 @@ def test_only_what_is_stale_is_repeated_as_it_was_asked_for(
     assert (after.parameters, after.threshold, after.passed) == (before.parameters, "loss < 1", False)
     assert (before.stale is None, after.stale) == (False, None)
     assert [one.ref for one in base.find_stale()] == ["tuned@v1"]  # so that an interrupted repetition goes on
-    base.repeat_stale(base.find_stale())
+    with ThreadPoolExecutor(1) as threads:
+        base.repeat_stale(base.find_stale(), executor=threads)
     assert base.find_stale() == []
     assert base.verify().ok
 

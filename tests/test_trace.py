@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import torch
 from sqlalchemy import select, update
 
 from registry import Registry
-from registry.errors import InvalidInput, UnknownRef
+from registry.errors import InvalidInput, UnknownRef, WorkerMismatch
 from registry.report.trace_page import save_picture, save_trace_report, write_trace_report
 from registry.report.trajectory import draw_layers, draw_loss, draw_trajectory
 from registry.sources.trainer_state import read_log, read_trainer_state
@@ -350,6 +351,18 @@ def test_one_step_is_measured_by_plain_data_alone(followed: Registry) -> None:
     assert pickle.loads(pickle.dumps(found)) == found
     assert found.from_base[1, None] == pytest.approx(0.02, rel=1e-5)
     assert found.drift is not None and found.drift.n_tokens == 6
+
+
+def test_steps_are_measured_by_workers_as_they_are_here(followed: Registry, measured: Trace) -> None:
+    with ThreadPoolExecutor(2) as threads:
+        found = followed.trace("run", weights=True, prompts=PROMPTS, executor=threads)
+    assert replace(found, log=measured.log) == measured  # the log has a NaN, which equals nothing
+
+
+def test_a_worker_with_other_data_measures_nothing(followed: Registry, folder: Path) -> None:
+    options = StepOptions(data=str(folder / "texts.jsonl"), data_digest="0" * 64)
+    with pytest.raises(WorkerMismatch, match="holds other data"):
+        measure_step(followed, StepTask("run@v3", "base@v1", None, options))
 
 
 # --- drift

@@ -19,8 +19,17 @@ if TYPE_CHECKING:
     from registry.pair import Pair
 
 
-def compare_one(registry: Comparing, a: str, b: str, options: Mapping[str, Any], progress: Progress) -> Comparison:
-    """Compare two versions, here or in a worker; what keeps it from being done is said in the result."""
+def compare_one(
+    registry: Comparing, a: str, b: str, options: Mapping[str, Any], data_digest: str | None, progress: Progress
+) -> Comparison:
+    """Compare two versions, here or in a worker; what keeps it from being done is said in the result.
+
+    `data_digest` is that of the data that the sender means, None if they are read where they are.
+    """
+    from registry.worker import refuse_other_data
+
+    if data_digest is not None:
+        refuse_other_data(options["data"], data_digest)
     try:
         return registry.compare(a, b, **options, progress=progress)
     except WorkerError:
@@ -134,8 +143,11 @@ class Comparing(Asking, Loading):
             WorkerMismatch, WorkerLost, ClusterUnavailable: as in `validate`.
         """
         from registry.executors import Outcome, Place, Task, run_tasks
-        from registry.worker import pin_version
+        from registry.worker import digest_data, pin_version
 
+        place = Place(workers, dask, executor)
+        data = None if data is None else str(Path(data).expanduser().absolute())
+        digest = None if data is None or place.is_here else digest_data(data)
         first = self._find(base)
         others = [self._find(ref) for ref in refs]
         options = {"weights": weights, "ranks": ranks, "prompts": tuple(prompts), "processed": processed}
@@ -151,8 +163,11 @@ class Comparing(Asking, Loading):
             if done is not None:
                 done(found[index])
 
-        tasks = [Task(one.ref, (first.ref, one.ref, options), (pin_version(first), pin_version(one))) for one in others]
-        run_tasks(self, compare_one, tasks, Place(workers, dask, executor), progress, stage="comparisons", done=take)
+        tasks = [
+            Task(one.ref, (first.ref, one.ref, options, digest), (pin_version(first), pin_version(one)))
+            for one in others
+        ]
+        run_tasks(self, compare_one, tasks, place, progress, stage="comparisons", done=take)
         return [found[index] for index in range(len(others))]
 
     def load_pair(

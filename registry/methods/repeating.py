@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Any
 
 from registry.methods.validating import Validating
@@ -62,25 +63,34 @@ class Repeating(Validating):
         self,
         stale: Sequence[StaleRun],
         *,
+        workers: int | None = None,
+        dask: str | None = None,
+        executor: Executor | None = None,
         progress: Progress = no_progress,
         done: Callable[[ValidationRun], None] | None = None,
     ) -> list[ValidationRun]:
         """Run again what `find_stale` found, each as it was asked for then; what has an obstacle is left out.
 
         Results are new rows. An interrupted repetition goes on where it was: what was repeated is stale no longer.
+        `workers`, `dask` and `executor` are as in `validate`.
         """
+        from registry.repeat import group_alike
+
         runs: list[ValidationRun] = []
-        for one in stale:
-            if one.obstacle is None and one.suite_name is not None:
-                runs += self.validate(
-                    one.ref,
-                    one.suite_name,
-                    parameters=one.parameters,
-                    require=one.require,
-                    dtype=one.dtype,
-                    device=one.device,
-                    again=True,
-                    progress=progress,
-                    done=done,
-                )
+        for suite, alike in group_alike(stale):
+            first = alike[0]
+            runs += self.validate(
+                [one.ref for one in alike],
+                suite,
+                parameters=first.parameters,
+                require=first.require,
+                dtype=first.dtype,
+                device=first.device,
+                again=True,
+                workers=workers,
+                dask=dask,
+                executor=executor,
+                progress=progress,
+                done=done,
+            )
         return runs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,9 @@ class Tracing(Comparing):
         batch_size: int = 4,
         dtype: str = "float32",
         device: str | None = None,
+        workers: int | None = None,
+        dask: str | None = None,
+        executor: Executor | None = None,
         progress: Progress = no_progress,
     ) -> Trace:
         """Follow a run over its steps: what Trainer logged, recorded metrics, and which tensors changed; from records.
@@ -48,12 +52,17 @@ class Tracing(Comparing):
                 of `length` tokens (None: n_ctx), `max_tokens` in all, `batch_size` at a time.
             dtype: in which networks run.
             device: where they run.
+            workers, dask, executor: measure steps elsewhere, as in `validate`.
             progress: called with the stage and how far it is.
 
         Raises:
             InvalidInput: there is no version with a step, or no step has one of the metrics.
+            WorkerMismatch, WorkerLost, ClusterUnavailable: as in `validate`.
         """
+        from registry.executors import Place
         from registry.trajectory.trace_run import trace_run
+
+        place = Place(workers, dask, executor)
 
         if prompts and data is not None:
             raise InvalidInput("There are both prompts and data.", hint="Give one of them.")
@@ -64,7 +73,7 @@ class Tracing(Comparing):
             options = StepOptions(
                 weights=weights,
                 prompts=tuple(one if isinstance(one, str) else tuple(one) for one in prompts),
-                data=None if data is None else str(data),
+                data=None if data is None else str(Path(data).expanduser().absolute()),
                 column=column,
                 length=length,
                 max_tokens=max_tokens,
@@ -72,4 +81,4 @@ class Tracing(Comparing):
                 dtype=dtype,
                 device=device,
             )
-        return trace_run(self, name, base, metrics, options, progress)
+        return trace_run(self, name, base, metrics, options, place, progress)

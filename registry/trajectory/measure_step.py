@@ -31,6 +31,7 @@ from registry.progress import Progress, no_progress
 from registry.validation.data import Data
 from registry.validation.drift import measure_drift
 from registry.validation.windows import Window, choose_length, cut_windows
+from registry.worker import refuse_other_data
 
 if TYPE_CHECKING:
     from registry.methods.comparing import Comparing
@@ -47,12 +48,14 @@ class StepOptions:
     """What is measured of every step, and how: plain data.
 
     `prompts` are texts, or lists of tokens; `data` a .txt or .jsonl file, or a dataset that `datasets` saved, with
-    `column`, cut into windows of `length`. Neither, and no network is run.
+    `column`, cut into windows of `length`. Neither, and no network is run. `data_digest` is that of its bytes, where a
+    worker has to see the same.
     """
 
     weights: bool = False
     prompts: tuple[str | tuple[int, ...], ...] = ()
     data: str | None = None
+    data_digest: str | None = None
     column: str = "text"
     length: int | None = None
     max_tokens: int | None = None
@@ -104,6 +107,8 @@ class StepMeasurement:
 def measure_step(registry: Comparing, task: StepTask, progress: Progress = no_progress) -> StepMeasurement:
     """Measure one step of a run. What cannot be compared is a note, and the rest is measured all the same."""
     ref, options = task.ref, task.options
+    if options.data is not None and options.data_digest is not None:
+        refuse_other_data(options.data, options.data_digest)
     notes: list[str] = []
     base, previous, drift = None, None, None
     if options.weights:

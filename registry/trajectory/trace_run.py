@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from registry.errors import InvalidInput
-from registry.progress import Counter, Progress, no_progress
+from registry.executors import HERE, Place, Task, run_tasks
+from registry.progress import Progress, no_progress
 from registry.results import Results
 from registry.sources.trainer_state import LogEntry
 from registry.trajectory.find_run import Run, find_run, name_some
@@ -16,6 +17,7 @@ from registry.trajectory.metrics import MetricCourse, follow_metrics
 from registry.trajectory.records import ChangedCount, count_changed, read_training_log
 from registry.trajectory.results import DriftBasis, LayerStep, PartStep, Trace, TraceStep
 from registry.versions import Version
+from registry.worker import digest_data, pin_version
 
 if TYPE_CHECKING:
     from registry.methods.comparing import Comparing
@@ -39,13 +41,14 @@ def trace_run(
     base: str | None = None,
     metrics: Sequence[str] = (),
     options: StepOptions | None = None,
+    place: Place = HERE,
     progress: Progress = no_progress,
 ) -> Trace:
-    """Follow a run. `options` say what is measured of each step; None: nothing is."""
+    """Follow a run. `options` say what is measured of each step, at `place`; None: nothing is."""
     recorded = read_recorded(registry, name, base, metrics)
     measured: dict[str, StepMeasurement] = {}
     if options is not None:
-        measured = {one.ref: one for one in measure_steps(registry, recorded.run, options, progress)}
+        measured = {one.ref: one for one in measure_steps(registry, recorded.run, options, place, progress)}
     return put_together(name, recorded, measured)
 
 
@@ -61,15 +64,24 @@ def read_recorded(registry: Comparing, name: str, base: str | None, metrics: Seq
 
 
 def measure_steps(
-    registry: Comparing, run: Run, options: StepOptions, progress: Progress = no_progress
-) -> Iterator[StepMeasurement]:
-    """Measure one step after another, each against the base and the step before it."""
+    registry: Comparing, run: Run, options: StepOptions, place: Place = HERE, progress: Progress = no_progress
+) -> list[StepMeasurement]:
+    """Measure every step against the base and the step before it, and return what was found, in their order."""
     from registry.trajectory.measure_step import measure_step
 
-    counter = Counter(progress, "following the run", len(run.steps))
-    for task in plan_measuring(run, options):
-        yield measure_step(registry, task, progress)
-        counter.advance()
+    if options.data is not None and not place.is_here:
+        options = replace(options, data_digest=digest_data(options.data))
+    pins = {one.ref: pin_version(one) for one in (run.base, *run.steps)}
+    tasks = [
+        Task(one.ref, (one,), tuple(pins[ref] for ref in (one.base, one.previous, one.ref) if ref is not None))
+        for one in plan_measuring(run, options)
+    ]
+    found = []
+    for outcome in run_tasks(registry, measure_step, tasks, place, progress, stage="steps"):
+        if outcome.error is not None:
+            raise outcome.error
+        found.append(outcome.value)
+    return found
 
 
 def plan_measuring(run: Run, options: StepOptions) -> list[StepTask]:
