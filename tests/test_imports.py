@@ -47,6 +47,7 @@ def test_asking_imports_neither_torch_nor_alembic(paths: dict[str, Path]) -> Non
         one = Registry(values["url"], values["store"])
         assert one.resolve("m@best").ref == one.version("m").ref == "m@v2"
         one.history("m"), one.models(), one.lineage("m").ancestors(), one.aliases(), one.events(), one.verify_events()
+        assert [step.ref for step in one.trace("m").steps] == ["m@v1"]
         try:
             one.path("m")
         except RegistryError as error:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 INK, CURRENT = "#010203", "currentColor"
 BLUE, ORANGE = "#3b82f6", "#ea7317"
 _MAP = "viridis"
+_CLIP = re.compile(r'(?<=["#])p[0-9a-f]{10}(?=["\)])')
 _CELL, _TOKEN = 0.28, 0.13  # inches
 _LABEL = 12
 _FAINTEST = 0.01  # what is fainter than this is left out
@@ -192,7 +195,17 @@ def write_svg(figure: Figure) -> str:
             metadata={"Date": None, "Creator": None},
         )
     svg = text.getvalue()
-    return svg[svg.index("<svg") :].replace(INK, CURRENT)
+    return _name_clips(svg[svg.index("<svg") :].replace(INK, CURRENT))
+
+
+def _name_clips(svg: str) -> str:
+    """Name the clip paths anew: matplotlib names them by their corners, whose last bits the layout leaves to chance.
+
+    The names are still those of this picture alone, as a page holds several.
+    """
+    numbers = {name: index for index, name in enumerate(dict.fromkeys(_CLIP.findall(svg)))}
+    digest = hashlib.sha256(_CLIP.sub(lambda name: str(numbers[name[0]]), svg).encode()).hexdigest()[:10]
+    return _CLIP.sub(lambda name: f"p{digest}-{numbers[name[0]]}", svg)
 
 
 def write_png(figure: Figure) -> bytes:

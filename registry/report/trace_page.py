@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from registry.trajectory.results import Trace, TraceStep
 
-# a picture by itself has no page whose colours it could take
-_COLOURS = "svg { color: #1c1e21 } @media (prefers-color-scheme: dark) { svg { color: #e6e7ea } }"
+# a picture by itself has no page whose colours it could take, so it brings its ground
+_COLOURS = "svg { color: #1c1e21; background: #fff }"
 
 
 def _write_alone(figure: Figure) -> str:

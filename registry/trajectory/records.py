@@ -60,7 +60,7 @@ def read_training_log(store: LocalStore, versions: Sequence[Version]) -> tuple[l
         if version.step is None or version.step >= begins:
             continue
         try:
-            entries = [entry for entry in _read_log(store, version) if entry.step < begins]
+            entries = list(_read_log(store, version))
         except (StorageError, MalformedArtifact) as error:
             notes.append(f"The training log of {version.ref} cannot be read: {error.message}")
             continue
