@@ -62,7 +62,7 @@ def validate_version(
         error = f"{type(failure).__name__}: {failure}"
         measured = Measured([_fail("exception", error, trace)])
     seconds = time.monotonic() - started
-    name = measured.suite or suite.name
+    name = measured.suite or _name_record(suite, subject)
     metrics = judge(name, measured.metrics, thresholds)
     run = ValidationRun(subject.version.ref, name, metrics, seconds, measured.dataset_digest, error)
     rows = [_make_row(one, run, suite, subject, measured) for one in metrics]
@@ -112,6 +112,12 @@ def _read_run_digest(row: Any) -> str | None:
     """Return the digest of all data of the run; a metric may have been measured on a part of them."""
     digest: str | None = row.details.get("data", {}).get("digest", row.dataset_digest)
     return digest
+
+
+def _name_record(suite: Suite, subject: Subject) -> str:
+    """Return what a run is recorded as; a failure in one dtype, say, says nothing of another."""
+    record_as = getattr(suite, "record_as", None)
+    return suite.name if record_as is None else str(record_as(subject))
 
 
 def _fail(code: str, message: str, trace: str | None = None) -> Metric:
