@@ -20,7 +20,7 @@ from registry.environment import describe_environment, describe_packages
 from registry.errors import RegistryError
 from registry.resolve import resolve_ref
 from registry.rows import check_row
-from registry.stale import UNDECIDING, tell_stale
+from registry.stale import UNDECIDING, tell_stale, without_size
 from registry.tables import validations
 from registry.thresholds import FAILED, Threshold
 from registry.validation.metric import Measured, Metric, judge
@@ -83,7 +83,10 @@ def find_done(
             .where(or_(validations.c.suite == suite.name, validations.c.suite.startswith(f"{suite.name}-")))
             .order_by(validations.c.id.desc())
         ).all()
+    asked = without_size(_make_key(suite, subject))
     for row in rows:
+        if row.metric == FAILED and without_size(row.parameters) == asked:
+            return None  # what it has measured before is not what it does now
         if _stands(row, suite, subject):
             same = [one for one in reversed(rows) if one.run_id == row.run_id]
             metrics = judge(row.suite, [_read_metric(one) for one in same], thresholds)

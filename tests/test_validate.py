@@ -190,6 +190,17 @@ def test_parity_is_measured_again_and_in_other_dtypes(base: Registry, make_check
     assert [one.dtype for one in base.validations("verified") if one.suite == "parity"] == ["float64"] * 2
 
 
+def test_what_failed_since_it_was_measured_is_measured_again(base: Registry, texts: Path) -> None:
+    good = texts.read_text()
+    base.validate("base", "loss", data=texts)
+    texts.write_text("not JSON")
+    assert base.validate("base", "loss", data=texts)[0].error is not None
+    assert not base.check_requirements("base", ["loss < 100"])[0].met
+    texts.write_text(good)
+    assert base.validate("base", "loss", data=texts)[0].is_new
+    assert base.check_requirements("base", ["loss < 100"])[0].met
+
+
 def test_parity_that_fails_in_one_dtype_says_nothing_of_another(
     base: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
