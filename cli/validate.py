@@ -70,6 +70,7 @@ def validate(
     measured again, as it was asked for then; --data and --set take the place of what was recorded, and --suite keeps to
     some suites. Exit code 3 also says that something cannot be repeated here.
     """
+    from cli.output import say
     from cli.progress import show_progress
 
     session: Session = ctx.obj
@@ -105,8 +106,23 @@ def validate(
                 progress=progress,
             )
     print_runs(runs, session.output)
-    if any(run.error or run.passed is False for run in runs):
+    idle = [text for text in require if not _concerns_any(text, runs)]
+    for text in idle:
+        say(f"{text} concerns nothing that these suites measure", err=True)
+    if idle or any(run.error or run.passed is False for run in runs):
         ctx.exit(3)
+
+
+def _concerns_any(text: str, runs: Sequence[ValidationRun]) -> bool:
+    """Whether a threshold is about anything that was measured, or was to be."""
+    from registry.thresholds import parse_threshold
+
+    threshold = parse_threshold(text)
+    for run in runs:
+        names = {one.name for one in run.metrics}
+        if run.error is not None or any(threshold.concerns(run.suite, name, names) for name in names):
+            return True
+    return False
 
 
 def _share_out(suites: Sequence[str], given: Mapping[str, str]) -> list[dict[str, str]]:

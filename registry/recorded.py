@@ -135,7 +135,7 @@ def _describe(row: Any) -> Recorded:
         row.bound,
         row.details.get("threshold"),
         row.passed,
-        tell_stale(row, row.version_weights),
+        None if row.metric == FAILED else tell_stale(row, row.version_weights),
         row.details.get("message") if row.metric == FAILED else None,
         row.dtype,
         row.device or "cpu",

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import Any
 
 from sqlalchemy import Connection, select
 
 from registry.audit import append_event
 from registry.errors import InvalidInput, RequirementsUnmet
 from registry.refs import check_alias_name, check_model_name
-from registry.stale import StaleMeasurement, is_of_other_weights, tell_stale
+from registry.stale import StaleMeasurement, is_of_other_weights, tell_stale, without_size
 from registry.tables import gates, models, validations, versions
 from registry.thresholds import FAILED, Threshold, parse_threshold
 
@@ -34,10 +35,11 @@ class Requirement:
 
 @dataclass(frozen=True)
 class _Newest:
-    """The newest value of a metric; None if its suite's newest run failed."""
+    """The newest value of a metric; None if the suite failed since, asked for with the same `parameters`."""
 
     value: float | None
     stale: str | None
+    parameters: Mapping[str, Any]
 
 
 def check_requirements(
@@ -114,12 +116,13 @@ def read_gate(connection: Connection, model: str, alias: str) -> tuple[str, ...]
 
 
 def _read_newest(connection: Connection, version_id: int) -> dict[tuple[str, str], _Newest]:
-    """Return the newest value of each metric, by suite and name; a suite whose newest run failed has none.
+    """Return the newest value of each metric, by suite and name; a run that failed takes what it was to measure again.
 
-    What was measured of other weights is not of this version.
+    A failure on other data, a mistyped column say, takes nothing; what was measured of other weights is not of this
+    version.
     """
     weights = connection.execute(select(versions.c.weights_digest).where(versions.c.id == version_id)).scalar()
-    columns = ("suite", "metric", "value", "environment", "weights_digest")
+    columns = ("suite", "metric", "value", "environment", "weights_digest", "parameters")
     rows = connection.execute(
         select(*(validations.c[name] for name in columns))
         .where(validations.c.version_id == version_id)
@@ -127,10 +130,14 @@ def _read_newest(connection: Connection, version_id: int) -> dict[tuple[str, str
     )
     newest: dict[tuple[str, str], _Newest] = {}
     for row in rows:
+        asked = without_size(row.parameters)
         if row.metric == FAILED:
-            newest = {key: _Newest(None, None) if key[0] == row.suite else one for key, one in newest.items()}
+            newest = {
+                key: replace(one, value=None) if key[0] == row.suite and one.parameters == asked else one
+                for key, one in newest.items()
+            }
         elif not is_of_other_weights(row, weights):
-            newest[row.suite, row.metric] = _Newest(row.value, tell_stale(row, weights))
+            newest[row.suite, row.metric] = _Newest(row.value, tell_stale(row, weights), asked)
     return newest
 
 
@@ -146,8 +153,9 @@ def _check(threshold: Threshold, newest: dict[tuple[str, str], _Newest], fresh: 
         value, stale = newest[key].value, newest[key].stale
         name = ".".join(key)
         if not threshold.holds(value):
-            reason = f"the newest run of {key[0]} failed" if value is None else f"{name} is {value:.6g}"
-            return Requirement(text, name, value, False, _add_stale(reason, stale), stale)
+            if value is None:
+                return Requirement(text, name, None, False, f"the newest run of {key[0]} failed")
+            return Requirement(text, name, value, False, _add_stale(f"{name} is {value:.6g}", stale), stale)
     # of several that hold, one that is stale is what people have to know of
     key = next((key for key in mine if newest[key].stale is not None), mine[0])
     value, stale = newest[key].value, newest[key].stale

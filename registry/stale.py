@@ -45,5 +45,10 @@ def deciding(parameters: Mapping[str, Any] | None) -> dict[str, Any]:
     return {name: value for name, value in (parameters or {}).items() if name not in ignored}
 
 
+def without_size(parameters: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the parameters but for how many run at once: what tells whether two runs were asked for alike."""
+    return {name: value for name, value in (parameters or {}).items() if name != "batch_size"}
+
+
 def _say(release: str | None) -> str:
     return release or "not installed"

@@ -14,7 +14,7 @@ FAILED = "failed"
 """The metric of a run that raised: it has no value, did not pass, and says why."""
 
 _COMPARE = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
-_THRESHOLD = re.compile(r"\s*([a-z][a-z0-9_.-]*)\s*(<=|>=|<|>)\s*([-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?)\s*")
+_THRESHOLD = re.compile(r"\s*([a-zA-Z][a-zA-Z0-9_.-]*)\s*(<=|>=|<|>)\s*([-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?)\s*")
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from registry.environment import describe_environment, describe_packages
 from registry.errors import RegistryError
 from registry.resolve import resolve_ref
 from registry.rows import check_row
-from registry.stale import UNDECIDING, tell_stale
+from registry.stale import UNDECIDING, tell_stale, without_size
 from registry.tables import validations
 from registry.thresholds import FAILED, Threshold
 from registry.validation.metric import Measured, Metric, judge
@@ -86,7 +86,7 @@ def validate_version(
         error = f"{type(failure).__name__}: {failure}"
         measured = Measured([_fail("exception", error, trace)])
     seconds = time.monotonic() - started
-    name = measured.suite or suite.name
+    name = measured.suite or _name_record(suite, subject)
     metrics = judge(name, measured.metrics, thresholds)
     run = ValidationRun(subject.version.ref, name, metrics, seconds, measured.dataset_digest, error)
     rows = [_make_row(one, run, suite, subject, measured) for one in metrics]
@@ -108,7 +108,10 @@ def find_done(
             .where(or_(validations.c.suite == suite.name, validations.c.suite.startswith(f"{suite.name}-")))
             .order_by(validations.c.id.desc())
         ).all()
+    asked = without_size(_make_key(suite, subject))
     for row in rows:
+        if row.metric == FAILED and without_size(row.parameters) == asked:
+            return None  # what it has measured before is not what it does now
         if _stands(row, suite, subject):
             same = [one for one in reversed(rows) if one.run_id == row.run_id]
             metrics = judge(row.suite, [_read_metric(one) for one in same], thresholds)
@@ -137,6 +140,12 @@ def _read_run_digest(row: Any) -> str | None:
     """Return the digest of all data of the run; a metric may have been measured on a part of them."""
     digest: str | None = row.details.get("data", {}).get("digest", row.dataset_digest)
     return digest
+
+
+def _name_record(suite: Suite, subject: Subject) -> str:
+    """Return what a run is recorded as; a failure in one dtype, say, says nothing of another."""
+    record_as = getattr(suite, "record_as", None)
+    return suite.name if record_as is None else str(record_as(subject))
 
 
 def _fail(code: str, message: str, trace: str | None = None) -> Metric:

@@ -63,6 +63,11 @@ def test_the_newest_measurements_decide(any_registry: Registry) -> None:
     assert accuracy.met
     measure(any_registry, "m", "loss", {"failed": None})
     assert any_registry.check_requirements("m", ["loss < 3"])[0].reason == "the newest run of loss failed"
+    measure(any_registry, "m", "loss", {"loss": 2.5}, parameters={"data": "a", "batch_size": 4})
+    measure(any_registry, "m", "loss", {"failed": None}, parameters={"data": "b", "batch_size": 4})
+    assert any_registry.check_requirements("m", ["loss < 3"])[0].met  # it failed on other data
+    measure(any_registry, "m", "loss", {"failed": None}, parameters={"data": "a", "batch_size": 1})
+    assert not any_registry.check_requirements("m", ["loss < 3"])[0].met
 
 
 def test_a_gate_keeps_versions_out_of_an_alias(any_registry: Registry) -> None:

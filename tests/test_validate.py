@@ -187,6 +187,39 @@ def test_parity_is_measured_again_and_in_other_dtypes(base: Registry, make_check
     assert _metrics(low)["raw"].value > 1e-3
     assert base.version("verified").is_verified
     assert not base.validate("verified", "parity", dtype="bfloat16")[0].is_new
+    assert [one.dtype for one in base.validations("verified") if one.suite == "parity"] == ["float64"] * 2
+
+
+def test_what_failed_since_it_was_measured_is_measured_again(base: Registry, texts: Path) -> None:
+    good = texts.read_text()
+    base.validate("base", "loss", data=texts)
+    texts.write_text("not JSON")
+    assert base.validate("base", "loss", data=texts)[0].error is not None
+    assert not base.check_requirements("base", ["loss < 100"])[0].met
+    texts.write_text(good)
+    assert base.validate("base", "loss", data=texts)[0].is_new
+    assert base.check_requirements("base", ["loss < 100"])[0].met
+
+
+def test_parity_that_fails_in_one_dtype_says_nothing_of_another(
+    base: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from registry.validation.subject import Subject
+
+    base.validate("base", "parity")
+    with monkeypatch.context() as patched:
+        patched.setattr(Subject, "load_source", _never_fits)
+        (run,) = base.validate("base", "parity", dtype="bfloat16")
+    assert (run.suite, run.error) == ("parity-bfloat16", "OutOfMemoryError: CUDA out of memory")
+    assert base.check_requirements("base", ["parity <= 1e-3"])[0].met
+
+
+def test_parity_of_what_only_a_bridge_runs_is_measured_in_any_dtype(
+    registry: Registry, make_checkpoint: Callable[..., Path]
+) -> None:
+    registry.register("falcon", make_checkpoint("falcon"), parity="skip")
+    (run,) = registry.validate("falcon", "parity", dtype="bfloat16")
+    assert (run.error, run.suite, list(_metrics(run))) == (None, "parity-bfloat16", ["bridge"])
 
 
 def test_results_are_rows_that_are_added_with_an_event(base: Registry, texts: Path) -> None:

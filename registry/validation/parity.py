@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -31,9 +33,16 @@ class ParityAgain:
     name: ClassVar[str] = "parity"
     version: ClassVar[str] = "1"
 
+    def record_as(self, subject: Subject) -> str:
+        """Return the name that it is recorded under, also if it fails: what is known of `parity` stays."""
+        dtype, device = _read_place(subject)
+        if dtype in _AS_REGISTERED and device == "cpu":
+            return self.name
+        return f"parity-{dtype}" + ("" if device == "cpu" else f"-{device.partition(':')[0]}")
+
     def run(self, subject: Subject) -> Measured:
         """Measure `raw` and `processed`, or `bridge` where there is no HookedTransformer."""
-        dtype, device = subject.dtype or "float64", subject.device or "cpu"
+        dtype, device = _read_place(subject)
         if dtype in _AS_REGISTERED and device == "cpu":
             parity = measure_again(subject.registry.store, subject.version, getattr(torch, dtype), subject)
             details = {"noise_floor": parity.noise_floor, "processing": list(parity.processing)}
@@ -41,8 +50,12 @@ class ParityAgain:
                 Metric(name, value, "nats", "lower", parity.n_tokens, parity.bound, value <= parity.bound, details)
                 for name, value in parity.measured.items()
             ]
-            return Measured(metrics, parity.probe_digest)
-        return _measure_there(subject, dtype, device)
+            return Measured(metrics, parity.probe_digest, dtype=parity.dtype)
+        return Measured(list(_measure_there(subject, device)), suite=self.record_as(subject), dtype=dtype)
+
+
+def _read_place(subject: Subject) -> tuple[str, str]:
+    return subject.dtype or "float64", subject.device or "cpu"
 
 
 def measure_again(store: LocalStore, version: Version, dtype: torch.dtype, subject: Subject) -> Parity:
@@ -68,15 +81,20 @@ def measure_again(store: LocalStore, version: Version, dtype: torch.dtype, subje
     return measure(opened.family, opened.values, opened.architecture, files, dtype=dtype, progress=subject.progress)
 
 
-def _measure_there(subject: Subject, dtype: str, device: str) -> Measured:
-    source = subject.load_source()
+def _measure_there(subject: Subject, device: str) -> Iterator[Metric]:
+    """Measure what is handed out in the subject's dtype on its device against the source there."""
     probe = make_probe(Architecture(subject.version.architecture)).to(device)
     with torch.inference_mode():
-        expected = source(probe).logits.double().log_softmax(-1)
-        metrics = []
-        for name, processed in (("raw", False), ("processed", True)):
-            found = subject.load(processed=processed)(probe).double().log_softmax(-1)
-            value = float((found - expected).abs().max())
-            metrics.append(Metric(name, value, "nats", "lower", probe.numel()))
-    suffix = "" if device == "cpu" else f"-{device.partition(':')[0]}"
-    return Measured(metrics, suite=f"parity-{dtype}{suffix}")
+        expected = subject.load_source()(probe).logits.double().log_softmax(-1)
+        for name, load in _list_networks(subject):
+            found = load()(probe).double().log_softmax(-1)
+            yield Metric(name, float((found - expected).abs().max()), "nats", "lower", probe.numel())
+
+
+def _list_networks(subject: Subject) -> list[tuple[str, Callable[[], Any]]]:
+    from registry.families import find_family_by_name
+
+    is_bridged = subject.version.layout != "hooked" and find_family_by_name(subject.version.family).convert is None
+    if is_bridged:
+        return [("bridge", subject.load_bridge)]
+    return [(name, partial(subject.load, processed=name == "processed")) for name in ("raw", "processed")]

@@ -10,6 +10,7 @@ from registry.versions import Version
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
+    from transformer_lens.model_bridge import TransformerBridge
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from registry.methods.comparing import Comparing
@@ -36,6 +37,10 @@ class Subject:
     def load_source(self) -> PreTrainedModel:
         """Load the Hugging Face network that it was made of."""
         return self.registry.load_hf(self.version.ref, dtype=self.dtype or DTYPE, device=self.device)
+
+    def load_bridge(self) -> TransformerBridge:
+        """Load a TransformerBridge of it, with weights as they were trained."""
+        return self.registry.load_bridge(self.version.ref, dtype=self.dtype or DTYPE, device=self.device)
 
     def load_pair(self, parent: str | None = None) -> Pair:
         """Load it with its parent, processed alike."""

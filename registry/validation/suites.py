@@ -33,7 +33,8 @@ class Suite(Protocol):
 
     One that reads data may also have `digest_data(extent)`, which returns their digest as they are now, read as far as
     `Measured.extent` said; without it a change of the data is not noticed. `prepare()` may raise what would make it
-    fail on any version, so that it is refused and not recorded as the failure of each.
+    fail on any version, so that it is refused and not recorded as the failure of each; `record_as(subject)` is what a
+    run is recorded as, if not its name.
     """
 
     @property
