@@ -267,7 +267,10 @@ def test_json_that_cannot_be_read_is_found_too(registry: Registry, subtests: pyt
     assert registry.verify_events() is not None, "the instant is still altered"
 
 
-def test_the_events_of_a_model_are_its_own(any_registry: Registry, subtests: pytest.Subtests) -> None:
+def test_the_events_of_a_model_are_its_own(
+    any_registry: Registry, subtests: pytest.Subtests, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("registry.record.check_new_model", lambda *_: None)  # as older releases, which let in m and M
     names = ["m", "M", "mm", "m-1", "m.x", "m_x", "mzx", "org/m", "org/m_x"]
     for name in names:
         record(any_registry, name)

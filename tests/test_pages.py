@@ -51,7 +51,10 @@ def test_pages_of_events_are_the_whole(filled: Registry) -> None:
     assert filled.events(M, 5, before=of_model[4].sequence) == of_model[5:10]
 
 
-def test_events_of_a_model_are_not_those_of_its_namesakes(any_registry: Registry) -> None:
+def test_events_of_a_model_are_not_those_of_its_namesakes(
+    any_registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("registry.record.check_new_model", lambda *_: None)  # as older releases, which let in m and M
     for name in ("m", "M", "m-2", "m.2", "m/2", "m2", "mA", "ma", "m_"):
         record(any_registry, name)
     any_registry.set_alias("m@best", "m")
