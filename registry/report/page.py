@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from registry.compare_versions import Comparison
 
 N_LISTED = 25
+_DIGEST, _DIGITS = re.compile("[0-9a-f]{40,64}"), 16
 _STYLE = """
 :root { color-scheme: light dark; --text: #1c1e21; --back: #fff; --soft: #667; --rule: #d8dbe0; }
 @media (prefers-color-scheme: dark) { :root { --text: #e6e7ea; --back: #16181c; --soft: #9aa0aa; --rule: #34383f; } }
@@ -40,7 +42,7 @@ figure { margin: 1.25rem 0; overflow-x: auto; } figure svg { max-width: 100%; he
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .3rem 1.25rem .3rem 0; border-bottom: 1px solid var(--rule); vertical-align: top; }
 th { color: var(--soft); font-weight: 600; } td.number { text-align: right; }
-td.name { font-family: ui-monospace, monospace; font-size: .9em; overflow-wrap: anywhere; }
+td.name { min-width: 8rem; font-family: ui-monospace, monospace; font-size: .9em; overflow-wrap: anywhere; }
 """
 
 
@@ -185,4 +187,5 @@ def _more(names: Sequence[str]) -> str:
 
 
 def _show(value: object) -> str:
-    return "—" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+    shown = "—" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+    return f"{shown[:_DIGITS]}…" if _DIGEST.fullmatch(shown) else shown
