@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -232,7 +233,8 @@ def _describe_error(error: RegistryError) -> dict[str, Any]:
 def _show(value: Any) -> str:
     from cli.output import format_value
 
-    return format_value(value)
+    shown = format_value(value)
+    return f"{shown[:16]}…" if re.fullmatch("[0-9a-f]{40,64}", shown) else shown  # a digest; JSON has all of it
 
 
 def _show_shape(shape: tuple[int, ...]) -> str:

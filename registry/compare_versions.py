@@ -130,8 +130,8 @@ def compare_versions_on(
     UnsupportedFamily or HookedTransformerMissing if one of them cannot be a HookedTransformer.
     """
     n_shared = check_tokens(derived.store, a, b)
-    options, processing = match_options((a, b), wanted)
     try:
+        options, processing = match_options((a, b), wanted)
         reader = load_network(derived, a, replace(options, device="cpu"), progress)  # mapped, and not run
         load_network(derived, b, replace(options, device="cpu"), progress)
     except (HookedTransformerMissing, UnsupportedFamily) as error:

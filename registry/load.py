@@ -82,14 +82,7 @@ def load_network(
     for raw weights of a version that was registered folded, UnsupportedFamily if only a bridge can run its family, and
     HookedTransformerMissing where transformer-lens has none.
     """
-    family = find_family_by_name(version.family) if version.layout == "huggingface" else None
-    if family is not None and family.convert is None:
-        raise refuse_hooked_transformer(
-            family,
-            f"{version.ref} cannot be loaded as a HookedTransformer",
-            f'Registry.load_bridge("{version.ref}") gives its TransformerBridge, which is compared with its source '
-            "before it is handed out, and load_hf that source, the Hugging Face network.",
-        )
+    refuse_bridged(version)
     import registry.hooked_transformer  # noqa: F401 (before gigabytes are read)
 
     if version.layout == "hooked":
@@ -110,6 +103,18 @@ def load_network(
         network.cfg.default_prepend_bos = prepend_bos
     network.cfg.model_name = version.ref
     return network
+
+
+def refuse_bridged(version: Version) -> None:
+    """Raise UnsupportedFamily if only a bridge can run the family of a version."""
+    family = find_family_by_name(version.family) if version.layout == "huggingface" else None
+    if family is not None and family.convert is None:
+        raise refuse_hooked_transformer(
+            family,
+            f"{version.ref} cannot be loaded as a HookedTransformer",
+            f'Registry.load_bridge("{version.ref}") gives its TransformerBridge, which is compared with its source '
+            "before it is handed out, and load_hf that source, the Hugging Face network.",
+        )
 
 
 def _build_converted_network(

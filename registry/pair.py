@@ -12,7 +12,7 @@ import torch
 from registry.architecture import Architecture
 from registry.convert import Processing, choose_hooked_processing, guard_processing
 from registry.errors import InvalidInput, ProcessingConflict, VocabularyMismatch
-from registry.load import load_network, load_registered_tokenizer
+from registry.load import load_network, load_registered_tokenizer, refuse_bridged
 from registry.load_options import LoadOptions
 from registry.processing import can_center_writing
 from registry.progress import Progress, no_progress
@@ -52,8 +52,10 @@ def match_options(versions: Sequence[Version], wanted: LoadOptions) -> tuple[Loa
     """Return options under which all versions come processed alike, as near to `wanted` as can be, and what is done.
 
     Some were registered folded, and some architectures forbid a processing. Raises ProcessingConflict if no choice of
-    flags makes them alike.
+    flags makes them alike, and UnsupportedFamily if only a bridge can run one of them.
     """
+    for version in versions:
+        refuse_bridged(version)
     values = [getattr(wanted.processing, name) for name in _FLAGS]
     choices = sorted(
         itertools.product((False, True), repeat=len(_FLAGS)),

@@ -289,6 +289,8 @@ def test_what_only_a_bridge_runs_has_its_weights_compared(
     (obstacle,) = found.obstacles
     assert isinstance(obstacle, UnsupportedFamily)
     assert "lensreg diff A B --weights" in str(obstacle.hint)
+    with pytest.raises(UnsupportedFamily, match="cannot be loaded as a HookedTransformer"):
+        registry.load_pair("stable@v1", "stable@v2")
 
 
 def test_a_pair_is_processed_alike_and_shares_what_is_equal(

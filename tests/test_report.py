@@ -126,6 +126,13 @@ def test_patterns_are_side_by_side_with_tokens_that_stay_text(compared: Comparis
     assert write_png(draw_patterns(pattern, "a", "b")).startswith(b"\x89PNG")
 
 
+def test_digests_are_short_in_the_table_of_records(compared: Comparison) -> None:
+    records = replace(compared.records, facts={"tokenizer": ("ab" * 32, None)})
+    page = _Page(write_report(replace(compared, records=records)))
+    assert "abababababababab…—" in page.text.replace("\n", "")
+    assert "ab" * 9 not in page.text
+
+
 def test_what_could_not_be_compared_is_said(compared: Comparison) -> None:
     page = _Page(write_report(replace(compared, obstacles=(VocabularyMismatch("Tokens mean <other> things."),))))
     assert "Tokens mean <other> things." in page.text

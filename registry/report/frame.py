@@ -25,7 +25,7 @@ figure { margin: 1.25rem 0; overflow-x: auto; } figure svg { max-width: 100%; he
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .3rem 1.25rem .3rem 0; border-bottom: 1px solid var(--rule); vertical-align: top; }
 th { color: var(--soft); font-weight: 600; } td.number { text-align: right; }
-td.name { font-family: ui-monospace, monospace; font-size: .9em; overflow-wrap: anywhere; }
+td.name { min-width: 8rem; font-family: ui-monospace, monospace; font-size: .9em; overflow-wrap: anywhere; }
 """
 
 

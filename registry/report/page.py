@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from registry.compare_versions import Comparison
 
 N_LISTED = 25
+_DIGEST, _DIGITS = re.compile("[0-9a-f]{40,64}"), 16
 
 
 def write_report(found: Comparison) -> str:
@@ -143,4 +145,5 @@ def _more(names: Sequence[str]) -> str:
 
 
 def _show(value: object) -> str:
-    return "—" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+    shown = "—" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+    return f"{shown[:_DIGITS]}…" if _DIGEST.fullmatch(shown) else shown

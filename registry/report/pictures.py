@@ -276,8 +276,9 @@ def paint_map(
     highest = max((abs(value) for row in rows for value in row if value is not None), default=0.0) or 1.0
     lowest = -highest if signed else 0.0
     colours = _make_signed_map() if signed else _MAP
+    edges = "none" if signed else "face"  # what is see-through would be darker where both are drawn
     # cells, not an image: the page forbids itself to load any
-    image = axes.pcolormesh(numbers, cmap=colours, vmin=lowest, vmax=highest, edgecolors="face", linewidth=0.1)
+    image = axes.pcolormesh(numbers, cmap=colours, vmin=lowest, vmax=highest, edgecolors=edges, linewidth=0.1)
     axes.invert_yaxis()
     axes.set_yticks([index + 0.5 for index in range(len(row_names))], [str(name) for name in row_names])
     shown = range(0, len(column_names), max(1, len(column_names) // 16))
