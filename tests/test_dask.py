@@ -24,7 +24,11 @@ from registry.worker import add_work, describe_registry, run_in_worker
 from tests.object_server import ObjectServer, wait_for
 from tests.waiting_suite import Waiting, install_waiting, list_measured
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*registered without verification")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.filterwarnings("ignore:.*registered without verification"),
+]
 
 REFS = [f"m@v{number}" for number in range(1, 7)]
 
