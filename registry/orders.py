@@ -52,8 +52,8 @@ def give_orders(
     device: str | None,
     again: bool,
     is_sent: bool,
-) -> tuple[list[Order], dict[int, ValidationRun]]:
-    """Make the orders to measure versions, and find by index what is measured already and need not be ordered.
+) -> tuple[list[Order], dict[str, ValidationRun]]:
+    """Make the orders to measure versions, and find, by version, what is measured already and need not be ordered.
 
     Whatever refs mean is settled here; if orders are sent elsewhere, they say which data is meant, too.
     Raises InvalidInput for a suite, a parameter or a threshold that is none, SourceNotFound if data are not there.
@@ -62,16 +62,14 @@ def give_orders(
     pinned = {name: getattr(made, name) for name in parameters}
     thresholds = [parse_threshold(text) for text in require]
     digest = digest_data(str(pinned["data"])) if is_sent and "data" in pinned else None
-    orders = [
-        Order(version.ref, suite, made.version, pinned, tuple(require), dtype, device, again, digest)
-        for version in versions
-    ]
-    there = {}
-    if not again:
-        for index, version in enumerate(versions):
-            subject = Subject(registry, version, dtype, device)
-            if run := find_done(registry.database, subject, made, thresholds):
-                there[index] = run
+    orders, there = [], {}
+    for version in versions:
+        subject = Subject(registry, version, dtype, device)
+        run = None if again else find_done(registry.database, subject, made, thresholds)
+        if run is None:
+            orders.append(Order(version.ref, suite, made.version, pinned, tuple(require), dtype, device, again, digest))
+        else:
+            there[version.ref] = run
     return orders, there
 
 

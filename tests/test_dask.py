@@ -24,7 +24,11 @@ from registry.worker import add_work, describe_registry, run_in_worker
 from tests.object_server import ObjectServer, wait_for
 from tests.waiting_suite import Waiting, install_waiting, list_measured
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*registered without verification")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.filterwarnings("ignore:.*registered without verification"),
+]
 
 REFS = [f"m@v{number}" for number in range(1, 7)]
 
@@ -63,16 +67,20 @@ def cluster(tmp_path: Path, waiting: Waiting, patience: int) -> Iterator[Cluster
         # a worker that dies is held against all that it was given, also what it had not begun
         variables["DASK_DISTRIBUTED__SCHEDULER__WORKER_SATURATION"] = "1.0"
         scheduler = subprocess.Popen(command, env=variables, stdout=file, stderr=file)
-    assert wait_for(place.is_file, 120), log.read_text()
-    running = Cluster(json.loads(place.read_text())["address"], log, [scheduler])
-    yield running
-    for one in reversed(running.processes):
-        one.terminate()
-    for one in running.processes:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            one.wait(20)
-        one.kill()
-        one.wait()
+    running = Cluster("", log, [scheduler])
+    try:
+        # the file is there before it is written
+        assert wait_for(lambda: place.is_file() and place.read_text().endswith("}"), 120), log.read_text()
+        running.address = json.loads(place.read_text())["address"]
+        yield running
+    finally:
+        for one in reversed(running.processes):
+            one.terminate()
+        for one in running.processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                one.wait(20)
+            one.kill()
+            one.wait()
 
 
 @pytest.fixture

@@ -75,6 +75,7 @@ def _is_told(registry: Registry, given: list[tuple[str, int, int]]) -> Progress:
     return lambda stage, done, total: given.append((stage, done, total))
 
 
+@pytest.mark.slow
 def test_processes_measure_what_one_process_measures(many: Registry, waiting: Waiting) -> None:
     waiting.spoil("m@v2")
     given: list[tuple[str, int, int]] = []
@@ -113,6 +114,7 @@ def test_processes_measure_what_one_process_measures(many: Registry, waiting: Wa
     assert many.verify_events() is None
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_had_is_measured_by_another_once(many: Registry, waiting: Waiting) -> None:
     waiting.hold("m@v2")
 
@@ -150,6 +152,7 @@ def test_a_process_that_is_killed_again_and_again_is_an_error_and_repeating_goes
     assert [run.is_new for run in runs] == [False, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["interrupted", "killed"])
 def test_processes_end_with_whoever_started_them(many: Registry, waiting: Waiting, how: str) -> None:
     for ref in REFS:
@@ -161,7 +164,7 @@ def test_processes_end_with_whoever_started_them(many: Registry, waiting: Waitin
     since = time.monotonic()
     sender.send_signal(signal.SIGINT if how == "interrupted" else signal.SIGKILL)
     _, said = sender.communicate(timeout=60)
-    assert time.monotonic() - since < 10
+    assert time.monotonic() - since < 20
     assert wait_until_gone(started)
     assert "Traceback" not in said
     assert len(waiting.started()) == 2, "what was not started is not"
@@ -186,15 +189,18 @@ def test_an_alias_that_moves_meanwhile_does_not_move_what_is_measured(
     mover.join()
     assert [run.ref for run in runs] == ["m@v1", "m@v2"]
     assert [one[0] for one in list_measured(many, REFS)] == ["m@v1", "m@v2"]
+    runs = many.validate(["m@v3", "m@best"], "waiting", parameters=waiting.parameters, executor=threads)
+    assert [run.ref for run in runs] == ["m@v3", "m@v3"]
+    assert [one[0] for one in list_measured(many, REFS)] == ["m@v1", "m@v2", "m@v3"], "which are one version"
 
 
 def test_an_alias_that_is_a_parameter_is_held_fast_too(many: Registry, tmp_path: Path) -> None:
     (tmp_path / "texts.txt").write_text("w1 w2 w3 w4 w5")
     many.set_alias("m@best", "m@v2")
     options: dict[str, Any] = {"data": tmp_path / "texts.txt", "parameters": {"parent": "m@best"}}
-    orders, _ = _order(many, "drift", {"data": str(tmp_path / "texts.txt"), "parent": "m@best"})
+    (order,), _ = _order(many, "drift", {"data": str(tmp_path / "texts.txt"), "parent": "m@best"})
     many.set_alias("m@best", "m@v3")
-    assert carry_out(many, orders[0], no_progress).metrics[0].details["parent"] == "m@v2"
+    assert carry_out(many, order, no_progress).metrics[0].details["parent"] == "m@v2"
     (run,) = many.validate("m@v1", "drift", **options)
     assert (run.is_new, run.metrics[0].details["parent"]) == (True, "m@v3"), "against another parent it is another run"
 
@@ -365,7 +371,8 @@ def test_no_password_is_sent(tmp_path: Path, make_checkpoint: Callable[..., Path
         registry = Registry(given.render_as_string(hide_password=False), tmp_path / "store")
         registry.register("m", make_checkpoint("gpt2"), parity="skip")
         assert secret not in repr(_make_call(registry)), "schedulers log what they are given"
-        assert secret in repr(describe_registry(registry, with_password=True))
+        assert secret in repr(describe_registry(registry, with_password=True)), "and by a pipe it is"
+        assert secret not in str(registry.database), "messages show it"
         registry.close()
 
 

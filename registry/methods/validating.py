@@ -73,13 +73,14 @@ class Validating(Comparing):
         given = dict(parameters or {})
         if data is not None:
             given["data"] = str(Path(data).expanduser().absolute())
-        versions = [self._find(ref) for ref in ([refs] if isinstance(refs, str) else refs)]
-        if not versions:
+        named = [self._find(ref) for ref in ([refs] if isinstance(refs, str) else refs)]
+        if not named:
             raise InvalidInput("No version was named.", hint="Name one or more.")
         self._refuse_older()
-        orders, there = give_orders(
+        versions = {one.ref: one for one in named}  # two refs may mean one version
+        orders, found = give_orders(
             self,
-            versions,
+            list(versions.values()),
             suite,
             given,
             require=require,
@@ -88,23 +89,23 @@ class Validating(Comparing):
             again=again,
             is_sent=not place.is_here,
         )
-        found = dict(there)
-        left = [index for index in range(len(versions)) if index not in there]
+        if done is not None:
+            for run in found.values():
+                done(run)
 
-        def take(number: int, outcome: Outcome) -> None:
-            order = orders[left[number]]
-            run = report_failure(order, outcome.error) if outcome.error is not None else outcome.value
-            found[left[number]] = run
+        def take(index: int, outcome: Outcome) -> None:
+            order = orders[index]
+            run = outcome.value if outcome.error is None else report_failure(order, outcome.error)
+            found[order.ref] = run
             if done is not None:
                 done(run)
 
-        if done is not None:
-            for run in there.values():
-                done(run)
-        tasks = [Task(orders[index].ref, (orders[index],), (pin_version(versions[index]),)) for index in left]
+        tasks = [Task(one.ref, (one,), (pin_version(versions[one.ref]),)) for one in orders]
         run_tasks(self, carry_out, tasks, place, progress, done=take)
-        refuse_unrecorded(self.database, [orders[one] for one in left if found[one].is_new and found[one].is_recorded])
-        return [found[index] for index in range(len(versions))]
+        refuse_unrecorded(
+            self.database, [one for one in orders if found[one.ref].is_new and found[one.ref].is_recorded]
+        )
+        return [found[one.ref] for one in named]
 
     def check_requirements(self, ref: str, require: Sequence[str] = (), *, fresh: bool = False) -> list[Requirement]:
         """Say whether a version meets thresholds by its newest measurements: those given, or those of an alias's gate.
