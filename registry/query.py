@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import BindParameter, Connection, Row, Select, and_, bindparam, case, func, select
+from sqlalchemy import BindParameter, Connection, Row, Select, and_, bindparam, case, exists, func, select
 
 from registry.refs import Ref, check_limit
 from registry.resolve import explain_miss
@@ -36,8 +36,20 @@ from registry.versions import (
 _parent = versions.alias("parent")
 
 # Queries that are asked often are made once: to make one takes longer than to run it.
+_PARTS = {
+    "parents": version_parents,
+    "absent_parents": absent_parents,
+    "aliases": aliases,
+    "tags": tags,
+    "validations": validations,
+}
 _VERSION = (
-    select(versions, models.c.name.label("model"), architectures.c.fields.label("architecture"))
+    select(
+        versions,
+        models.c.name.label("model"),
+        architectures.c.fields.label("architecture"),
+        *(exists().where(table.c.version_id == versions.c.id).label(f"has_{part}") for part, table in _PARTS.items()),
+    )
     .join(models)
     .join(architectures)
     .where(versions.c.id == bindparam("id"))
@@ -94,20 +106,24 @@ _VALIDATIONS = (
 
 
 def read_version(connection: Connection, version_id: int) -> Version:
-    """Read everything that is recorded of one version."""
+    """Read everything that is recorded of one version; what it has none of is not asked for."""
     this = {"id": version_id}
     row = connection.execute(_VERSION, this).one()._asdict()
+
+    def ask(part: str, query: Select[Any]) -> list[Any]:
+        return list(connection.execute(query, this)) if row[f"has_{part}"] else []
+
     facts = {name: row[name] for name in Version.__dataclass_fields__ if name in row}
     facts["processing"] = None if row["processing"] is None else tuple(row["processing"])
     facts["findings"] = tuple(row["findings"])
     return Version(
         **facts,
         files=tuple(StoredFile(*file) for file in connection.execute(_FILES, this)),
-        parents=tuple(_make_parent(edge) for edge in connection.execute(_PARENTS, this)),
-        absent_parents=tuple(_make_absent(one) for one in connection.execute(_ABSENT_PARENTS, this)),
-        aliases=tuple(connection.execute(_ALIASES, this).scalars()),
-        tags={tag.key: tag.value for tag in connection.execute(_TAGS, this)},
-        validations=tuple(Measurement(*one) for one in connection.execute(_VALIDATIONS, this)),
+        parents=tuple(_make_parent(edge) for edge in ask("parents", _PARENTS)),
+        absent_parents=tuple(_make_absent(one) for one in ask("absent_parents", _ABSENT_PARENTS)),
+        aliases=tuple(alias.name for alias in ask("aliases", _ALIASES)),
+        tags={tag.key: tag.value for tag in ask("tags", _TAGS)},
+        validations=tuple(Measurement(*one) for one in ask("validations", _VALIDATIONS)),
     )
 
 
@@ -266,12 +282,12 @@ def read_absent_parents(connection: Connection, ids: Iterable[int]) -> dict[int,
     return found
 
 
-def _make_parent(row: Any) -> Parent:
+def _make_parent(row: Row[Any]) -> Parent:
     declared = None if row.repo is None else f"hf://{row.repo}@{row.revision}"
     return Parent(f"{row.name}@v{row.number}", row.relation, tuple(row.admitted_differences), declared, row.evidence)
 
 
-def _make_absent(row: Any) -> AbsentParent:
+def _make_absent(row: Row[Any]) -> AbsentParent:
     joined = None if row.name is None else f"{row.name}@v{row.number}"
     return AbsentParent(row.repo, row.revision, row.digest, row.relation, tuple(row.allowed), joined)
 
