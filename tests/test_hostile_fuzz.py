@@ -127,7 +127,7 @@ def test_mutated_files_are_refused_with_a_typed_error_or_are_what_they_say(home:
 
 
 def _die(*arguments: object) -> None:
-    os.kill(os.getpid(), signal.SIGSEGV)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _raise(*arguments: object) -> None:
@@ -143,7 +143,7 @@ def _take_memory(*arguments: object) -> None:
 
 
 FAULTY: dict[str, tuple[Callable[..., object], str]] = {
-    "dies": (_die, "met signal 11"),
+    "dies": (_die, "met signal 9"),
     "raises": (_raise, "KeyError"),
     "leaves": (_leave, "left in the folder for temporary files"),
     "takes memory": (_take_memory, "memory grew by"),
@@ -155,7 +155,9 @@ FAULTY: dict[str, tuple[Callable[..., object], str]] = {
 def test_what_is_wrong_is_found(name: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise the verdicts above would prove little. Cases behind the one at which a process dies are judged, too."""
     act, said = FAULTY[name]
-    step = replace(KINDS[0], name="trainer-state", hand_over=act, compare=lambda *_: "the step is 7, and said is 8")
+    step = replace(
+        KINDS[0], name="trainer-state", hand_over=act, compare=lambda *_: "the step is 7, and said is 8", each=1
+    )
     monkeypatch.setattr("tests.hostile.fuzz.judging.KINDS", (step,))
     verdicts = fuzz(SEED, 3, home, jobs=1)
     assert [(one.number, said in one.fault) for one in verdicts] == [(0, True), (1, True), (2, True)]
