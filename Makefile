@@ -10,7 +10,7 @@ REFERENCE_TL4 := $(VENV_TL4)/reference
 # `make bench` stops a way to load at so much private memory; the usual ones may want more for 1.5 billion parameters
 MEMORY_GB ?= 14
 
-.PHONY: demo test test-long tl4 lint faults faults-long check docs families bench lineage-rates comparison format clean
+.PHONY: demo test test-long tl4 lint faults faults-long fuzz check docs families bench lineage-rates comparison format clean
 .DEFAULT_GOAL := check
 
 $(READY): pyproject.toml constraints.txt
@@ -50,6 +50,9 @@ faults: $(READY)  ## provoke every fault for three minutes, and look for what th
 
 faults-long: $(READY)  ## ten times that, and write down what came of it in docs/reliability.md
 	@$(BIN)/python -m tests.faults --seconds 1800 --write
+
+fuzz: $(READY)  ## judge a hundred thousand mutated files, and write down what came of it in docs/reliability.md
+	@$(BIN)/python -m tests.hostile.fuzz --cases 100000 --write
 
 lint: $(READY)  ## format, lint, types, import rules
 	@$(BIN)/ruff format --check .

@@ -54,8 +54,9 @@ def folder(exported: Path, tmp_path: Path) -> Path:
 def _refuse(
     team: Registry, source: Path, match: str | None = None, kind: type[RegistryError] = MalformedExport
 ) -> None:
-    with pytest.raises(kind, match=match):
+    with pytest.raises(kind, match=match) as refused:
         team.import_versions(source)
+    assert refused.value.message.isprintable()
     assert list(team.models()) == [] and list(team.events()) == []
 
 
@@ -302,6 +303,7 @@ def _nest(record: Record, manifest: Record) -> None:
 
 FORGED: dict[str, Callable[[Record, Record], Any]] = {
     "an unknown field": _set(extra=1),
+    "a field of escapes": _set(**{"\x1b[2J": 1}),
     "a missing field": lambda record, manifest: record.pop("note"),
     "a name with a path": _set(model="../../etc/x"),
     "a name that is a digest": _set(model="a" * 64),

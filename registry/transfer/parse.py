@@ -21,6 +21,7 @@ from registry.audit import Event, Head, digest_event
 from registry.compare_sketches import Evidence
 from registry.errors import InvalidInput, MalformedExport
 from registry.hooked_config import PROCESSING_FLAGS
+from registry.plain_text import clean_line
 from registry.refs import check_alias_name, check_model_name, check_tag_key, check_text, parse_ref
 from registry.said import take_in
 from registry.sketch import Sketch, unpack
@@ -53,7 +54,7 @@ def parse_manifest(text: bytes) -> Manifest:
     whole = _load(text, "the list of an export")
     if isinstance(whole, dict) and whole.get("format") == FORMAT and whole.get("format_version") != FORMAT_VERSION:
         raise MalformedExport(
-            f"The export has format {whole.get('format_version')!r}, and this lens-registry reads {FORMAT_VERSION}.",
+            f"The export has format {whole.get('format_version')!r:.40}; this lens-registry reads {FORMAT_VERSION}.",
             hint="Update lens-registry, or export again with this release.",
         )
     found = _object(whole, ("format", "format_version", "registry", "named", "records", "blobs"), "the manifest")
@@ -478,7 +479,7 @@ def _tensor_name(value: Any) -> str:
 
 def _malformed(what: str) -> MalformedExport:
     return MalformedExport(
-        f"The export cannot be received: {what}. Nothing was changed.",
+        f"The export cannot be received: {clean_line(what)[:1000]}. Nothing was changed.",
         hint="Ask whoever made it to export it again, and compare the digest that lensreg export printed: "
         "lensreg import SOURCE --expect sha256:…",
     )

@@ -404,7 +404,7 @@ SCENARIOS = [
         "F10",
         "connection cut before and after every step",
         cut_at_steps,
-        0.8,
+        1.6,
         len(STEPS),
         least_long=100 * len(STEPS),
     ),

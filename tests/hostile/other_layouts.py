@@ -57,6 +57,7 @@ CASES = [
     Case("hooked-processing-unknown", HOOKED, _hooked(processing=["os.system"]), "malformed-artifact", base="hooked"),
     Case("hooked-family-long", HOOKED, _hooked(family="x" * 10_000), "malformed-artifact", base="hooked"),
     Case("hooked-family-of-escapes", HOOKED, _hooked(family="\x1b[2J"), "malformed-artifact", base="hooked"),
+    Case("hooked-field-of-escapes", HOOKED, _architecture(**{"\x1b[2J\n": 1}), "unsupported-config", base="hooked"),
     Case("hooked-layers", HOOKED, _architecture(n_layers=10**9), "weights-mismatch", base="hooked"),
     Case("hooked-layers-a-text", HOOKED, _architecture(n_layers="2"), "unsupported-config", base="hooked"),
     Case("hooked-heads-0", HOOKED, _architecture(n_heads=0), "unsupported-config", base="hooked"),

@@ -60,16 +60,15 @@ def main() -> int:
     seconds = max(1.0, time.monotonic() - began)
     table = make_table(verdicts)
     print(table)
-    print(
-        f"{len(verdicts):,} cases in {seconds:.0f} s, {len(verdicts) / seconds:.0f} a second, seed {seed}", flush=True
-    )
+    speed = f"{len(verdicts):,} cases in {seconds:.0f} s, {len(verdicts) / seconds:.0f} a second, seed {seed}"
+    print(speed, flush=True)
     ways = find_ways_out(seed, asked.paths)
     print(ways.describe())
     for breach in ways.breaches[:_SHOWN]:
         print(f"FAULT {breach}")
-    if asked.write:
-        write_table(PAGE, table, ways.describe())
     n_faults = sum(bool(one.fault) for one in verdicts) + len(ways.breaches)
+    if asked.write and not n_faults:
+        write_table(PAGE, f"The last run that was written down: {speed}.\n\n{table}\n\n{ways.describe()}")
     if n_faults:
         print(f"{n_faults} faults. The files lie in {_FOLDER}/findings; to repeat one: --seed {seed} --case N")
         return 1

@@ -27,8 +27,9 @@ from registry.quiet import quiet
 from registry.sources import pickles, unpickle
 from tests.faults.invariant import find_breaches
 from tests.hostile.case import ACCEPTED, save_whole
-from tests.hostile.fuzz.kinds import KINDS, Kind, World, list_bases, make_folder
+from tests.hostile.fuzz.kinds import KINDS, Kind, World, make_folder
 from tests.hostile.fuzz.plain import NotPlainError
+from tests.hostile.fuzz.sources import list_bases
 from tests.hostile.watch import forget_peak, read_peak
 
 MOST_SECONDS = 2.0
@@ -72,7 +73,7 @@ def warm_up() -> Path:
         empty.models()
         empty.close()
         _fork_for_pickles()
-        world = _open_world(root / "fresh", root / "used")
+        world = open_world(root / "fresh", root / "used")
         for kind in KINDS:  # unmutated, each is taken, and is what it says
             for number, base in enumerate(list_bases(kind.name)):
                 found = kind.hand_over(world, base, f"{kind.name}{number}")
@@ -94,7 +95,7 @@ def judge_batch(seed: int, numbers: Sequence[int], folder: Path, tell: Callable[
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + _ADDRESS_BYTES,) * 2)
-    world = _open_world(warm_up(), folder / "world")
+    world = open_world(warm_up(), folder / "world")
     forget_peak()
     peak = read_peak()
     last = numbers[0]
@@ -148,7 +149,8 @@ def judge(world: World, seed: int, number: int, folder: Path) -> Verdict:
     return Verdict(number, kind.name, said, seconds, fault, is_compared)
 
 
-def _open_world(fresh: Path, folder: Path) -> World:
+def open_world(fresh: Path, folder: Path) -> World:
+    """Copy the registry that cases start from into `folder`, and open it."""
     shutil.copytree(fresh, folder, symlinks=True)
     return World(Registry(str(folder / "registry.db"), folder / "store"), folder)
 

@@ -44,7 +44,8 @@ PATHS = st.lists(_PIECES | st.text(max_size=3), max_size=8).map("".join)
 """Texts out of what paths, URLs and refs are made of."""
 
 _heard: list[str] = []
-_is_heard = [False]
+_is_heard: list[bool] = [False]
+_is_hooked: list[bool] = []
 
 
 def _hear(event: str, args: tuple[Any, ...]) -> None:
@@ -53,38 +54,40 @@ def _hear(event: str, args: tuple[Any, ...]) -> None:
         _heard.extend(os.fsdecode(one) for one in paths if isinstance(one, str | bytes))
 
 
+@dataclass
+class Heard:
+    """How many different files were opened, and which of them lie outside."""
+
+    n_opened: int = 0
+    outside: list[str] = field(default_factory=list)
+
+
 @contextmanager
-def hear_opens(root: Path) -> Iterator[list[str]]:
-    """Collect every path outside of `root` that Python opens or changes meanwhile; Python's own packages are not."""
-    if _hear not in _hooks:
+def hear_opens(root: Path) -> Iterator[Heard]:
+    """Find every path that Python opens or changes meanwhile; outside of `root` only Python's own may be."""
+    if not _is_hooked:
         sys.addaudithook(_hear)
-        _hooks.append(_hear)
-    outside: list[str] = []
-    before = Path.cwd()
+        _is_hooked.append(True)
+    found, before = Heard(), Path.cwd()
     os.chdir(root)  # to which a path is relative, if not to a folder that is open
     _heard.clear()
     _is_heard[0] = True
     try:
-        yield outside
+        yield found
     finally:
         _is_heard[0] = False
         opened = {os.path.realpath(one) for one in _heard if "\0" not in one and "mode=" not in one}
         os.chdir(before)
-        outside += sorted(one for one in opened if not one.startswith(_list_allowed(root)))
-        n_opened[0] += len(opened)
+        found.n_opened = len(opened)
+        found.outside = sorted(one for one in opened if not f"{one}/".startswith(_list_allowed(root)))
 
 
 def _list_allowed(root: Path) -> tuple[str, ...]:
     """Return the beginnings of paths that may be opened: the folder's, and those of Python and of this code."""
     code = Path(__file__).parent.parent.parent.parent
-    folders = [
-        f"{os.path.realpath(one)}/" for one in (root, sys.prefix, sys.base_prefix, code / "registry", code / "tests")
-    ]
-    return (os.path.realpath(root), *folders, os.devnull, "/proc/self/", f"/proc/{os.getpid()}/", "/dev/urandom")
-
-
-_hooks: list[Callable[..., None]] = []
-n_opened = [0]
+    folders = (root, sys.prefix, sys.base_prefix, code / "registry", code / "tests")
+    own = (f"{os.devnull}/", "/proc/self/", f"/proc/{os.getpid()}/", "/dev/urandom/")
+    return (*(f"{os.path.realpath(one)}/" for one in folders), *own)
 
 
 @dataclass
@@ -93,13 +96,14 @@ class Ways:
 
     tried: dict[str, int] = field(default_factory=dict)
     breaches: list[str] = field(default_factory=list)
+    n_opened: int = 0
 
     def describe(self) -> str:
         """Say it in a sentence."""
         places = ", ".join(f"{n:,} {place}" for place, n in self.tried.items())
         return (
             f"Names and paths that try to lead elsewhere, by hypothesis: {sum(self.tried.values()):,} ({places}); "
-            f"{n_opened[0]:,} times a file was opened, {len(self.breaches)} of them outside the folder."
+            f"{self.n_opened:,} times a file was opened, {len(self.breaches)} of them outside the folder."
         )
 
 
@@ -132,15 +136,16 @@ def _try(seed: int, n_examples: int, n_each: int, home: Path, attempt: Callable[
     def strike(paths: list[str]) -> None:
         n_tried[0] += len(paths)
         fault = ""
-        with hear_opens(home) as outside:
+        with hear_opens(home) as heard:
             try:
                 attempt(paths)
             except RegistryError:
                 pass
             except Exception as error:  # noqa: BLE001 (that another comes through is what is looked for)
                 fault = f"{paths!r} raised {type(error).__name__}: {error}"
-        if outside:
-            fault = f"{paths!r} led to {outside[:3]}"
+        ways.n_opened += heard.n_opened
+        if heard.outside:
+            fault = f"{paths!r} led to {heard.outside[:3]}"
         if fault and fault not in ways.breaches:
             ways.breaches.append(fault)
 

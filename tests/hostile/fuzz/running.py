@@ -163,10 +163,10 @@ def make_table(verdicts: list[Verdict]) -> str:
     return "\n".join(rows)
 
 
-def write_table(page: Path, table: str, ways: str) -> None:
-    """Put the table between the marks of a page."""
+def write_table(page: Path, text: str) -> None:
+    """Put the table, and what belongs to it, between the marks of a page."""
     before, begin, rest = page.read_text().partition(_BEGIN)
     _, end, after = rest.partition(_END)
     if not begin or not end:
         raise SystemExit(f"{page} has no {_BEGIN} … {_END}")
-    page.write_text(f"{before}{begin}\n\n{table}\n\n{ways}\n\n{end}{after}")
+    page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}")
