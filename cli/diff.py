@@ -37,7 +37,7 @@ N_SHOWN = 40
     "one_at_a_time",
     default=None,
     help="Hold one network in memory at a time, and what the first computed in temporary files; else both. By itself: "
-    "as there is room.",
+    "whichever takes less.",
 )
 @click.option("--raw", is_flag=True, help="Run both unprocessed.")
 @click.option("--report", type=click.Path(dir_okay=False), help="Write all of it as one HTML page, with pictures.")

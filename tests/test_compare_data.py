@@ -14,6 +14,7 @@ import torch
 
 from registry import Registry
 from registry.compare import kept_files
+from registry.compare.behaviour import Side, choose_one_at_a_time
 from registry.compare.memory import _read_group_bytes, have_room, read_available_bytes
 from registry.compare.results import BehaviourComparison
 from registry.errors import InvalidInput, MalformedArtifact, SourceNotFound, StorageFull
@@ -220,6 +221,17 @@ def test_files_are_gone_whatever_comes(
     with pytest.raises(KeyboardInterrupt):
         _compare(pair, data=lines, one_at_a_time=True, progress=interrupt)
     assert not list(tmp_path.glob("lensreg-compare-*"))
+
+
+def test_by_itself_it_takes_what_takes_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    def choose(n_bytes: int, kept_bytes: int) -> bool:
+        side = Side("a@v1", {}, lambda: None, n_bytes)  # type: ignore[arg-type,return-value]
+        return choose_one_at_a_time(side, side, kept_bytes, "cpu")
+
+    assert choose(1000, 999) and not choose(1000, 1001)
+    assert choose(10**18, 10**19), "both have no room"
+    monkeypatch.setattr(kept_files, "MAX_BYTES", 10)
+    assert not choose(1000, 999), "the files have no room"
 
 
 def test_what_has_room_is_told_by_what_is_available() -> None:

@@ -16,7 +16,7 @@ import torch
 
 from registry.compare.capture import Kept, keep, name_residual, run
 from registry.compare.divergence import compare_logits, count_rows, diverge
-from registry.compare.kept_files import open_kept_files
+from registry.compare.kept_files import open_kept_files, read_room_bytes
 from registry.compare.memory import have_room
 from registry.compare.patterns import Spell
 from registry.compare.readout import Readout
@@ -60,22 +60,30 @@ def compare_behaviour(
 
     Only the first `n_shared_tokens` of both vocabularies, which mean the same, are predicted. Layers and heads that one
     network lacks are left out, and `notes` say so. With `one_at_a_time` only one of the networks is in memory, and what
-    the first computed in temporary files; None: if both have no room. Raises StorageFull if the files have none.
+    the first computed in temporary files; None: if that takes less. Raises StorageFull if the files have no room.
     """
     _check_prompts(prompts, n_shared_tokens, min(one.architecture["n_ctx"] for one in (a, b)))
     per_token = count_bytes(a.architecture, dtype)
-    if one_at_a_time is None:
-        one_at_a_time = not have_room(a.n_bytes + b.n_bytes + 2 * _BATCH_BYTES, device)
     batches = list(_make_batches(prompts, per_token))
+    kept_bytes = sum(tokens.numel() * per_token(tokens.shape[1]) for tokens in batches)
+    if one_at_a_time is None:
+        one_at_a_time = choose_one_at_a_time(a, b, kept_bytes, device)
     sums = Sums()
     counter = Counter(progress, "comparing behaviour", 2 * sum(len(prompt) for prompt in prompts))
     with torch.inference_mode():
         if one_at_a_time:
-            _compare_in_turn(a, b, batches, per_token, n_shared_tokens, sums, counter)
+            _compare_in_turn(a, b, batches, kept_bytes, n_shared_tokens, sums, counter)
         else:
             _compare_together(a, b, batches, n_shared_tokens, sums, counter)
     said = [*notes, *_tell(a.architecture, b.architecture)]
     return sums.finish((a.ref, b.ref), prompts, spell, processing, str(dtype), data_digest, said)
+
+
+def choose_one_at_a_time(a: Side, b: Side, kept_bytes: int, device: str) -> bool:
+    """Say whether one network at a time takes less: what is kept of `a` is less than it, or both have no room."""
+    if not have_room(a.n_bytes + b.n_bytes + 2 * _BATCH_BYTES, device):
+        return True
+    return kept_bytes < min(a.n_bytes, read_room_bytes())
 
 
 def _compare_together(
@@ -93,12 +101,12 @@ def _compare_in_turn(
     a: Side,
     b: Side,
     batches: Sequence[torch.Tensor],
-    per_token: Callable[[int], int],
+    kept_bytes: int,
     n_shared: int,
     sums: Sums,
     counter: Counter,
 ) -> None:
-    with open_kept_files(sum(tokens.numel() * per_token(tokens.shape[1]) for tokens in batches)) as files:
+    with open_kept_files(kept_bytes) as files:
         network = a.load()
         readout = Readout(network, alone=True)
         for tokens in batches:

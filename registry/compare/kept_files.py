@@ -43,11 +43,16 @@ class KeptFiles:
         return kept
 
 
+def read_room_bytes() -> int:
+    """Return how much temporary files may take."""
+    return min(MAX_BYTES, int(shutil.disk_usage(tempfile.gettempdir()).free * _SHARE))
+
+
 @contextlib.contextmanager
 def open_kept_files(wanted_bytes: int) -> Iterator[KeptFiles]:
     """Give files for `wanted_bytes` of activations, or raise StorageFull before anything is run."""
     with tempfile.TemporaryDirectory(prefix="lensreg-compare-") as name:
-        room = min(MAX_BYTES, int(shutil.disk_usage(name).free * _SHARE))
+        room = read_room_bytes()
         if wanted_bytes > room:
             raise StorageFull(
                 f"The activations of one network would take {wanted_bytes / 1e9:,.1f} GB in {tempfile.gettempdir()}, "

@@ -79,7 +79,7 @@ class Comparing(Asking, Loading):
             length: of the windows that these are cut into, in tokens; None: 256, or the context if that is shorter.
             max_tokens: stop after so many tokens of the data.
             one_at_a_time: hold only one network in memory, and what the first computed in temporary files; None: if
-                there is no room for both. The numbers are the same.
+                that is less than a network, or there is no room for both. The numbers are the same.
             processed: whether both run processed, as `load` gives them.
             dtype: in which both run.
             device: where both run.
