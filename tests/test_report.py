@@ -16,8 +16,9 @@ from registry import Registry
 from registry.compare.results import HeadPatterns
 from registry.compare_versions import Comparison
 from registry.errors import StorageError, VocabularyMismatch
+from registry.report.figures import write_png, write_svg
 from registry.report.page import save_report, write_report
-from registry.report.pictures import draw_layers, draw_parts, draw_patterns, write_png, write_svg
+from registry.report.pictures import draw_layers, draw_parts, draw_patterns
 from registry.report.save_pictures import save_pictures
 from registry.results import Results
 from tests.adapters import make_adapted, save_adapter

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from registry.errors import StorageError
 from registry.plain_text import escape
-from registry.report.pictures import write_svg
+from registry.report.figures import write_svg
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

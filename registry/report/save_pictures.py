@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from registry.errors import StorageError
+from registry.report.figures import write_png
 from registry.report.pictures import (
     draw_attributions,
     draw_head_attributions,
@@ -16,7 +17,6 @@ from registry.report.pictures import (
     draw_patterns,
     draw_positions,
     draw_weight_heads,
-    write_png,
 )
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from registry.report.pictures import BLUE, INK, ORANGE, count_in_whole_numbers, make_figure, paint_map
+from registry.report.figures import BLUE, INK, ORANGE, count_in_whole_numbers, make_figure, paint_map
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
