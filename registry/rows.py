@@ -66,7 +66,8 @@ def _make_insert(table: Table) -> Insert:
 def _make_insert_missing(table: Table, columns: tuple[str, ...]) -> Insert:
     there = exists().where(*(column == bindparam(column.name) for column in table.primary_key))
     row = select(*(bindparam(name, type_=table.c[name].type) for name in columns)).where(~there)
-    return table.insert().from_select(columns, row)
+    # without the option it is the driver's cursor that is asked, and psycopg's is closed by then
+    return table.insert().from_select(columns, row).execution_options(preserve_rowcount=True)
 
 
 def check_row(table: Table, row: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -20,6 +20,8 @@ import sqlalchemy
 from registry import Registry
 from tests.sampling import SEED, SHARE
 
+Run = Callable[..., tuple[str, str, int]]
+
 if TYPE_CHECKING:
     from tests.hub_server import FakeHub
     from tests.object_server import ObjectServer
@@ -142,6 +144,26 @@ def registry(migrated_folder: Path, tmp_path: Path) -> Iterator[Registry]:
     shutil.copytree(migrated_folder, tmp_path, dirs_exist_ok=True)
     with contextlib.closing(Registry(str(tmp_path / "registry.db"), tmp_path / "store")) as registry:
         yield registry
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Return a function that runs `lensreg` on the registry in `tmp_path`: its output, its errors, its exit code."""
+    from cli.main import main
+
+    monkeypatch.setenv("LENSREG_URL", str(tmp_path / "registry.db"))
+    monkeypatch.setenv("LENSREG_STORE", str(tmp_path / "store"))
+
+    def run_command(*arguments: str) -> tuple[str, str, int]:
+        capsys.readouterr()
+        code = 0
+        try:
+            main([*arguments])
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return (*capsys.readouterr(), code)
+
+    return run_command
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,6 @@ SEED = os.environ.setdefault("LENSREG_TEST_SEED", str(random.SystemRandom().rand
 SHARE = float(os.environ.setdefault("LENSREG_TEST_SHARE", "0.25"))
 
 
-def is_sampled(case: str) -> bool:
-    """Say whether this run takes the case of this name."""
-    return random.Random(f"{SEED} {case}").random() < SHARE
+def is_sampled(case: str, times: float = 1.0) -> bool:
+    """Say whether this run takes the case of this name; with `times` it is so many times likelier than the share."""
+    return random.Random(f"{SEED} {case}").random() < SHARE * times

@@ -16,7 +16,8 @@ from cli.main import main
 from registry import Registry, RegistryError
 from registry.errors import InvalidInput
 from registry.record import record_version
-from registry.rows import check_json
+from registry.rows import check_json, insert_missing
+from registry.tables import blobs
 from registry.versions import StoredFile
 from tests.records import digest_of, make_draft, record
 
@@ -279,3 +280,14 @@ def test_metrics_that_are_no_numbers_do_not_reach_json(both: tuple[Registry, Reg
     for registry in both:
         for event in registry.events():
             json.dumps([event.details, event.environment], allow_nan=False)
+
+
+def test_whether_a_missing_row_was_inserted_is_said_alike(any_registry: Registry) -> None:
+    rows = [{"digest": digit * 64, "size_bytes": 1, "created_at": datetime(2026, 1, 1, tzinfo=UTC)} for digit in "abc"]
+    with any_registry.database.write() as connection:
+        assert insert_missing(connection, blobs, rows[:1])
+        assert not insert_missing(connection, blobs, rows[:1])
+        assert insert_missing(connection, blobs, [rows[1], rows[0]])
+        assert insert_missing(connection, blobs, [rows[0], rows[2]])
+        assert not insert_missing(connection, blobs, rows)
+        assert not insert_missing(connection, blobs, [])

@@ -44,7 +44,8 @@ def base(make_checkpoint: MakeCheckpoint) -> Path:
 
 
 @pytest.mark.parametrize("place", ["folder", "hub"])
-def test_what_would_load_is_described(place: str, registry: Registry, hub: FakeHub, base: Path, tmp_path: Path) -> None:
+def test_what_would_load_is_described(place: str, hub: FakeHub, base: Path, tmp_path: Path) -> None:
+    registry = Registry(str(tmp_path / "registry.db"), tmp_path / "store")
     commit = hub.push("org/base", base, "step10")
     done = registry.check(base if place == "folder" else "org/base@step10")
     assert done.fault is None and done.weights is not None and done.architecture is not None
@@ -56,6 +57,7 @@ def test_what_would_load_is_described(place: str, registry: Registry, hub: FakeH
         assert hub.fetched("tokenizer.json") == 0
     added = registry.register("base", base, parity="skip")
     assert (added.architecture, added.n_parameters) == (done.architecture, done.weights.n_parameters)
+    registry.close()
 
 
 def _spoil_heads(folder: Path) -> None:

@@ -21,28 +21,13 @@ def run(
     registry: Registry,
     make_checkpoint: Callable[..., Path],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    run: Callable[..., Answer],
 ) -> Callable[..., Answer]:
     """The command, on a registry that holds `base` and `lora`, merged into it with rank 4."""
-    from cli.main import main
-
     registry.register("base", make_checkpoint("llama"), parity="skip")
     adapter = save_adapter(tmp_path / "adapter", make_adapted("llama", r=4, target_modules=["q_proj"]))
     registry.register("lora", adapter, parent="base", parity="skip")
-    monkeypatch.setenv("LENSREG_URL", str(tmp_path / "registry.db"))
-    monkeypatch.setenv("LENSREG_STORE", str(tmp_path / "store"))
-
-    def run_command(*arguments: str) -> Answer:
-        capsys.readouterr()
-        code = 0
-        try:
-            main([*arguments])
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return (*capsys.readouterr(), code)
-
-    return run_command
+    return run
 
 
 def test_weights_are_printed_by_layer_and_by_tensor(run: Callable[..., Answer]) -> None:

@@ -404,7 +404,7 @@ def test_the_converter_version_covers_all_that_converting_imports() -> None:
     beside = {
         "checkpoint.py", "errors.py", "files.py", "lazy_tokenizer.py", "load_options.py", "progress.py", "quiet.py",
         "refs.py", "texts.py", "tokenizers.py", "versions.py", "weights.py", "bridge.py", "converter.py",
-        "lazy_copies.py",
+        "lazy_copies.py", "plain_text.py",
     }  # fmt: skip
     while waiting:
         source = waiting.pop()

@@ -213,22 +213,7 @@ def test_another_layout_names_tensors_otherwise(registry: Registry, base: Path) 
     assert [one.name for one in changed.changed] == ["blocks.0.attn.W_Q"]
 
 
-def test_the_command(
-    tmp_path: Path, base: Path, tuned: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from cli.main import main
-
-    def run(*arguments: str) -> tuple[str, str, int]:
-        capsys.readouterr()
-        code = 0
-        try:
-            main([*arguments])
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return (*capsys.readouterr(), code)
-
-    monkeypatch.setenv("LENSREG_URL", str(tmp_path / "registry.db"))
-    monkeypatch.setenv("LENSREG_STORE", str(tmp_path / "store"))
+def test_the_command(tmp_path: Path, base: Path, tuned: Path, run: Callable[..., tuple[str, str, int]]) -> None:
     registry = Registry()
     registry.register("base", base, parity="skip")
     registry.register("tuned", tuned, parity="skip")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -145,20 +145,7 @@ def test_higher_can_be_better_and_searches_can_be_ranked(any_registry: Registry)
         any_registry.leaderboard("a", "accuracy")
 
 
-def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from cli.main import main
-
-    def run(*arguments: str) -> tuple[str, str, int]:
-        capsys.readouterr()
-        code = 0
-        try:
-            main([*arguments])
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return (*capsys.readouterr(), code)
-
-    monkeypatch.setenv("LENSREG_URL", str(tmp_path / "registry.db"))
-    monkeypatch.setenv("LENSREG_STORE", str(tmp_path / "store"))
+def test_the_commands(tmp_path: Path, run: Callable[..., tuple[str, str, int]]) -> None:
     registry = Registry()
     record(registry, "m")
     measure(registry, "m", "loss", {"loss": 2.5}, direction="lower")

@@ -165,8 +165,9 @@ def test_an_admin_owns_everything_and_upgrades_it(
         config.attributes["connection"] = connection
         command.downgrade(config, "-1")
     outdated = Registry(admin.database.url.render_as_string(hide_password=False), admin.store.root)
+    assert [one.name for one in outdated.models()] == [one.name for one in admin.models()]
     with pytest.raises(RegistryError, match="needs"):
-        outdated.models()
+        outdated.set_alias("m@newest", "m")
     outdated.close()
     admin.upgrade()
     assert admin.resolve("m").number == 4

@@ -516,7 +516,7 @@ def test_more_uploads_than_one_answer_holds_are_listed(
         more = f"<IsTruncated>{'true' if n < 3 else 'false'}</IsTruncated>" + next_page.format(n)
         return f'<R xmlns="http://s3.amazonaws.com/doc/2006-03-01/">{more}{upload.format(n)}</R>'.encode()
 
-    monkeypatch.setattr(uploads, "_ask", answer)  # moto gives all in one answer
+    monkeypatch.setattr(uploads, "ask_service", answer)  # moto gives all in one answer
     assert [one.place[-1] for one in uploads.list_uploads(store.bucket)] == ["1", "2", "3"]
     assert [one.get("key-marker") for one in asked] == [None, "a/1", "a/2"]
     assert asked[2]["upload-id-marker"] == "u2"

@@ -200,7 +200,9 @@ def test_every_statement_finds_its_rows_by_an_index(filled: Registry, log: Log, 
         if re.search(r"FROM (\w+) ORDER BY \1\.sequence DESC\s+LIMIT", statement):
             continue  # the few newest, at the end of the index
         scanned = find_scans(filled, statement, parameters)
-        assert scanned <= WHOLE.get(name, set()) | suggests | FREE, f"{scanned} read from end to end by:\n{statement}"
+        once = {"models"} if ONCE_FOR_A_MODEL in statement else set()
+        free = WHOLE.get(name, set()) | suggests | once | FREE
+        assert scanned <= free, f"{scanned} read from end to end by:\n{statement}"
 
 
 def test_a_scan_is_found(filled: Registry) -> None:
@@ -212,6 +214,8 @@ def test_a_scan_is_found(filled: Registry) -> None:
 
 # of few rows, or held in memory
 FREE = {"alembic_version", "architectures", "walk", "walk_1", "anon_1"}
+# whether a new model's name is another's but for case: once for a model, not for a version
+ONCE_FOR_A_MODEL = "lower(models.name) IN"
 
 
 def find_scans(registry: Registry, statement: str, parameters: Any) -> set[str]:

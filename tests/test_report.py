@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -22,6 +20,7 @@ from registry.report.pictures import draw_layers, draw_parts, draw_patterns
 from registry.report.save_pictures import save_pictures
 from registry.results import Results
 from tests.adapters import make_adapted, save_adapter
+from tests.browser import draw_page, needs_browser
 
 # parity is not what is tested here
 pytestmark = pytest.mark.filterwarnings("ignore:.*registered without verification")
@@ -82,25 +81,16 @@ def test_pictures_are_the_same_for_the_same_figures_and_in_the_colour_of_the_tex
     assert write_png(draw_layers(compared.behaviour)).startswith(b"\x89PNG")
 
 
-@pytest.mark.skipif(not shutil.which("chromium"), reason="needs the browser: chromium")
+@needs_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_browser_draws_it_readable_in_the_light_and_in_the_dark(
     compared: Comparison, tmp_path: Path, scheme: str
 ) -> None:
     """The text's colour and the ground's, as the browser computes them, are far apart; every picture has its size."""
     import numpy as np
-    from matplotlib.image import imread
 
     save_report(compared, tmp_path / "report.html")
-    dark = ["--force-dark-mode", "--blink-settings=preferredColorScheme=0"] if scheme == "dark" else []
-    shot = tmp_path / "shot.png"
-    command = [
-        "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-        f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1000,1800", f"--screenshot={shot}", *dark,
-        (tmp_path / "report.html").as_uri(),
-    ]  # fmt: skip
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
-    pixels = imread(shot)[..., :3]
+    pixels = draw_page(tmp_path / "report.html", tmp_path, scheme, 1800)
     ground = pixels[5, 5]
     assert (ground.mean() > 0.9) == (scheme == "light")
     title = np.abs(pixels[20:80, 20:400] - ground).max()

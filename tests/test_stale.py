@@ -249,22 +249,8 @@ def test_the_commands(
     texts: Path,
     make_checkpoint: Callable[..., Path],
     upgrade: Callable[..., None],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    run: Callable[..., tuple[str, str, int]],
 ) -> None:
-    from cli.main import main
-
-    def run(*arguments: str) -> tuple[str, str, int]:
-        capsys.readouterr()
-        code = 0
-        try:
-            main([*arguments])
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return (*capsys.readouterr(), code)
-
-    monkeypatch.setenv("LENSREG_URL", str(tmp_path / "registry.db"))
-    monkeypatch.setenv("LENSREG_STORE", str(tmp_path / "store"))
     registry = Registry()
     registry.register("base", make_checkpoint("gpt2"), parity="skip")
     assert run("validate", "base")[2] == 2

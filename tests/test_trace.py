@@ -6,7 +6,6 @@ import json
 import pickle
 import re
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -24,6 +23,7 @@ from registry.sources.trainer_state import read_log, read_trainer_state
 from registry.tables import validations
 from registry.trajectory.measure_step import StepOptions, StepTask, measure_step
 from registry.trajectory.results import Trace
+from tests.browser import draw_page, needs_browser
 from tests.checkpoints import make_tokenizer
 from tests.trace_runs import LOG, STEPS, make_run, register_run, write_state
 
@@ -431,25 +431,9 @@ def test_prompts_that_cannot_be_run_are_refused(followed: Registry) -> None:
 
 
 @pytest.fixture
-def run(
-    followed: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Answer]:
+def run(run: Callable[..., Answer], followed: Registry) -> Callable[..., Answer]:
     """The command, on the registry with the run."""
-    from cli.main import main
-
-    monkeypatch.setenv("LENSREG_URL", str(tmp_path / "registry.db"))
-    monkeypatch.setenv("LENSREG_STORE", str(tmp_path / "store"))
-
-    def run_command(*arguments: str) -> Answer:
-        capsys.readouterr()
-        code = 0
-        try:
-            main([*arguments])
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return (*capsys.readouterr(), code)
-
-    return run_command
+    return run
 
 
 def test_the_command_prints_a_line_for_each_step(run: Callable[..., Answer], tmp_path: Path) -> None:
@@ -549,22 +533,13 @@ def test_the_page_says_what_was_found_and_loads_nothing(measured: Trace) -> None
     assert not re.search("<(script|img|image|link|iframe)", page)
 
 
-@pytest.mark.skipif(not shutil.which("chromium"), reason="needs the browser: chromium")
+@needs_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_browser_draws_it_readable_in_the_light_and_in_the_dark(measured: Trace, tmp_path: Path, scheme: str) -> None:
     import numpy as np
-    from matplotlib.image import imread
 
     save_trace_report(measured, tmp_path / "report.html")
-    dark = ["--force-dark-mode", "--blink-settings=preferredColorScheme=0"] if scheme == "dark" else []
-    shot = tmp_path / "shot.png"
-    command = [
-        "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-        f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1000,2400", f"--screenshot={shot}", *dark,
-        (tmp_path / "report.html").as_uri(),
-    ]  # fmt: skip
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
-    pixels = imread(shot)[..., :3]
+    pixels = draw_page(tmp_path / "report.html", tmp_path, scheme, 2400)
     ground = pixels[5, 5]
     assert (ground.mean() > 0.9) == (scheme == "light")
     assert np.abs(pixels[20:80, 20:400] - ground).max() > 0.7  # ink on that ground
