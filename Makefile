@@ -10,7 +10,7 @@ REFERENCE_TL4 := $(VENV_TL4)/reference
 # `make bench` stops a way to load at so much private memory; the usual ones may want more for 1.5 billion parameters
 MEMORY_GB ?= 14
 
-.PHONY: demo test test-long tl4 lint faults faults-long fuzz check docs families bench lineage-rates comparison format clean
+.PHONY: demo test tests test-long tl4 lint faults faults-long fuzz check docs families bench lineage-rates comparison format clean
 .DEFAULT_GOAL := check
 
 $(READY): pyproject.toml constraints.txt
@@ -25,8 +25,8 @@ demo: $(READY)  ## a tour on a real model: register, fine-tune, load by name, re
 test: $(READY)  ## the quick tests
 	@$(BIN)/python -m pytest -m 'not slow'
 
-test-long: $(READY)  ## every case of the corpora of which the other tests take a sample
-	@LENSREG_TEST_SHARE=1 $(BIN)/python -m pytest --override-ini timeout=1800 tests/test_mutations.py
+test-long: $(READY)  ## every case of the corpora of which the other tests take a sample, and what takes longest
+	@LENSREG_TEST_SHARE=1 $(BIN)/python -m pytest --override-ini timeout=1800
 	@$(BIN)/python -m tests.hostile
 
 $(READY_TL4): tests/tl4/requirements.txt constraints.txt
@@ -61,9 +61,11 @@ lint: $(READY)  ## format, lint, types, import rules
 	@$(BIN)/lint-imports
 
 check: $(READY)  ## all that CI runs: format, lint, types, import rules, docs, and every test
-	@$(MAKE) --no-print-directory --jobs 2 lint tl4
-	@$(BIN)/python -m pytest
+	@$(MAKE) --no-print-directory --jobs 2 tl4 tests
 	@$(BIN)/python -m tests.faults --seconds 180
+
+tests: lint  ## every test, but for those with transformer-lens 4
+	@$(BIN)/python -m pytest
 
 docs: $(READY)  ## write the generated pages again
 	@$(BIN)/python docs/write_cli_reference.py

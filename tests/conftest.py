@@ -35,8 +35,11 @@ os.environ["LENSREG_STORE_CACHE"] = os.environ["LENSREG_STAMPS"] + "/stores"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers share the cores, and small networks gain nothing by threads
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Start with the slow tests and go on to ever smaller files, so that no worker waits for another at the end."""
+    left_out = [item for item in items if SHARE < 1 and item.get_closest_marker("long") is not None]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
     n_tests = Counter(item.path for item in items)
     items.sort(key=lambda item: (item.get_closest_marker("slow") is None, -n_tests[item.path]))
 

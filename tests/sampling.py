@@ -13,7 +13,7 @@ from typing import TypeVar
 
 Case = TypeVar("Case")
 SEED = os.environ.setdefault("LENSREG_TEST_SEED", str(random.SystemRandom().randrange(10**6)))
-SHARE = float(os.environ.setdefault("LENSREG_TEST_SHARE", "0.25"))
+SHARE = float(os.environ.setdefault("LENSREG_TEST_SHARE", "0.2"))
 
 
 def is_sampled(case: str, times: float = 1.0) -> bool:

@@ -124,7 +124,7 @@ def test_every_rival_is_pinned_whole(tmp_path: Path) -> None:
         assert all(line.count("==") == 1 for line in pins.read_text().splitlines()), pins
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_the_whole_page_is_written_with_every_row(tmp_path: Path) -> None:
     page = tmp_path / "benchmarks.md"

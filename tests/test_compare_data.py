@@ -151,6 +151,10 @@ def test_one_at_a_time_holds_one_network(registry: Registry, make_checkpoint: Ca
     """Measured by the pages of the mapped weights, which are resident once they were read, and by live networks."""
     from registry.hooked_transformer import HookedTransformer
 
+    def count_networks() -> int:
+        gc.collect()
+        return sum(issubclass(type(one), HookedTransformer) for one in gc.get_objects())
+
     wide = {"n_layer": 6, "n_embd": 512, "n_head": 8, "vocab_size": 211}
     size = 0
     for name, seed in (("a", 0), ("b", 1)):
@@ -159,14 +163,11 @@ def test_one_at_a_time_holds_one_network(registry: Registry, make_checkpoint: Ca
     assert size > 70e6
     peaks, alive = {}, {}
     for one_at_a_time in (False, True):
-        gc.collect()
-        seen = [0]
-        n_alive = [0]
+        seen, n_alive, of_others = [0], [0], count_networks()
 
-        def note(stage: str, done: int, total: int, n_alive: list[int] = n_alive) -> None:
+        def note(stage: str, done: int, total: int, n_alive: list[int] = n_alive, of_others: int = of_others) -> None:
             if stage == "comparing behaviour":
-                gc.collect()
-                n_alive.append(sum(issubclass(type(one), HookedTransformer) for one in gc.get_objects()))
+                n_alive.append(count_networks() - of_others)
 
         with _watching(seen, registry.store.root):
             _compare(registry, data=lines, one_at_a_time=one_at_a_time, progress=note)

@@ -26,7 +26,7 @@ def test_a_changed_field_is_refused_by_name_or_computed_right(
 ) -> None:
     outcomes: Counter[str] = Counter()
     wrong = []
-    taken = [one for one in list_mutations(find_family_by_name(name)) if is_sampled(str(one), times=1.4)]
+    taken = [one for one in list_mutations(find_family_by_name(name)) if is_sampled(str(one), times=1.75)]
     for mutation in taken:
         with tempfile.TemporaryDirectory() as folder:
             try:

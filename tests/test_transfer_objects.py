@@ -19,6 +19,7 @@ from registry.store import bucket
 from tests.faults.invariant import find_breaches
 from tests.object_server import CREDENTIALS, ObjectServer
 from tests.processes import start
+from tests.sampling import take_sample
 from tests.transfers import add, fill, open_registry
 
 _PART_BYTES = 512  # so that weights of these small files go in parts
@@ -178,7 +179,7 @@ def test_a_pull_during_which_a_request_breaks_ends_well(
 @pytest.mark.parametrize(
     ("status", "code", "error"), [(503, "SlowDown", StoreUnavailable), (403, "AccessDenied", StoreDenied)]
 )
-@pytest.mark.parametrize("n_before", [0, 1, 5])
+@pytest.mark.parametrize("n_before", take_sample([0, 1, 5], "broken off after {}".format))
 def test_a_push_that_is_broken_off_goes_on_where_it_stopped(
     n_before: int, status: int, code: str, error: type, open_team: Open, laptop: Registry, objects: ObjectServer
 ) -> None:
@@ -241,7 +242,7 @@ def _push(laptop: str, database: str, store: str, cache: str) -> None:
     open_registry(Path(laptop)).push("merge", to=Registry(database, store))
 
 
-@pytest.mark.parametrize("at", [1, 9, 16])
+@pytest.mark.parametrize("at", take_sample([1, 9, 16], "killed at {}".format))
 def test_a_push_that_is_killed_and_repeated_sends_only_the_rest(
     at: int, open_team: Open, laptop: Registry, objects: ObjectServer, tmp_path: Path, database_url: str
 ) -> None:
@@ -275,7 +276,7 @@ def test_a_push_that_is_killed_and_repeated_sends_only_the_rest(
 # --- objects that are not what they should be
 
 
-@pytest.mark.parametrize("fault", ["flipped", "cut", "gone"])
+@pytest.mark.parametrize("fault", take_sample(["flipped", "cut", "gone"], "a blob that is {}".format))
 @pytest.mark.parametrize("to", ["laptop", "team"])
 def test_what_is_corrupt_in_the_sender_s_bucket_is_not_received(
     fault: str, to: str, open_team: Open, laptop: Registry, objects: ObjectServer
