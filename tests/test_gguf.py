@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import random
 import struct
@@ -24,6 +25,7 @@ from registry.errors import (
     UnusableWeights,
     WeightsMismatch,
 )
+from registry.sources.written_weights import write_weights
 from tests.checkpoints import make_network
 from tests.contents import read_contents
 from tests.gguf_files import TOKENIZERS, write_gguf
@@ -414,3 +416,11 @@ def test_no_damage_gives_an_untyped_error(content: bytes, shared: Registry, tmp_
             outcomes.add("whole")
     assert {"malformed-artifact", "whole"} <= outcomes
     assert read_contents(shared) == before
+
+
+def test_what_cannot_be_written_is_said_as_everywhere(tmp_path: Path) -> None:
+    """As an OSError with its number: a full disk is told by it."""
+    with pytest.raises(OSError) as failed:
+        write_weights({"w": torch.zeros(3)}, tmp_path / "gone" / "model.safetensors")
+    assert failed.value.errno == errno.ENOENT
+    assert str(failed.value.filename) == str(tmp_path / "gone" / "model.safetensors")

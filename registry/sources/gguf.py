@@ -205,10 +205,10 @@ def _restore_float(value: float) -> float:
 
 def _write_weights(path: Path, folder: Path, family: Family, config: Mapping[str, Any], header: GgufHeader) -> None:
     import torch
-    from safetensors.torch import save_file
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
     from registry.networks import make_empty_network
+    from registry.sources.written_weights import write_weights
 
     network = make_empty_network(family, check_config(family, config), len(header.tensors))
     with quiet():
@@ -225,8 +225,7 @@ def _write_weights(path: Path, folder: Path, family: Family, config: Mapping[str
             hint=f"The rest may change the network, as rope_freqs does, so the file is refused. {_HINT}",
             path=str(path),
         )
-    contiguous = {name: tensor.to(torch.float32).contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, folder / "model.safetensors", metadata={"format": "pt"})
+    write_weights({name: tensor.to(torch.float32) for name, tensor in tensors.items()}, folder / "model.safetensors")
 
 
 def _write_tokenizer(path: Path, folder: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from registry.errors import MalformedArtifact, UnsupportedSource
 from registry.hooked_names import BUFFER, are_hooked, refuse_adapters, strip_wrappers, ungroup_names
@@ -25,6 +25,7 @@ from registry.sources.huggingface import CONFIG, TOKENIZER_FILES, has_vocabulary
 from registry.sources.pickles import note_pickles, unpickle_weights
 from registry.sources.quantised import refuse_packed_tensors
 from registry.sources.source import Finding, ParentVersion, Source, SourceFile, SourceOptions
+from registry.sources.written_weights import write_weights
 from registry.tokenizer_files import check_tokenizer_files
 from registry.weights import TensorHeader, read_header
 
@@ -177,5 +178,5 @@ def _write_weights(
     if unread:
         weights["pos_embed.W_pos"] = torch.zeros_like(weights["pos_embed.W_pos"])
     written = scratch / WEIGHTS
-    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, written, metadata={"format": "pt"})
+    write_weights(weights, written)
     return written
