@@ -60,8 +60,10 @@ def print_behaviour(found: BehaviourComparison) -> None:
     from cli.output import Column, print_rows, say, say_title
 
     after = f", after {', '.join(found.processing)}" if found.processing else ""
-    windows = "prompts" if found.data_digest is None else "prompts and windows of data"
-    say_title(f"\nbehaviour on {found.n_prompts:,} {windows}, {found.n_tokens:,} tokens{after}")
+    prompts = "prompt" if found.n_prompts == 1 else "prompts"
+    read = prompts if found.data_digest is None else "prompts and windows of data"
+    tokens = "token" if found.n_tokens == 1 else "tokens"
+    say_title(f"\nbehaviour on {found.n_prompts:,} {read}, {found.n_tokens:,} {tokens}{after}")
     say(f"KL of the next token {found.kl:.4g} nats, the same top-1 token in {found.top1_agreement:.1%}")
     if found.loss_a is not None and found.loss_b is not None:
         say(f"loss {found.loss_a:.4f} → {found.loss_b:.4f} nats per token")

@@ -115,6 +115,7 @@ def _diff_two(
 ) -> None:
     from cli.progress import show_progress
 
+    _check_drawing(report, pictures)
     registry = session.open()
     with show_progress() as progress:
         found = registry.diff(a, b, read=read, progress=progress)
@@ -158,6 +159,20 @@ def _more_as_dict(found: Comparison) -> dict[str, Any]:
     if found.behaviour is not None:
         answer["behaviour"] = behaviour_as_dict(found.behaviour)
     return answer
+
+
+def _check_drawing(report: str | None, pictures: str | None) -> None:
+    """Refuse what could not be drawn or written, before anything takes its time."""
+    if report is None and pictures is None:
+        return
+    from registry.report.figures import require_matplotlib
+    from registry.report.files import check_target
+
+    require_matplotlib()
+    if report is not None:
+        check_target(report)
+    if pictures is not None:
+        check_target(pictures, is_folder=True)
 
 
 def _draw(found: Comparison, report: str | None, pictures: str | None) -> None:

@@ -65,10 +65,7 @@ def trace(
         raise click.UsageError("--drift needs something to run on: --data FILE, --prompt TEXT or --prompts FILE.")
     if (texts or data) and not drift:
         raise click.UsageError("Data and prompts are for --drift: say it, too.")
-    if picture is not None:  # before anything takes its time
-        from registry.report.trace_page import check_picture
-
-        check_picture(picture)
+    _check_drawing(picture, report)
     registry = session.open()
     with show_progress() as progress:
         found = registry.trace(
@@ -93,6 +90,22 @@ def trace(
 
         rows = [_as_row(one) for one in found.steps]
         print_rows(rows, [Column(key, key) for key in rows[0]], "csv", "", "ref")
+
+
+def _check_drawing(picture: str | None, report: str | None) -> None:
+    """Refuse what could not be drawn or written, before anything takes its time."""
+    if picture is None and report is None:
+        return
+    from registry.report.figures import require_matplotlib
+    from registry.report.files import check_target
+    from registry.report.trace_page import check_picture
+
+    require_matplotlib()
+    if picture is not None:
+        check_picture(picture)
+    for target in (picture, report):
+        if target is not None:
+            check_target(target)
 
 
 def _draw(found: Trace, picture: str | None, report: str | None) -> None:

@@ -25,6 +25,7 @@ from registry.convert import Processing, check_finite, guard_processing
 from registry.errors import UnsupportedBridge
 from registry.families.family import Family
 from registry.networks import build_source_network
+from registry.plain_text import quote_error
 from registry.progress import Counter, Progress, no_progress
 from registry.quiet import quiet
 from registry.take_sketch import take_sketch
@@ -138,7 +139,7 @@ def build_bridge(
                 for parameter in bridge.parameters():  # it adds biases that folding makes in float32, as in Qwen 2
                     parameter.data = parameter.data.to(source.dtype)
         except Exception as error:  # transformer-lens raises whatever an architecture that it does not expect leads to
-            reason = str(error).strip().split("\n")[0]
+            reason = quote_error(error)
             raise UnsupportedBridge(
                 f"transformer-lens cannot build a bridge of {name}: {reason}", hint=_hint(family, compatibility)
             ) from error

@@ -309,7 +309,7 @@ def _refuse_value(error: BaseException | None) -> InvalidInput:
 
 def _type_error(database: Database, error: sqlalchemy.exc.DBAPIError) -> RegistryError:
     """Tell busy from forbidden from read-only from full from lost from unreachable, for both databases."""
-    said = " ".join(str(error.orig).split())
+    said = " ".join(str(error.orig).split()).rstrip(".?")
     state = getattr(error.orig, "sqlstate", None)
     if isinstance(error, sqlalchemy.exc.IntegrityError):
         return DatabaseError(

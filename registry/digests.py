@@ -55,7 +55,11 @@ def digest_stream(
             if not n_read:
                 break
             chunk = chunks[turn][:n_read]
-            users[turn] = [first.submit(whole.update, chunk), second.submit(parts.update, chunk)]
+            if n_read < CHUNK_BYTES and not any(users):  # starting threads would take longer than a small file
+                whole.update(chunk)
+                parts.update(chunk)
+            else:
+                users[turn] = [first.submit(whole.update, chunk), second.submit(parts.update, chunk)]
             if write:
                 write(chunk)
             if advance:

@@ -94,16 +94,17 @@ def _run_git(folder: str, *command: str) -> str | None:
 def describe_packages(*more: str) -> dict[str, str | None]:
     """Return the releases of the packages that convert, and of `more`; None is not installed."""
     known = _packages()
-    return {**known, **{name: _find_release(name) for name in more if name not in known}}
+    return {**known, **{name: find_release(name) for name in more if name not in known}}
 
 
 @lru_cache
 def _packages() -> dict[str, str | None]:
-    return {name: _find_release(name) for name in ("lens-registry", "torch", "transformers", "transformer-lens")}
+    return {name: find_release(name) for name in ("lens-registry", "torch", "transformers", "transformer-lens")}
 
 
 @lru_cache
-def _find_release(package: str) -> str | None:
+def find_release(package: str) -> str | None:
+    """Return the release of a package, None if it is not installed; its metadata are read once."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -80,8 +80,9 @@ class Outcome:
 
     @property
     def is_failed(self) -> bool:
-        """Whether it raised, or returned something that has an `error`."""
-        return self.error is not None or getattr(self.value, "error", None) is not None
+        """Whether it raised, or returned something that has an `error`, or `obstacles`."""
+        returned = getattr(self.value, "error", None) is not None or bool(getattr(self.value, "obstacles", ()))
+        return self.error is not None or returned
 
 
 class Crew:

@@ -26,30 +26,43 @@ class _Use:
 
 @contextlib.contextmanager
 def keep_from_forking() -> Iterator[None]:
-    """Have forks in other threads wait while the block lasts; forks of this thread are its own affair."""
+    """Have forks in other threads wait while the block lasts; forks of this thread are its own affair.
+
+    There is no lock in it, which an interrupt between two steps could leave locked for good: a use shows itself first
+    and looks for forks then, a fork does it the other way round, so that one of the two sees the other.
+    """
     use = _Use()
-    if any(one.thread == use.thread for one in list(_uses)):
-        _uses.add(use)  # it is in the middle already, and a fork that waits for it must not hold it up
-    else:
-        with _gate:
-            _uses.add(use)
+    is_within = any(one.thread == use.thread for one in list(_uses))  # and a fork that waits for it must not hold it up
     try:
+        _uses.add(use)
+        while not is_within and _is_forking_elsewhere(use.thread):
+            _uses.discard(use)
+            time.sleep(_PAUSE_SECONDS)
+            _uses.add(use)
         yield
     finally:
         _uses.discard(use)
 
 
+def _is_forking_elsewhere(me: int) -> bool:
+    """Say whether another thread forks; one that began so long ago is done, or was cut off."""
+    since = time.monotonic() - 2 * PATIENCE_SECONDS
+    return any(thread != me and began > since for thread, began in list(_forks.items()))
+
+
 def _wait_for_others() -> None:
-    _gate.acquire()
-    until = time.monotonic() + PATIENCE_SECONDS
     me = threading.get_ident()
-    while any(one.thread != me for one in list(_uses)) and time.monotonic() < until:
+    _forks[me] = began = time.monotonic()
+    while any(one.thread != me for one in list(_uses)) and time.monotonic() < began + PATIENCE_SECONDS:
         time.sleep(_PAUSE_SECONDS)
 
 
+def _go_on() -> None:
+    _forks.pop(threading.get_ident(), None)
+
+
 def _begin_anew() -> None:
-    global _gate
-    _gate = threading.Lock()
+    _forks.clear()
     me = threading.get_ident()
     for use in list(_uses):
         if use.thread != me:  # there is one thread in a child
@@ -57,6 +70,7 @@ def _begin_anew() -> None:
 
 
 _uses: weakref.WeakSet[_Use] = weakref.WeakSet()
-_gate = threading.Lock()
+_forks: dict[int, float] = {}
+"""Threads that are forking, and since when."""
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_wait_for_others, after_in_parent=lambda: _gate.release(), after_in_child=_begin_anew)
+    os.register_at_fork(before=_wait_for_others, after_in_parent=_go_on, after_in_child=_begin_anew)

@@ -6,7 +6,10 @@ Buffers are made from the config. A state dict holds them too, and transformer-l
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -22,6 +25,7 @@ from registry.networks import (
     refuse_mismatch,
     refuse_packed,
 )
+from registry.plain_text import quote_error
 from registry.processing import POST_NORM_BLOCKS, tell_folded
 from registry.weights import TensorHeader
 
@@ -101,9 +105,14 @@ def _agrees_rotary(attention: Any, which: str, table: torch.Tensor) -> bool:
     return bool(((expected - table.cpu().float()).abs() <= _TABLE_TOLERANCE[table.dtype]).all())
 
 
-def _expect_weights(architecture: Architecture, folded: bool) -> dict[str, tuple[int, ...]]:
-    weights = list_weights(_make_empty(architecture, folded))
-    return {name: tuple(tensor.shape) for name, tensor in weights.items()}
+def _expect_weights(architecture: Architecture, folded: bool) -> Mapping[str, tuple[int, ...]]:
+    return _list_shapes(json.dumps(dict(architecture.fields), sort_keys=True), folded)
+
+
+@functools.lru_cache(maxsize=8)  # building a network takes most of a registration, and a run has many of one kind
+def _list_shapes(fields: str, folded: bool) -> Mapping[str, tuple[int, ...]]:
+    weights = list_weights(_make_empty(Architecture(json.loads(fields)), folded))
+    return MappingProxyType({name: tuple(tensor.shape) for name, tensor in weights.items()})
 
 
 def _make_empty(architecture: Architecture, folded: bool) -> HookedTransformer:
@@ -111,7 +120,7 @@ def _make_empty(architecture: Architecture, folded: bool) -> HookedTransformer:
         cfg = make_hooked_config(architecture, None, folded=folded, dtype=torch.float32, device="cpu")
         return make_empty_hooked_network(cfg)
     except Exception as error:  # transformer-lens asserts, and torch raises whatever the numbers lead to
-        reason = str(error).strip().split("\n")[0]
+        reason = quote_error(error)
         raise UnsupportedConfig(
             f"transformer-lens cannot build the network that the architecture describes: {reason}", field="architecture"
         ) from error

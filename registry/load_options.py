@@ -50,10 +50,19 @@ def make_options(
 
 def read_place(dtype: str | torch.dtype, device: str | torch.device | None) -> tuple[torch.dtype, str]:
     """Return the dtype, which must be one of floating-point numbers, and the device: the first GPU if there is one."""
+    return _read_dtype(dtype), str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def name_dtype(dtype: str | torch.dtype | None) -> str | None:
+    """Return the name of a dtype, which records and workers have it by; None stays None."""
+    return None if dtype is None else str(_read_dtype(dtype)).removeprefix("torch.")
+
+
+def _read_dtype(dtype: str | torch.dtype) -> torch.dtype:
     kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
         raise InvalidInput(f"{dtype!r} is no floating-point dtype.", hint='Use "float32", "bfloat16" or "float16".')
-    return kind, str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return kind
 
 
 def read_verify(verify: str) -> Verify:

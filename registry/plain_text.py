@@ -21,6 +21,11 @@ def clean_line(text: str) -> str:
     return clean(text).replace("\n", INSTEAD)
 
 
+def quote_error(error: BaseException) -> str:
+    """Return the first line of what another library's error says, as much as fits in a message of ours."""
+    return clean_line(str(error).strip().split("\n")[0] or type(error).__name__)[:500]
+
+
 def escape(text: str) -> str:
     """Write text so that it means itself in HTML, between tags and in quoted attributes."""
     return html.escape(clean(text))

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from registry.errors import UnusableTokenizer
+from registry.plain_text import quote_error
 from registry.quiet import quiet
 
 _N_SAMPLED = 256
@@ -83,9 +84,9 @@ def _refuse_loading(error: BaseException) -> BaseException:
     """Make the error for what tokenizers raises: plain Exception, or what a panic of Rust's is, no Exception at all."""
     if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
         return error
-    reason = (str(error).strip().split("\n")[0] or type(error).__name__)[:500]
+    reason = quote_error(error)
     return UnusableTokenizer(
-        f"The tokenizer cannot be loaded: {''.join(one if one.isprintable() else '?' for one in reason)}",
+        f"The tokenizer cannot be loaded: {reason}",
         hint="Save it again with tokenizer.save_pretrained, or take its files out of the folder.",
     )
 

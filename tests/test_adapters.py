@@ -519,6 +519,7 @@ REFUSED: dict[str, tuple[type[RegistryError], str, Spoil]] = {
     "no modules": (UnsupportedConfig, "peft cannot put this adapter", config(target_modules=7)),
     "no rank": (UnsupportedConfig, "peft cannot put this adapter", config(r=0)),
     "rank is text": (UnsupportedConfig, "peft cannot put this adapter", config(r="4")),
+    "no such biases": (UnsupportedConfig, "Requested bias: none\ufffd", config(bias="none\0")),
     "no pattern": (UnsupportedConfig, "peft cannot put this adapter", config(target_modules="(")),
     "layers of a pattern": (
         UnsupportedConfig,
@@ -536,6 +537,7 @@ def test_what_cannot_be_merged_right_is_refused(name: str, shared: Registry, ada
     with pytest.raises(error, match=text) as refused:
         shared.register("refused", adapter, parent="llama")
     assert type(refused.value) is error and refused.value.hint
+    assert refused.value.message.isprintable()
     assert read_contents(shared) == before
 
 

@@ -53,6 +53,7 @@ def difference(one: torch.Tensor, other: torch.Tensor) -> float:
     return float((one - other).detach().abs().max())
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("compatibility", [False, True], ids=["raw", "compatibility"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_bridge_has_the_log_probs_of_the_hooked_transformer(name: str, compatibility: bool, shared: Registry) -> None:
@@ -79,6 +80,7 @@ def describe(registry: Registry, name: str) -> Any:
     return describe_architecture(**registry.version(name).architecture)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("compatibility", [False, True], ids=["raw", "compatibility"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_bridge_in_bfloat16_is_as_good_as_the_hooked_transformer_in_it(

@@ -18,7 +18,7 @@ from registry.errors import (
     UnsupportedFamily,
     VocabularyMismatch,
 )
-from tests.checkpoints import edit_weights, make_tokenizer
+from tests.checkpoints import edit_config, edit_weights, make_tokenizer
 
 # parity is not what is tested here
 pytestmark = pytest.mark.filterwarnings("ignore:.*registered without verification")
@@ -229,6 +229,28 @@ def test_the_logit_lens_sees_another_last_norm_in_equal_streams(
     found = _compare(registry, "base", "altered", processed=processed)
     assert all(one.norm_a == one.norm_b and one.logit_lens_kl > 1e-3 for one in found.layers)
     assert found.layers[-1].logit_lens_kl == pytest.approx(found.kl, rel=1e-6)
+
+
+@pytest.mark.parametrize("one_at_a_time", [True, False])
+def test_a_network_whose_last_layer_was_cut_off(
+    registry: Registry, make_checkpoint: Callable[..., Path], tmp_path: Path, one_at_a_time: bool
+) -> None:
+    whole = make_checkpoint("llama")
+
+    def cut(tensors: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in tensors if name.startswith("model.layers.1.")]:
+            del tensors[name]
+
+    shorter = edit_config(edit_weights(whole, tmp_path / "cut", cut), num_hidden_layers=1)
+    registry.register("whole", whole, parity="skip")
+    registry.register("cut", shorter, parity="skip")  # with the last norm and the unembedding of the other
+    for refs in (("whole", "cut"), ("cut", "whole")):
+        found = _compare(registry, *refs, one_at_a_time=one_at_a_time)
+        for loss, ref in zip((found.loss_a, found.loss_b), refs, strict=True):
+            network = registry.load(ref)
+            tokens = [network.to_tokens(prompt) for prompt in PROMPTS]
+            losses = [network(one, return_type="loss", loss_per_token=True)[0] for one in tokens]
+            assert loss == pytest.approx(float(torch.cat(losses).detach().double().mean()), abs=1e-5)
 
 
 def test_what_is_not_comparable_is_said(registry: Registry, make_checkpoint: Callable[..., Path]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -138,3 +139,24 @@ def test_pictures_are_written_into_a_folder(run: Callable[..., Answer], tmp_path
     assert {"attributions.png", "attributions-by-head.png", "positions.png"} <= names
     assert sum(name.startswith("pattern-") for name in names) == 3
     assert f"wrote {len(names)} pictures" in err
+
+
+def test_what_could_not_be_written_or_drawn_is_refused_before_anything_is_compared(
+    run: Callable[..., Answer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compare(*refs: str, **options: object) -> None:
+        raise AssertionError("compared")
+
+    monkeypatch.setattr("registry.methods.comparing.Comparing.compare", compare)
+    (tmp_path / "file").write_text("mine")
+    for target in (
+        ("--report", tmp_path / "nowhere" / "out.html"),
+        ("--pictures", tmp_path / "file" / "below"),
+    ):
+        _, err, code = run("diff", "base", "lora", *map(str, target))
+        assert (code, "storage-error" in err, str(target[1]) in err) == (1, True, True)
+    assert (tmp_path / "file").read_text() == "mine"
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for command in (("diff", "base", "lora", "--report"), ("trace", "lora", "--picture")):
+        _, err, code = run(*command, str(tmp_path / "out.svg"))
+        assert (code, "pip install 'lens-registry[plots]'" in err) == (1, True)

@@ -214,6 +214,7 @@ def convert(opened: Opened, processing: Processing, dtype: torch.dtype = torch.f
     return convert_network(source, opened.family, opened.architecture, processing, dtype=dtype)
 
 
+@pytest.mark.sampled
 @pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("processing", PROCESSINGS.values(), ids=PROCESSINGS)
 def test_conversion_is_bit_identical_to_the_recipe_of_transformer_lens(opened: Opened, processing: Processing) -> None:
@@ -256,6 +257,7 @@ def test_every_activation_is_computed_after_processing_too(opened: Opened) -> No
     assert not torch.equal(raw.W_U, processed.W_U)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_the_network_is_cast_whole_after_processing(opened: Opened, dtype: torch.dtype) -> None:
     network = convert(opened, Processing(), dtype)
@@ -423,6 +425,7 @@ def hooked(opened: Opened) -> tuple[HookedTransformerConfig, dict[str, torch.Ten
     return cfg, convert_weights(source, opened.family, opened.architecture, RAW)
 
 
+@pytest.mark.sampled
 def test_exactly_the_hooked_tensors_are_taken(hooked: tuple[HookedTransformerConfig, dict[str, torch.Tensor]]) -> None:
     """transformer-lens itself fills what is missing with what it has, and drops what it does not know, silently."""
     cfg, tensors = hooked
@@ -433,6 +436,7 @@ def test_exactly_the_hooked_tensors_are_taken(hooked: tuple[HookedTransformerCon
         assert refused.value.missing == (name,)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     "extra", ["blocks.9.attn.W_Q", "blocks.0.attn.lora_A", "module.embed.W_E", "blocks.0.attn.mask"]
 )
@@ -445,6 +449,7 @@ def test_a_hooked_tensor_too_many_is_refused(
     assert refused.value.left_over == (extra,)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     "change", [lambda tensor: tensor[:-1], lambda tensor: tensor.double(), lambda tensor: tensor.to(torch.int8)]
 )
@@ -502,6 +507,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
     registry.close()
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize(("name", "tensor", "place"), BAD_PLACES)
 def test_a_single_number_that_is_none_is_refused(
@@ -527,6 +533,7 @@ def test_the_largest_finite_numbers_are_not_refused() -> None:
 # --- a loaded network is nobody else's
 
 
+@pytest.mark.sampled
 @pytest.mark.filterwarnings("ignore:.* would change what .* computes; it was left out:UserWarning")
 @pytest.mark.parametrize("processed", [True, False])
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])

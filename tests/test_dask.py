@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -47,7 +46,9 @@ class Cluster:
         command += ["--no-dashboard", "--local-directory", str(self.log.parent), "--memory-limit", "0"]
         clean = {key: value for key, value in os.environ.items() if not key.startswith(("LENSREG_", "PG", "AWS_"))}
         with self.log.open("ab") as log:
-            self.processes.append(subprocess.Popen(command, env={**clean, **variables}, stdout=log, stderr=log))
+            self.processes.append(
+                subprocess.Popen(command, env={**clean, **variables}, stdout=log, stderr=log, start_new_session=True)
+            )
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def cluster(tmp_path: Path, waiting: Waiting, patience: int) -> Iterator[Cluster
         variables = {**os.environ, "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": str(patience)}
         # a worker that dies is held against all that it was given, also what it had not begun
         variables["DASK_DISTRIBUTED__SCHEDULER__WORKER_SATURATION"] = "1.0"
-        scheduler = subprocess.Popen(command, env=variables, stdout=file, stderr=file)
+        scheduler = subprocess.Popen(command, env=variables, stdout=file, stderr=file, start_new_session=True)
     running = Cluster("", log, [scheduler])
     try:
         # the file is there before it is written
@@ -74,12 +75,8 @@ def cluster(tmp_path: Path, waiting: Waiting, patience: int) -> Iterator[Cluster
         running.address = json.loads(place.read_text())["address"]
         yield running
     finally:
-        for one in reversed(running.processes):
-            one.terminate()
         for one in running.processes:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                one.wait(20)
-            one.kill()
+            os.killpg(one.pid, signal.SIGKILL)  # with the workers of a nanny; it would wait for them to close
             one.wait()
 
 
@@ -187,9 +184,16 @@ def test_a_version_that_kills_its_workers_is_an_error_and_the_others_go_on(
     """The scheduler gives it up after as many deaths as it allows, here the first."""
     for seed in range(2):
         registry.register("m", make_checkpoint("gpt2", seed=seed), parity="skip")
-    cluster.start_worker("one", {})
     waiting.hold("m@v1")
-    killer = threading.Thread(target=lambda: os.kill(waiting.wait_for("m@v1"), signal.SIGKILL))
+
+    def start_and_kill() -> None:
+        """Not before both wait for it: a worker that is there is given both at once, and they die together."""
+        with Client(cluster.address, set_as_default=False) as client:
+            assert wait_for(lambda: client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)) == 2, 60)
+        cluster.start_worker("one", {})
+        os.kill(waiting.wait_for("m@v1"), signal.SIGKILL)
+
+    killer = threading.Thread(target=start_and_kill)
     killer.start()
     runs = registry.validate(["m@v1", "m@v2"], "waiting", parameters=waiting.parameters, dask=cluster.address)
     killer.join()

@@ -98,6 +98,7 @@ def only(registry: Registry) -> DerivedFile:
 # --- what is mapped is what would have been made -----------------------------------------------------------------
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("processed", [True, False], ids=["processed", "raw"])
 @pytest.mark.parametrize("family", [family.name for family in FAMILIES.values()])
 def test_every_family_is_the_same_to_the_bit(base: Registry, family: str, processed: bool) -> None:

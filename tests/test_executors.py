@@ -445,7 +445,9 @@ def test_many_versions_are_compared_with_one(
         assert one == many.compare("m@v1", one.b, **options)
         assert one.weights is not None
         assert one.weights.n_changed > 0
-    again = many.compare_many("m@v1", refs, **options)
+    said: list[tuple[str, int, int]] = []
+    again = many.compare_many("m@v1", refs, progress=lambda *one: said.append(one), **options)
+    assert ("failed", 1, 4) in said  # what could not be compared in part counts
     assert [again[0], again[2], again[3]] == alike
     for other in (found[1], pickle.loads(pickle.dumps(found[1])), again[1]):
         assert other.weights is not None, "what can be compared is"

@@ -187,6 +187,7 @@ SAME += [
 ]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("name", "config", "changes"), SAME)
 def test_what_computes_the_same_has_the_same_fingerprint(
     name: str, config: dict[str, Any], changes: dict[str, Any], make_checkpoint: MakeCheckpoint

@@ -24,6 +24,7 @@ MakeCheckpoint = Callable[..., Path]
 NAMES = [family.name for family in FAMILIES.values()]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("name", "config"), GRID)
 def test_a_right_conversion_is_within_the_bound_raw_and_processed(
     name: str, config: dict[str, Any], make_checkpoint: MakeCheckpoint

@@ -101,6 +101,7 @@ def test_a_family_that_this_release_does_not_know_is_refused() -> None:
 LONGROPE = {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("name", "changes", "field"),
     [

@@ -8,6 +8,7 @@ import time
 import pytest
 
 from registry import Registry, forks
+from tests.faults.inside import Interrupt
 from tests.processes import run_code
 from tests.records import record
 
@@ -54,7 +55,7 @@ def test_a_fork_does_not_wait_for_ever_and_not_for_its_own_thread(
     def seconds_until_forked() -> float:
         started = time.monotonic()
         forks._wait_for_others()
-        forks._gate.release()
+        forks._go_on()
         return time.monotonic() - started
 
     assert seconds_until_forked() < 0.1
@@ -66,3 +67,23 @@ def test_a_fork_does_not_wait_for_ever_and_not_for_its_own_thread(
         other.join()
         assert 0.3 <= found[0] < 2
     assert seconds_until_forked() < 0.1
+
+
+def test_an_interrupt_at_any_step_keeps_neither_threads_nor_forks_waiting() -> None:
+    """With a lock, it stayed locked for good where the interrupt came between the block's end and the lock's."""
+
+    def use() -> None:
+        with forks.keep_from_forking():
+            pass
+
+    counter = Interrupt()
+    counter.run(use)
+    for n in range(1, counter.n_seen + 1):
+        kept = Interrupt(n).run(use)
+        assert isinstance(kept, KeyboardInterrupt | None)
+        del kept
+        for work in (use, lambda: (forks._wait_for_others(), forks._go_on())):
+            other = threading.Thread(target=work, daemon=True)
+            other.start()
+            other.join(timeout=2)
+            assert not other.is_alive(), f"after an interrupt at step {n}"

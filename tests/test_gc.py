@@ -90,6 +90,18 @@ def test_what_no_version_needs_is_shown_and_deleted(kept: Registry, tmp_path: Pa
     assert kept.plan_gc(grace=NOW).size_bytes == 0
 
 
+def test_leftovers_that_are_other_names_of_one_blob_go_with_it(kept: Registry, tmp_path: Path) -> None:
+    """Registrations that are killed just before they replace a blob leave those."""
+    orphan = put(kept.store, tmp_path / "orphan", b"orphan")
+    for name in ("crashed", "crashed-too"):
+        (kept.store.root / "tmp" / name).mkdir()
+        (kept.store.root / "tmp" / name / "old").hardlink_to(kept.store.blob_path(orphan.digest))
+    time.sleep(0.02)  # the file system's clock is that coarse; that one is deleted has to show in the others' times
+    done = kept.gc(kept.plan_gc(grace=NOW))
+    assert (done.n_blobs, done.n_leftovers, done.n_skipped) == (1, 2, 0)
+    assert list((kept.store.root / "tmp").iterdir()) == []
+
+
 def test_what_is_younger_than_the_grace_stays(kept: Registry, tmp_path: Path) -> None:
     put(kept.store, tmp_path / "orphan", b"orphan")
     (kept.store.root / "tmp" / "crashed").mkdir()

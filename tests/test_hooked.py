@@ -717,6 +717,7 @@ FULL: dict[str, Any] = {
 }  # fmt: skip
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", sorted(KNOWN))
 def test_a_field_of_the_config_is_seen_neutral_or_refused(name: str) -> None:
     cfg = HookedTransformerConfig(**FULL)

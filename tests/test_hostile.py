@@ -15,11 +15,11 @@ import pytest
 from registry import Registry, RegistryError
 from registry.regular_files import open_regular
 from registry.store import LocalStore
-from tests.hostile.__main__ import write_table
 from tests.hostile.case import SECRET, Case, make_place
 from tests.hostile.corpus import CASES, IN_CHILDREN
 from tests.hostile.judge import judge
 from tests.hostile.watch import Watch
+from tests.reliability_page import write_section
 from tests.sampling import is_sampled
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of what makes such files
@@ -142,11 +142,10 @@ def test_what_is_copied_is_a_file_and_no_link(tmp_path: Path) -> None:
             open_regular(tmp_path / name)
 
 
-def test_the_table_goes_between_the_marks_of_a_page(tmp_path: Path) -> None:
+def test_a_table_goes_between_the_marks_of_the_page(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("a\n<!-- hostile -->\nold\n<!-- /hostile -->\nb\n")
-    write_table(page, "| new |")
-    assert page.read_text() == "a\n<!-- hostile -->\n| new |\n<!-- /hostile -->\nb\n"
-    page.write_text("no marks")
+    write_section("hostile", "| new |", page)
+    assert page.read_text() == "a\n<!-- hostile -->\n\n| new |\n\n<!-- /hostile -->\nb\n"
     with pytest.raises(SystemExit):
-        write_table(page, "| new |")
+        write_section("faults", "| new |", page)

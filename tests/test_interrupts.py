@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import time
 
 import pytest
+import torch
 from sqlalchemy import select
 from sqlalchemy.engine import cursor
+from torch import overrides
+from torch.utils._device import DeviceContext
 
 from registry import Registry, engines
+from registry.quiet import quiet
 from registry.tables import events
 from registry.writers_queue import wait_for_turn
 from tests.records import record
@@ -68,3 +74,43 @@ def test_aliases_do_not_end_before_they_began(any_registry: Registry, monkeypatc
     any_registry.retire("m@v1", force=True)
     version = any_registry.version("m@v1")
     assert version.retired_at is not None and version.retired_at >= version.created_at
+
+
+def test_an_interrupt_between_two_steps_of_a_library_leaves_nothing_on_meta() -> None:
+    def interrupt() -> None:
+        torch.device("meta").__enter__()  # and never left, as when it strikes before the block begins
+        raise KeyboardInterrupt
+
+    with DeviceContext("cpu"), pytest.raises(KeyboardInterrupt), quiet():
+        interrupt()
+    assert not torch.empty(1).is_meta
+    with DeviceContext("meta"):
+        with pytest.raises(KeyboardInterrupt), quiet():
+            interrupt()
+        assert torch.empty(1).is_meta, "which is how it was before"
+    with quiet(), contextlib.suppress(KeyboardInterrupt):  # taken for an error of their own
+        interrupt()
+    assert not torch.empty(1).is_meta
+
+
+def test_what_was_cut_off_and_is_collected_later_changes_nothing_then() -> None:
+    with DeviceContext("meta"):
+        abandoned = quiet()
+        abandoned.__enter__()  # and never left, as when an interrupt strikes at the block's end
+    del abandoned
+    gc.collect()
+    assert not torch.empty(1).is_meta
+
+
+def test_a_mode_that_torch_took_off_when_it_was_interrupted_is_not_put_on_later() -> None:
+    def cut_off() -> None:
+        taken_off = overrides._pop_mode_temporarily()
+        taken_off.__enter__()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as kept, DeviceContext("meta"), quiet():
+        cut_off()
+    assert not torch.empty(1).is_meta
+    del kept  # with its traceback, and what that holds
+    gc.collect()
+    assert not torch.empty(1).is_meta

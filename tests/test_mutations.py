@@ -14,7 +14,7 @@ import pytest
 from registry.families import BRIDGED_FAMILIES, FAMILIES, find_family_by_name
 from registry.families.family import Family
 from tests.mutations import Mutation, judge_mutation, list_mutations
-from tests.sampling import is_sampled
+from tests.sampling import SHARE, is_sampled
 
 NAMES = [family.name for family in (*FAMILIES.values(), *BRIDGED_FAMILIES.values())]
 
@@ -26,7 +26,7 @@ def test_a_changed_field_is_refused_by_name_or_computed_right(
 ) -> None:
     outcomes: Counter[str] = Counter()
     wrong = []
-    taken = [one for one in list_mutations(find_family_by_name(name)) if is_sampled(str(one), times=1.75)]
+    taken = [one for one in list_mutations(find_family_by_name(name)) if is_sampled(str(one), times=1.25)]
     for mutation in taken:
         with tempfile.TemporaryDirectory() as folder:
             try:
@@ -35,7 +35,9 @@ def test_a_changed_field_is_refused_by_name_or_computed_right(
             except AssertionError as error:
                 wrong.append(str(error))
     assert wrong == []
-    assert outcomes["refused"] > 5 and outcomes["unchanged"] > 5 and outcomes["converted"] > 0
+    if SHARE >= 1:  # by chance a sample can have few of a kind
+        assert outcomes["refused"] > 5 and outcomes["unchanged"] > 5 and outcomes["converted"] > 0
+    assert outcomes.total() == len(taken) > 0
     record_property("mutations", dict(outcomes))  # tests/conftest.py prints the sum
 
 

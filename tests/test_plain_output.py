@@ -19,7 +19,7 @@ from sqlalchemy import update
 from cli.main import main
 from cli.output import clean
 from registry import Registry
-from registry.plain_text import clean_line, escape
+from registry.plain_text import clean_line, escape, quote_error
 from registry.tables import events, versions
 from registry.tensor_digests import TensorRecord
 from tests.processes import ROOT
@@ -242,3 +242,9 @@ def test_a_browser_shows_hostile_notes_as_text(registry: Registry, tmp_path: Pat
     page.write_text(f"<title>x</title><td>{attacks[0]}</td>", encoding="utf-8")
     shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     assert "<title>pwned</title>" in shown, "the browser does run what is let through"
+
+
+def test_another_library_s_error_is_quoted_in_one_harmless_line() -> None:
+    assert quote_error(ValueError("act_fn=gelu\0 must be\none of these")) == "act_fn=gelu\ufffd must be"
+    assert quote_error(AssertionError()) == "AssertionError"
+    assert len(quote_error(ValueError("x" * 10_000))) == 500

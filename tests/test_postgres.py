@@ -105,9 +105,10 @@ def test_a_connection_that_is_lost_again_and_again_is_given_up(behind: Registry,
         proxy.strike(Strike("SELECT 1", "before"))
         connection.execute(text("SELECT 1"))
 
-    with pytest.raises(ConnectionLost):
+    with pytest.raises(ConnectionLost) as refused:
         behind.database.change(work)
     assert 2 <= n <= 4
+    assert ".." not in refused.value.message
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -128,6 +129,11 @@ def test_who_cannot_get_in_waits_no_longer_than_configured(proxy: PostgresProxy,
         registry.models()
     assert time.perf_counter() - started < 2 + 1
     registry.close()
+
+
+def test_who_finds_no_server_reads_whole_sentences(tmp_path: Path) -> None:
+    with pytest.raises(DatabaseUnavailable, match=r"TCP/IP connections\."):
+        Registry("postgresql://nobody@127.0.0.1:1/nothing?connect_timeout=2", tmp_path).models()
 
 
 def test_the_server_bounds_a_statement_itself(behind: Registry) -> None:

@@ -374,6 +374,7 @@ def other_value(value: object) -> object:
     return others[type(value).__name__]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("family_name", "key"),
     [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,8 +17,16 @@ from registry.compare.results import HeadPatterns
 from registry.compare_versions import Comparison
 from registry.errors import StorageError, VocabularyMismatch
 from registry.report.figures import write_png, write_svg
+from registry.report.files import check_target
 from registry.report.page import save_report, write_report
-from registry.report.pictures import draw_layers, draw_parts, draw_patterns
+from registry.report.pictures import (
+    draw_head_attributions,
+    draw_layers,
+    draw_parts,
+    draw_pattern_heads,
+    draw_patterns,
+    draw_weight_heads,
+)
 from registry.report.save_pictures import save_pictures
 from registry.results import Results
 from tests.adapters import make_adapted, save_adapter
@@ -129,9 +139,27 @@ def test_what_could_not_be_compared_is_said(compared: Comparison) -> None:
     assert "Tokens mean <other> things." in page.text
 
 
-def test_pictures_are_files_of_a_size_for_a_page(compared: Comparison, tmp_path: Path) -> None:
+def test_maps_say_what_their_colours_mean(compared: Comparison) -> None:
+    weights, behaviour = compared.weights, compared.behaviour
+    assert weights is not None and behaviour is not None
+    maps = (draw_parts(weights), draw_weight_heads(weights), draw_pattern_heads(behaviour))
+    scales = [one.axes[1].get_ylabel() for one in (*maps, draw_head_attributions(behaviour)) if one is not None]
+    assert scales == ["share of the norm", "share of the norm", "JSD (nats)", "more to the logit"]
+
+
+def test_pictures_are_files_of_a_size_for_a_page_and_say_of_what_they_are(
+    compared: Comparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    titles: list[str] = []
+    monkeypatch.setattr(
+        "registry.report.save_pictures.write_png",
+        lambda figure: titles.append(figure.get_suptitle()) or write_png(figure),
+    )
     paths = save_pictures(compared, tmp_path / "new" / "folder")
     assert len(paths) == 10
+    assert all(title.startswith("base@v1 → lora@v1: ") for title in titles[:7])
+    assert len(set(titles)) == 8
+    assert titles[7:] == ["", "", ""], "patterns have the versions above each side"
     assert all(path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size < 300_000 for path in paths)
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot be written"):
@@ -148,3 +176,24 @@ def test_a_page_that_cannot_be_written_is_said_to_be(compared: Comparison, tmp_p
     with pytest.raises(StorageError, match="cannot be written"):
         save_report(compared, tmp_path / "nowhere" / "report.html")
     assert list(tmp_path.iterdir()) == []
+    with pytest.raises(StorageError, match="is a folder"):
+        check_target(tmp_path)
+    with pytest.raises(StorageError, match="is no folder"):
+        check_target(Path(__file__), is_folder=True)
+    check_target(tmp_path / "report.html")
+    check_target(tmp_path / "new" / "folder", is_folder=True)
+
+
+def test_a_page_that_breaks_off_leaves_what_was_there(
+    compared: Comparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "report.html"
+    target.write_text("the last one")
+
+    def replace(partial: Path, path: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(StorageError, match="No space left"):
+        save_report(compared, target)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["the last one"]

@@ -11,7 +11,7 @@ import pytest
 
 from registry import Registry
 from registry.errors import ArtifactMissing, StoreUnavailable
-from registry.store import LocalStore, StagedFile
+from registry.store import LocalStore, StagedFile, local_contents
 from registry.store.contents import Claim, Contents
 from tests.kept import keep
 from tests.processes import run_code, start
@@ -131,6 +131,18 @@ def test_what_a_crash_leaves_is_left_over_and_what_is_being_written_is_not(store
     assert not store.delete_leftover(leftover)
 
 
+def test_a_folder_that_its_maker_takes_away_meanwhile_is_no_fault(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever makes a folder and finds gc at it, before it is held, deletes it and makes another."""
+    folder = store.root / "tmp" / "just-made"
+    folder.mkdir(parents=True)
+    (leftover,) = store.list_leftovers()
+    monkeypatch.setattr(local_contents, "make_folder", lambda path: folder.rmdir())  # the last step before it is moved
+    assert not store.delete_leftover(leftover)
+    assert not list(store.list_leftovers())
+
+
 def test_folders_whose_links_dangle_are_left_over(store: LocalStore, tmp_path: Path) -> None:
     a, b = (_put(store, tmp_path / name, name.encode()) for name in "ab")
     sound = store.link_folder([("a", a.digest)])
@@ -143,6 +155,19 @@ def test_folders_whose_links_dangle_are_left_over(store: LocalStore, tmp_path: P
     assert not dangling.exists()
     assert sound.is_dir()
     store.check(a.digest, 1)
+
+
+def test_a_folder_of_links_that_another_gc_takes_meanwhile_is_no_fault(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = store.link_folder([("file", "0" * 64)])
+
+    def take_first(link: Path) -> Path:
+        folder.rename(store.root / "tmp" / "deleted")
+        raise FileNotFoundError(link)
+
+    monkeypatch.setattr(Path, "readlink", take_first)
+    assert [one for one in store.list_leftovers() if one.kind == "folder"] == []
 
 
 def test_a_derived_file_without_its_card_is_left_over(store: LocalStore) -> None:

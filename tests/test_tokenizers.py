@@ -17,7 +17,7 @@ from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from registry import Registry
+from registry import Registry, verify_checkpoint
 from registry.errors import UnusableTokenizer
 from registry.texts import TextCut
 from registry.tokenizers import check_tokenizer, load_tokenizer
@@ -394,6 +394,28 @@ def test_the_vocabulary_digest_is_that_of_ids_and_tokens_only(make_checkpoint: M
     assert check_tokenizer(load_tokenizer(folder), 211) == plain
     assert check_tokenizer(make_tokenizer(), 500) == plain
     assert check_tokenizer(make_tokenizer(210), 211) != plain
+
+
+def test_a_tokenizer_is_read_once_for_all_checkpoints_that_have_its_files(
+    registry: Registry, make_checkpoint: MakeCheckpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+    monkeypatch.setattr(verify_checkpoint, "_CHECKED", {})
+    monkeypatch.setattr(
+        verify_checkpoint, "load_tokenizer", lambda folder: read.append(folder) or load_tokenizer(folder)
+    )
+    for seed in range(3):
+        registry.register("run", make_checkpoint("gpt2", seed=seed), parity="skip")
+    assert len(read) == 1
+    assert len({registry.version(f"run@v{number}").vocabulary_digest for number in (1, 2, 3)}) == 1
+    other = make_checkpoint("gpt2", seed=3)
+    save(make_byte_level(), other)
+    registry.register("run", other, parity="skip")
+    assert len(read) == 2
+    assert registry.version("run@v4").vocabulary_digest == check_tokenizer(make_byte_level(), 211)
+    wider = save(make_tokenizer(), make_checkpoint("gpt2", seed=4, vocab_size=100))  # the files of the first three
+    with pytest.raises(UnusableTokenizer, match="the embedding has 100 rows"):
+        registry.register("run", wider, parity="skip", dry_run=True)
 
 
 def test_a_new_tokenizer_with_the_same_weights_is_a_new_version(

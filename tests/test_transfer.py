@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -19,7 +20,7 @@ from sqlalchemy import Engine, event
 from cli.main import lensreg
 from cli.options import Session
 from registry import Registry, Version
-from registry.errors import ArtifactCorrupt, InvalidInput, TransferConflict, UnknownRef
+from registry.errors import ArtifactCorrupt, InvalidInput, StorageError, TransferConflict, UnknownRef
 from registry.transfer import receive as receiving
 from registry.transfer.form import RECEIVED
 from tests.faults.invariant import find_breaches
@@ -109,6 +110,24 @@ def test_the_events_tell_the_whole_story(laptop: Registry, team: Registry, tmp_p
     assert hop["action"] == "version.received" and hop["details"]["events"][0]["action"] == "version.registered"
     assert find_breaches(third) == []
     third.close()
+
+
+def test_a_disk_that_cannot_be_read_is_not_the_exports_fault(
+    laptop: Registry, team: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(laptop)
+    laptop.export_versions("run@v2", target=tmp_path / "export")
+    plainly = os.open
+
+    def fail(path: Any, *options: Any) -> int:
+        if str(path).endswith("lensreg-export.json"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return plainly(path, *options)
+
+    monkeypatch.setattr("registry.transfer.folder.os.open", fail)
+    with pytest.raises(StorageError, match=r"cannot be read: Input/output error\. Nothing was changed") as caught:
+        team.import_versions(tmp_path / "export")
+    assert caught.value.code == "storage-error"
 
 
 def test_a_number_that_is_taken_is_never_given_twice(laptop: Registry, team: Registry) -> None:
@@ -287,27 +306,44 @@ def test_what_is_interrupted_goes_on(laptop: Registry, team: Registry, monkeypat
     assert find_breaches(team, [one.ref for one in done.moves]) == []
 
 
-def test_a_sender_that_is_killed_at_random(laptop: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _push_by_steps(laptop: Registry, folder: Path, fuse: int = -1) -> int:
+    """Push the run, count its steps (of progress, and statements of either database), and be killed at one of them."""
+    steps = 0
+
+    def step(*_: object) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == fuse:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    team = open_registry(folder)
+    team.models()
+    event.listen(Engine, "before_cursor_execute", step)
+    try:
+        laptop.push("run", to=team, progress=step)
+    finally:
+        event.remove(Engine, "before_cursor_execute", step)
+        team.close()
+    return steps
+
+
+def test_a_sender_that_is_killed_at_a_random_step(
+    laptop: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(receiving, "PUBLISHED_AT_ONCE", 3)
     monkeypatch.setattr(receiving, "WRITTEN_AT_ONCE", 4)
     add(laptop, "run")
     add_all(laptop, [{"model": "run", "parents": [f"run@v{number}"], "step": number} for number in range(1, 12)])
-    start = time.monotonic()
-    whole = open_registry(tmp_path / "whole")
-    laptop.push("run", to=whole)
-    took = time.monotonic() - start
-    whole.close()
-    chance, killed, partly = random.Random(0), 0, 0
-    for trial in range(8):
+    steps, partly = _push_by_steps(laptop, tmp_path / "whole"), 0
+    for trial, fuse in enumerate(random.Random(0).sample(range(1, steps), 8)):
         folder = tmp_path / f"team{trial}"
-        open_registry(folder).models()
         child = os.fork()
         if child == 0:
-            laptop.push("run", to=open_registry(folder))
-            os._exit(0)
-        time.sleep(chance.uniform(0, took))
-        os.kill(child, signal.SIGKILL)
-        killed += os.WIFSIGNALED(os.waitpid(child, 0)[1])
+            try:
+                _push_by_steps(laptop, folder, fuse)
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
         team = open_registry(folder)
         assert find_breaches(team) == []
         partly += 0 < sum(one.n_versions for one in team.models()) < 12
@@ -315,7 +351,7 @@ def test_a_sender_that_is_killed_at_random(laptop: Registry, tmp_path: Path, mon
         assert [one.number for one in team.history("run")] == list(range(12, 0, -1))
         assert find_breaches(team) == []
         team.close()
-    assert killed >= 3
+    assert partly >= 1
 
 
 @pytest.mark.slow

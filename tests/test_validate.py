@@ -186,7 +186,7 @@ def test_parity_is_measured_again_and_in_other_dtypes(base: Registry, make_check
     assert low.suite == "parity-bfloat16"
     assert _metrics(low)["raw"].value > 1e-3
     assert base.version("verified").is_verified
-    assert not base.validate("verified", "parity", dtype="bfloat16")[0].is_new
+    assert not base.validate("verified", "parity", dtype=torch.bfloat16)[0].is_new
     assert [one.dtype for one in base.validations("verified") if one.suite == "parity"] == ["float64"] * 2
 
 
@@ -199,6 +199,13 @@ def test_what_failed_since_it_was_measured_is_measured_again(base: Registry, tex
     texts.write_text(good)
     assert base.validate("base", "loss", data=texts)[0].is_new
     assert base.check_requirements("base", ["loss < 100"])[0].met
+
+
+def test_a_dtype_that_is_none_is_refused_before_anything_is_measured(base: Registry) -> None:
+    for dtype in ("float33", "int8", torch.int8):
+        with pytest.raises(InvalidInput, match="no floating-point dtype"):
+            base.validate("base", "structure", dtype=dtype, again=True)
+    assert not any(one.suite == "structure" for one in base.validations("base"))
 
 
 def test_parity_that_fails_in_one_dtype_says_nothing_of_another(

@@ -153,6 +153,7 @@ WRONG += [
 ]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("name", "config", "changes", "at_least"), WRONG)
 def test_a_wrong_conversion_is_caught(
     name: str, config: dict[str, Any], changes: dict[str, Any], at_least: float, make_checkpoint: MakeCheckpoint

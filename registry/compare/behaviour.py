@@ -90,7 +90,7 @@ def _compare_together(
     a: Side, b: Side, batches: Sequence[torch.Tensor], n_shared: int, sums: Sums, counter: Counter
 ) -> None:
     first, second = a.load(), b.load()
-    readouts = Readout(first), Readout(second)
+    readouts = _pair(Readout(first), Readout(second))
     for tokens in batches:
         # without a name, what is kept of one batch is gone when the next one runs
         _compare_batch(keep(first, readouts[0], tokens), second, readouts, tokens, n_shared, sums)
@@ -108,17 +108,23 @@ def _compare_in_turn(
 ) -> None:
     with open_kept_files(kept_bytes) as files:
         network = a.load()
-        readout = Readout(network, alone=True)
+        readout = Readout(network)
         for tokens in batches:
             files.write(keep(network, readout, tokens))
             counter.advance(tokens.numel())
         del network
         gc.collect()  # a network's hooks refer to each other
         network = b.load()
-        readouts = readout, Readout(network)
+        readouts = _pair(readout, Readout(network))
+        del readout
         for index, tokens in enumerate(batches):
             _compare_batch(files.take(index), network, readouts, tokens, n_shared, sums)
             counter.advance(tokens.numel())
+
+
+def _pair(first: Readout, second: Readout) -> tuple[Readout, Readout]:
+    """Give the readouts of both, as one and the same where they are alike: training often leaves them as they were."""
+    return (second if first.is_like(second) else first), second
 
 
 def _compare_batch(
@@ -163,18 +169,16 @@ def _sum_lens_kl(
     All layers at once: the unembedding is read from memory for as many rows as there are at a time, and not for each.
     """
     equal = {layer for layer, (old, new) in streams.items() if torch.equal(old, new)}
-    if equal and not readouts[0].is_like(readouts[1]):
+    if equal and readouts[0] is not readouts[1]:
         equal = set()
     found = dict.fromkeys(equal, 0.0)  # lower layers are often frozen in training, and the lens is what takes longest
     moved = [layer for layer in streams if layer not in equal]
     if moved:
         old, new = (torch.cat([streams[layer][side].flatten(0, 1) for layer in moved]) for side in (0, 1))
-        parts = [
-            compare_logits(readouts[0].read(one), readouts[1].read(other), n_shared)[0]
-            for one, other in _split(n_shared, old, new)
-        ]
-        sums = torch.cat(parts).reshape(len(moved), -1).sum(dim=1).tolist()
-        found.update(zip(moved, sums, strict=True))
+        kl = torch.empty(len(old), dtype=torch.float64, device=old.device)
+        for rows in _split(len(old), n_shared):
+            kl[rows], _ = compare_logits(readouts[0].read(old[rows]), readouts[1].read(new[rows]), n_shared)
+        found.update(zip(moved, kl.reshape(len(moved), -1).sum(dim=1).tolist(), strict=True))
     return found
 
 
@@ -184,23 +188,29 @@ def _compare_predictions(
     """Return KL and whether the top-1 tokens agree, each `(batch, position)`, and the summed losses of both."""
     # what comes after the last token of each row nobody knows
     targets = torch.nn.functional.pad(tokens[:, 1:], (0, 1), value=-1).flatten().to(new.device)
+    old, new = old.flatten(0, 1), new.flatten(0, 1)
+    kl = torch.empty(len(old), dtype=torch.float64, device=new.device)
+    agreed = torch.empty_like(targets, dtype=torch.bool)
     losses = [0.0, 0.0]
-    found = []
-    for one, other, wanted in _split(n_shared, old.flatten(0, 1), new.flatten(0, 1), targets):
-        a, b = readouts[0].predict(one), readouts[1].predict(other)
-        found.append(compare_logits(a, b, n_shared))
+    for rows in _split(len(old), n_shared):
+        a, b = readouts[0].predict(old[rows]), readouts[1].predict(new[rows])
+        kl[rows], agreed[rows] = compare_logits(a, b, n_shared)
         for which, logits in enumerate((a, b)):
-            rows = logits[:, :n_shared].double()
-            losses[which] += float(torch.nn.functional.cross_entropy(rows, wanted, ignore_index=-1, reduction="sum"))
-    kl, agreed = (torch.cat(parts).reshape(tokens.shape) for parts in zip(*found, strict=True))
-    return kl, agreed, losses
+            said = logits[:, :n_shared].double()
+            losses[which] += float(
+                torch.nn.functional.cross_entropy(said, targets[rows], ignore_index=-1, reduction="sum")
+            )
+    return kl.reshape(tokens.shape), agreed.reshape(tokens.shape), losses
 
 
-def _split(n_shared: int, *tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Give as many rows at a time as logits are made of at once."""
+def _split(n_rows: int, n_shared: int) -> Iterator[slice]:
+    """Give as many rows at a time as logits are made of at once.
+
+    What is found of them belongs into a tensor that was made before: a new small one, kept after large ones were freed,
+    takes a place among them that no large one fits into again, and memory grew by the logits of every step.
+    """
     step = count_rows(n_shared)
-    for start in range(0, len(tensors[0]), step):
-        yield tuple(tensor[start : start + step] for tensor in tensors)
+    return (slice(start, start + step) for start in range(0, n_rows, step))
 
 
 def count_bytes(architecture: Mapping[str, Any], dtype: torch.dtype) -> Callable[[int], int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-_NUMBERS = 2**22
+_NUMBERS = 2**20
 """How many numbers of next-token distributions are held in float64 at once."""
 
 

@@ -6,7 +6,7 @@ It is all of a network that is still needed once its activations are kept.
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 class Readout:
-    """The last norm and the unembedding of a network; with `alone`, copies that keep nothing else of it alive."""
+    """The last norm and the unembedding of a network: copies that keep nothing else of it alive."""
 
-    def __init__(self, network: HookedTransformer, *, alone: bool = False) -> None:
-        parts: tuple[Any, Any] = (getattr(network, "ln_final", torch.nn.Identity()), network.unembed)
-        norm, unembed = (copy.deepcopy(part) if alone else part for part in parts)
-        self.norm: torch.nn.Module = norm
-        self.unembed: torch.nn.Module = unembed
-        self._directions: torch.Tensor = unembed.W_U.T  # (d_vocab, d_model)
+    def __init__(self, network: HookedTransformer) -> None:
+        self.norm: torch.nn.Module = copy.deepcopy(getattr(network, "ln_final", torch.nn.Identity()))
+        # (d_vocab, d_model): transformer-lens's Unembed lays W_U out like this at every call, unless it already is
+        self._directions: torch.Tensor = network.unembed.W_U.detach().T.contiguous()
+        laid_out = torch.nn.Parameter(self._directions.T, requires_grad=False)
+        self.unembed: torch.nn.Module = copy.deepcopy(network.unembed, {id(network.unembed.W_U): laid_out})
         self.n_layers = int(network.cfg.n_layers)
         self.device = self._directions.device
         self._cap = float(network.cfg.output_logits_soft_cap or 0.0)
@@ -30,10 +30,11 @@ class Readout:
         self._is_centred = kind.startswith("LN") and not network.cfg.final_rms
 
     def is_like(self, other: Readout) -> bool:
-        """Say whether both read the same in every residual stream."""
+        """Say whether both read the same in every residual stream, and as the last of as many layers."""
         mine, others = ({**one.norm.state_dict(), **one.unembed.state_dict()} for one in (self, other))
         return (
-            (type(self.norm), self._cap, mine.keys()) == (type(other.norm), other._cap, others.keys())
+            (self.n_layers, type(self.norm), self._cap, mine.keys())
+            == (other.n_layers, type(other.norm), other._cap, others.keys())
             and getattr(self.norm, "eps", None) == getattr(other.norm, "eps", None)
             and all(torch.equal(mine[name], others[name]) for name in mine)
         )

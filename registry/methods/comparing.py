@@ -125,7 +125,7 @@ class Comparing(Asking, Loading):
         max_tokens: int | None = None,
         one_at_a_time: bool | None = None,
         processed: bool = True,
-        dtype: str | None = None,
+        dtype: str | torch.dtype | None = None,
         device: str | None = None,
         workers: int | None = None,
         dask: str | None = None,
@@ -143,6 +143,7 @@ class Comparing(Asking, Loading):
             WorkerMismatch, WorkerLost, ClusterUnavailable: as in `validate`.
         """
         from registry.executors import Outcome, Place, Task, run_tasks
+        from registry.load_options import name_dtype
         from registry.worker import digest_data, pin_version
 
         place = Place(workers, dask, executor)
@@ -152,7 +153,7 @@ class Comparing(Asking, Loading):
         others = [self._find(ref) for ref in refs]
         options = {"weights": weights, "ranks": ranks, "prompts": tuple(prompts), "processed": processed}
         options |= {"data": data, "column": column, "length": length, "max_tokens": max_tokens}
-        options |= {"one_at_a_time": one_at_a_time, "dtype": dtype or "float32", "device": device}
+        options |= {"one_at_a_time": one_at_a_time, "dtype": name_dtype(dtype or "float32"), "device": device}
         found: dict[int, Comparison] = {}
 
         def take(index: int, outcome: Outcome) -> None:

@@ -12,6 +12,8 @@ from registry.methods.comparing import Comparing
 from registry.progress import Progress, no_progress
 
 if TYPE_CHECKING:
+    import torch
+
     from registry.trajectory.results import Trace
 
 
@@ -31,7 +33,7 @@ class Tracing(Comparing):
         length: int | None = None,
         max_tokens: int | None = None,
         batch_size: int = 4,
-        dtype: str = "float32",
+        dtype: str | torch.dtype = "float32",
         device: str | None = None,
         workers: int | None = None,
         dask: str | None = None,
@@ -68,6 +70,7 @@ class Tracing(Comparing):
             raise InvalidInput("There are both prompts and data.", hint="Give one of them.")
         options = None
         if weights or prompts or data is not None:
+            from registry.load_options import name_dtype
             from registry.trajectory.measure_step import StepOptions
 
             options = StepOptions(
@@ -78,7 +81,7 @@ class Tracing(Comparing):
                 length=length,
                 max_tokens=max_tokens,
                 batch_size=batch_size,
-                dtype=dtype,
+                dtype=str(name_dtype(dtype)),
                 device=device,
             )
         return trace_run(self, name, base, metrics, options, place, progress)

@@ -12,6 +12,8 @@ from registry.methods.comparing import Comparing
 from registry.progress import Progress, no_progress
 
 if TYPE_CHECKING:
+    import torch
+
     from registry.leaderboard import Leaderboard
     from registry.requirements import Requirement
     from registry.validate import ValidationRun
@@ -28,7 +30,7 @@ class Validating(Comparing):
         data: str | Path | None = None,
         parameters: Mapping[str, Any] | None = None,
         require: Sequence[str] = (),
-        dtype: str | None = None,
+        dtype: str | torch.dtype | None = None,
         device: str | None = None,
         again: bool = False,
         workers: int | None = None,
@@ -59,13 +61,14 @@ class Validating(Comparing):
         measured; docs/clusters.md says what workers need.
 
         Raises:
-            InvalidInput: there is no such suite or parameter, or a threshold cannot be read.
+            InvalidInput: there is no such suite, parameter or dtype, or a threshold cannot be read.
             SourceNotFound: the data are not there; nothing is measured then.
             UnknownRef: one of the versions is not there; nothing is measured then.
             WorkerMismatch: a worker has other code, or sees another registry, store or data.
             WorkerLost, ClusterUnavailable: workers ended, or cannot be had; what was recorded stays.
         """
         from registry.executors import Outcome, Place, Task, run_tasks
+        from registry.load_options import name_dtype
         from registry.orders import carry_out, give_orders, refuse_unrecorded, report_failure
         from registry.worker import pin_version
 
@@ -84,7 +87,7 @@ class Validating(Comparing):
             suite,
             given,
             require=require,
-            dtype=dtype,
+            dtype=name_dtype(dtype),
             device=device,
             again=again,
             is_sent=not place.is_here,

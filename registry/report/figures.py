@@ -23,15 +23,22 @@ _MAP = "viridis"
 _CLIP = re.compile(r'(?<=["#])p[0-9a-f]{10}(?=["\)])')
 
 
-def make_figure(size: tuple[float, float], draw: Callable[[Figure], None]) -> Figure:
-    """Make a figure of so many inches in the house's style. Raises PackageMissing without matplotlib."""
+def require_matplotlib() -> None:
+    """Raise PackageMissing without matplotlib."""
     try:
-        import matplotlib
-        from matplotlib.figure import Figure
+        import matplotlib.figure  # noqa: F401 (one that is there and cannot be imported is of no use either)
     except ImportError:
         raise PackageMissing(
             "matplotlib is not installed.", package="matplotlib", hint="Install it: pip install 'lens-registry[plots]'"
         ) from None
+
+
+def make_figure(size: tuple[float, float], draw: Callable[[Figure], None]) -> Figure:
+    """Make a figure of so many inches in the house's style. Raises PackageMissing without matplotlib."""
+    require_matplotlib()
+    import matplotlib
+    from matplotlib.figure import Figure
+
     settings: Any = {
         "font.size": 9,
         "text.color": INK,
@@ -54,9 +61,13 @@ def paint_map(
     row_names: Sequence[Any],
     column_names: Sequence[Any],
     *,
+    scale: str = "",
     signed: bool = False,
 ) -> Axes:
-    """Paint a heat map from 0 up, or as far down as up, the first row at the top; what is None stays empty."""
+    """Paint a heat map from 0 up, or as far down as up, the first row at the top; what is None stays empty.
+
+    `scale` says beside the bar of colours what they mean.
+    """
     axes = figure.subplots()
     numbers = [[float("nan") if value is None else value for value in row] for row in rows]
     highest = max((abs(value) for row in rows for value in row if value is not None), default=0.0) or 1.0
@@ -71,6 +82,7 @@ def paint_map(
     axes.set_xticks([index + 0.5 for index in shown], [str(column_names[index]) for index in shown])
     bar = figure.colorbar(image, ax=axes, shrink=0.9, pad=0.02)
     bar.outline.set_visible(False)
+    bar.set_label(scale, size=8)
     if bar.solids is not None:
         bar.solids.set_rasterized(False)
         bar.solids.set_edgecolor("face")

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from registry.errors import StorageError
 from registry.plain_text import escape
 from registry.report.figures import write_svg
 
@@ -39,17 +36,6 @@ def write_page(title: str, parts: Sequence[str]) -> str:
         f"<title>{heading}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<h1>{heading}</h1>\n"
         f"{''.join(parts)}\n</body>\n</html>\n"
     )
-
-
-def save_whole(content: str | bytes, path: str | Path) -> None:
-    """Write a file, which appears when it is whole. Raises StorageError if it cannot be written."""
-    target = Path(path)
-    try:
-        with tempfile.NamedTemporaryFile("wb", dir=target.parent, delete=False) as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-        Path(file.name).replace(target)
-    except OSError as error:
-        raise StorageError(f"{target} cannot be written: {error.strerror}.", hint="Name another file.") from error
 
 
 def write_figure(drawn: Figure | None, caption: str) -> str:

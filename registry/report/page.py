@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from registry.plain_text import escape
-from registry.report.frame import save_whole, write_figure, write_page, write_table
+from registry.report.files import save_whole
+from registry.report.frame import write_figure, write_page, write_table
 from registry.report.pictures import (
     draw_attributions,
     draw_head_attributions,

@@ -28,19 +28,19 @@ def draw_parts(found: WeightComparison) -> Figure:
     ]
     values = {(one.layer, one.component): one.relative_distance for one in found.parts}
     rows = [[values.get((layer, component)) for layer in layers] for component in components]
-    return _draw_map(rows, components, layers, "layer", "")
+    return _draw_map(rows, components, layers, "layer", "", "share of the norm")
 
 
 def draw_weight_heads(found: WeightComparison) -> Figure | None:
     """Draw the relative distance of every head's queries by layer; None if no heads were compared."""
     values = {(one.layer, one.head): one.relative_distance for one in found.heads if one.name.endswith("W_Q")}
-    return _draw_heads(values)
+    return _draw_heads(values, "share of the norm")
 
 
 def draw_pattern_heads(found: BehaviourComparison) -> Figure | None:
     """Draw by how much every head's attention pattern diverges; None if patterns were not compared."""
     values = {(one.layer, one.head): one.pattern_jsd for one in found.heads}
-    return _draw_heads(values)
+    return _draw_heads(values, "JSD (nats)")
 
 
 def draw_layers(found: BehaviourComparison) -> Figure:
@@ -94,7 +94,8 @@ def draw_head_attributions(found: BehaviourComparison) -> Figure | None:
     """Draw how much more, or less, each head adds to the logit of the next token; None if that has no shares."""
     if not found.head_attributions:
         return None
-    return _draw_heads({(one.layer, one.head): one.difference for one in found.head_attributions}, signed=True)
+    values = {(one.layer, one.head): one.difference for one in found.head_attributions}
+    return _draw_heads(values, "more to the logit", signed=True)
 
 
 def draw_positions(found: BehaviourComparison) -> Figure:
@@ -147,7 +148,7 @@ def draw_patterns(found: HeadPatterns, a: str, b: str) -> Figure:
             axes.set_xticks(places, labels, rotation=90, fontsize=7, parse_math=False)
             axes.set_yticks(places, labels, fontsize=7, parse_math=False)
             axes.tick_params(length=0)
-            axes.set_title(title, fontsize=9, parse_math=False)
+            axes.set_title(f"{title}, head {found.layer}.{found.head}", fontsize=9, parse_math=False)
             axes.set_xlabel("key")
             axes.spines[:].set_visible(False)
         panels[0].set_ylabel("query")
@@ -168,13 +169,13 @@ def _label(token: str) -> str:
     return shown if len(shown) <= _LABEL else f"{shown[: _LABEL - 1]}…"
 
 
-def _draw_heads(values: Mapping[tuple[int, int], float], *, signed: bool = False) -> Figure | None:
+def _draw_heads(values: Mapping[tuple[int, int], float], scale: str, *, signed: bool = False) -> Figure | None:
     if not values:
         return None
     layers = sorted({layer for layer, _ in values})
     heads = sorted({head for _, head in values})
     rows = [[values.get((layer, head)) for layer in layers] for head in heads]
-    return _draw_map(rows, heads, layers, "layer", "head", signed=signed)
+    return _draw_map(rows, heads, layers, "layer", "head", scale, signed=signed)
 
 
 def _draw_map(
@@ -183,13 +184,14 @@ def _draw_map(
     column_names: Sequence[Any],
     x_label: str,
     y_label: str,
+    scale: str,
     *,
     signed: bool = False,
 ) -> Figure:
     """Draw a heat map of square cells, from 0 up, or `signed`: as far down as up."""
 
     def draw(figure: Figure) -> None:
-        axes = paint_map(figure, rows, row_names, column_names, signed=signed)
+        axes = paint_map(figure, rows, row_names, column_names, scale=scale, signed=signed)
         axes.set_aspect("equal")
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)

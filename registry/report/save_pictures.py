@@ -1,4 +1,4 @@
-"""Save every picture of a comparison as a file of its own: PNG on white, to be read on any ground."""
+"""Save every picture of a comparison as a file of its own: PNG on white, with the two versions above it."""
 
 from __future__ import annotations
 
@@ -34,8 +34,10 @@ def save_pictures(found: Comparison, folder: str | Path) -> list[Path]:
     paths = []
     try:
         target.mkdir(parents=True, exist_ok=True)
-        for name, figure in _draw_all(found):
+        for name, title, figure in _draw_all(found):
             if figure is not None:
+                if title:
+                    figure.suptitle(f"{found.a} → {found.b}: {title}", size=9, parse_math=False)
                 path = target / f"{name}.png"
                 path.write_bytes(write_png(figure))
                 paths.append(path)
@@ -44,18 +46,18 @@ def save_pictures(found: Comparison, folder: str | Path) -> list[Path]:
     return paths
 
 
-def _draw_all(found: Comparison) -> Iterator[tuple[str, Figure | None]]:
+def _draw_all(found: Comparison) -> Iterator[tuple[str, str, Figure | None]]:
     if found.weights is not None and found.weights.n_changed:
-        yield "weights-by-component", draw_parts(found.weights)
-        yield "weights-by-head", draw_weight_heads(found.weights)
+        yield "weights-by-component", "how far components moved", draw_parts(found.weights)
+        yield "weights-by-head", "how far queries (W_Q) moved", draw_weight_heads(found.weights)
     behaviour = found.behaviour
     if behaviour is None:
         return
-    yield "residual-stream", draw_layers(behaviour)
-    yield "patterns-by-head", draw_pattern_heads(behaviour)
-    yield "attributions", draw_attributions(behaviour)
-    yield "attributions-by-head", draw_head_attributions(behaviour)
+    yield "residual-stream", "the residual stream", draw_layers(behaviour)
+    yield "patterns-by-head", "how far attention patterns diverge", draw_pattern_heads(behaviour)
+    yield "attributions", "direct logit attribution", draw_attributions(behaviour)
+    yield "attributions-by-head", "direct logit attribution of heads", draw_head_attributions(behaviour)
     if len(behaviour.positions) > 1:
-        yield "positions", draw_positions(behaviour)
-    for one in behaviour.patterns:
-        yield f"pattern-{one.layer}.{one.head}", draw_patterns(one, behaviour.a, behaviour.b)
+        yield "positions", "next-token distributions", draw_positions(behaviour)
+    for one in behaviour.patterns:  # which have the versions above each side
+        yield f"pattern-{one.layer}.{one.head}", "", draw_patterns(one, behaviour.a, behaviour.b)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from registry.errors import InvalidInput
 from registry.plain_text import escape
 from registry.report.figures import write_png, write_svg
-from registry.report.frame import save_whole, write_figure, write_page, write_table
+from registry.report.files import save_whole
+from registry.report.frame import write_figure, write_page, write_table
 from registry.report.trajectory import draw_course, draw_layers, draw_loss, draw_trajectory
 
 if TYPE_CHECKING:

@@ -23,6 +23,7 @@ from registry.convert import check_finite
 from registry.errors import UnsupportedConfig, UnsupportedSource, WeightsMismatch
 from registry.families.family import Family
 from registry.networks import build_source_network
+from registry.plain_text import quote_error
 from registry.quiet import quiet
 from registry.sources.source import Finding
 from registry.verify import measure_reference
@@ -116,7 +117,7 @@ def _adapt(network: PreTrainedModel, config: Mapping[str, Any], parent_ref: str)
             built = _CONFIGS[kind](**fields, **_BEGIN[kind], inference_mode=True)
             adapted = peft.PeftModel(network, built, autocast_adapter_dtype=False)
         except Exception as error:  # peft raises ValueError, TypeError, re.error … for what does not fit
-            reason = str(error).strip().split("\n")[0][:300]
+            reason = quote_error(error)
             raise UnsupportedConfig(
                 f"peft cannot put this adapter into {parent_ref}: {reason}",
                 field="adapter_config.json",
@@ -223,7 +224,7 @@ def _refuse_tied(names: Iterable[str], tied: Sequence[str]) -> None:
 
 
 def _refuse_merge(error: Exception) -> UnsupportedSource:
-    reason = str(error).strip().split("\n")[0][:300]
+    reason = quote_error(error)
     return UnsupportedSource(
         f"peft cannot merge this adapter: {reason}",
         hint="Merge it where it was trained, and register the folder of the merged model.",

@@ -25,6 +25,7 @@ from registry.errors import (
 )
 from registry.families import FAMILIES
 from registry.families.family import Family, check_config
+from registry.plain_text import quote_error
 from registry.quiet import quiet
 from registry.sources.gguf_header import GgufHeader, read_gguf_header
 from registry.sources.huggingface import read_folder
@@ -215,7 +216,7 @@ def _write_weights(path: Path, folder: Path, family: Family, config: Mapping[str
         try:
             tensors = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=network)["tensors"]
         except Exception as error:  # gguf-py and transformers raise whatever a damaged file leads to
-            reason = str(error).strip().split("\n")[0]
+            reason = quote_error(error)
             raise MalformedArtifact(
                 f"{path.name} cannot be dequantised: {reason}.", hint="Copy the file again.", path=str(path)
             ) from error
@@ -240,7 +241,7 @@ def _write_tokenizer(path: Path, folder: Path) -> None:
             tokenizer = AutoTokenizer.from_pretrained(str(alone), gguf_file="model.gguf", local_files_only=True)
             tokenizer.save_pretrained(str(folder))
         except Exception as error:  # for each way in which a vocabulary can be wrong, another
-            reason = str(error).strip().split("\n")[0]
+            reason = quote_error(error)
             raise UnusableTokenizer(f"The tokenizer in {path.name} cannot be read: {reason}.", hint=_HINT) from error
 
 

@@ -6,11 +6,11 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from registry.architecture import Architecture
+from registry.environment import find_release
 from registry.errors import MalformedArtifact
 from registry.hooked_config import PROCESSING_FLAGS, check_architecture_fields
 
@@ -42,7 +42,7 @@ class HookedDescription:
             "processing": list(self.processing),
             "family": self.family,
             "default_prepend_bos": self.default_prepend_bos,
-            "versions": {name: version(name) for name in ("lens-registry", "transformer-lens", "torch")},
+            "versions": {name: find_release(name) for name in ("lens-registry", "transformer-lens", "torch")},
         }
 
     def write(self, path: Path) -> dict[str, Any]:

@@ -15,15 +15,12 @@ import hashlib
 import os
 import re
 import shutil
-import stat
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
-from registry.digests import Digests, Range, digest_stream
+from registry.digests import Range
 from registry.errors import (
     ArtifactCorrupt,
     ArtifactMissing,
@@ -33,15 +30,14 @@ from registry.errors import (
     StorageFull,
     StoreUnavailable,
 )
-from registry.permissions import create_file, file_mode, folder_mode, make_folder, set_mode
+from registry.permissions import file_mode, folder_mode, make_folder, set_mode
 from registry.progress import Progress, no_progress
-from registry.regular_files import open_regular
-from registry.store.local_contents import LocalContents, hold
+from registry.store.copying import copy_file, digest_ranges, link_file, try_link
+from registry.store.folder_locks import hold, lock
+from registry.store.local_contents import LocalContents
 from registry.store.stamps import Stamps, Verify
 from registry.weights import Advance
 
-_SYNC_BYTES = 64 * 2**20
-_FICLONE = 0x40049409  # linux/fs.h: share the other file's blocks
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -85,8 +81,7 @@ class LocalStore(LocalContents):
             if not (self.root / "blobs").is_dir():
                 self._make_blob_folders()
             make_folder(self.root / "tmp")
-            folder = Path(tempfile.mkdtemp(dir=self.root / "tmp"))
-        held = hold(folder)
+            folder, held = self._make_held_folder()
         try:
             with self._typed_errors():
                 yield folder
@@ -94,6 +89,14 @@ class LocalStore(LocalContents):
             shutil.rmtree(folder, ignore_errors=True)
             if held is not None:
                 os.close(held)
+
+    def _make_held_folder(self) -> tuple[Path, int | None]:
+        while True:
+            folder = Path(tempfile.mkdtemp(dir=self.root / "tmp"))
+            try:
+                return folder, hold(folder)
+            except FileNotFoundError:  # taken for a leftover in the moment before it was held
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _make_blob_folders(self) -> None:
         """Make all folders for blobs before anything else is in the store.
@@ -125,10 +128,10 @@ class LocalStore(LocalContents):
         `link` makes a hard link; with `or_copy` it is copied where the file system cannot link.
         """
         with self._typed_errors():
-            if link and (_try_link(source, target) if or_copy else _link(source, target)):
-                digests = _digest(target, ranges, advance)
+            if link and (try_link(source, target) if or_copy else link_file(source, target)):
+                digests = digest_ranges(target, ranges, advance)
             else:
-                digests = _copy(source, target, file_mode(self.root, frozen=True), ranges, advance)
+                digests = copy_file(source, target, file_mode(self.root, frozen=True), ranges, advance)
             return StagedFile(target, digests.whole, target.stat().st_size, digests.ranges)
 
     def publish(self, files: Iterable[StagedFile], progress: Progress = no_progress, *, replace: bool = False) -> None:
@@ -153,12 +156,12 @@ class LocalStore(LocalContents):
                     fresh.append((file.path, blob))
                 elif not self._renew(file.digest):
                     copy = file.path.with_name(f"{file.path.name}.copy")
-                    _copy(file.path, copy, file_mode(self.root, frozen=True), (), None)
+                    copy_file(file.path, copy, file_mode(self.root, frozen=True), (), None)
                     fresh.append((copy, blob))
             for path, _ in fresh:
                 _sync(path)
             for path, blob in fresh:
-                path.replace(blob)
+                _put(path, blob)
             for folder in folders:
                 _sync(folder)
 
@@ -209,9 +212,8 @@ class LocalStore(LocalContents):
         folder = self.root / "folders" / key[:2] / key
         links = {name: os.path.relpath(self.blob_path(digest), folder) for name, digest in listing}
         with self._typed_errors():
-            if not folder.is_dir():
+            while (found := _read_links(folder)) is None:  # again if gc, having found it to dangle, took it meanwhile
                 self._make_folder(folder, links)
-            found = {path.name: str(path.readlink()) if path.is_symlink() else "" for path in folder.iterdir()}
             for name, digest in listing:
                 if found.pop(name, "") != links[name]:
                     raise _refuse_altered(folder, name, digest)
@@ -231,8 +233,8 @@ class LocalStore(LocalContents):
             set_mode(fresh, folder_mode(folder.parent))
             try:
                 fresh.rename(folder)
-            except OSError:
-                if not folder.is_dir():  # else another process was first
+            except OSError as error:
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # else another process was first
                     raise
 
     def _renew(self, digest: str) -> bool:
@@ -285,73 +287,20 @@ class LocalStore(LocalContents):
         )
 
 
-def _copy(source: Path, target: Path, mode: int, ranges: Iterable[Range], advance: Advance | None) -> Digests:
-    """Copy by sharing blocks where the file system can, else byte by byte, and digest what is then in the copy."""
-    with open_regular(source, follow=False) as reader, create_file(target, mode) as writer:
-        if _clone(reader.fileno(), writer.fileno()):
-            digests = _digest(target, ranges, advance)
-        else:
-            _refuse_too_big(reader.fileno(), writer.fileno(), target)
-            with _write_back(writer) as write:
-                digests = digest_stream(reader, ranges, write, advance)
-        writer.flush()
-    return digests
-
-
-def _digest(path: Path, ranges: Iterable[Range], advance: Advance | None) -> Digests:
-    with path.open("rb", buffering=0) as reader:
-        return digest_stream(reader, ranges, advance=advance)
-
-
-def _refuse_too_big(source: int, copy: int, target: Path) -> None:
-    """Raise ENOSPC before a disk is filled to the brim with a file that cannot fit: one of holes, say."""
-    if hasattr(os, "fstatvfs"):
-        disk = os.fstatvfs(copy)
-        if os.fstat(source).st_size > disk.f_bavail * disk.f_frsize:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
-
-
-@contextlib.contextmanager
-def _write_back(writer: BinaryIO) -> Iterator[Callable[[memoryview], None]]:
-    """Give a function that writes, and has the disk begin with what was written while the rest is still to come.
-
-    `publish` syncs what is left; nothing relies on what was written back before.
-    """
-    waiting = 0
-    syncing: Future[None] | None = None
-
-    def write(chunk: memoryview) -> None:
-        nonlocal waiting, syncing
-        writer.write(chunk)
-        waiting += len(chunk)
-        if waiting >= _SYNC_BYTES and (syncing is None or syncing.done()):
-            if syncing is not None:
-                syncing.result()
-            syncing = pool.submit(os.fsync, writer.fileno())
-            waiting = 0
-
-    with ThreadPoolExecutor(1) as pool:
-        yield write
-    if syncing is not None:
-        syncing.result()
-
-
-def _clone(source: int, target: int) -> bool:
-    try:
-        import fcntl
-
-        fcntl.ioctl(target, _FICLONE, source)
-    except (ImportError, OSError):
-        return False
-    return True
-
-
 def _refuse_altered(folder: Path, name: str, digest: str) -> ArtifactCorrupt:
     return ArtifactCorrupt(
         f"{folder / name} is not what was put there: somebody wrote into that folder.",
         digest=digest,
         hint=f"Move what you need out of {folder}, then delete it; it is made again from the blobs.",
     )
+
+
+def _read_links(folder: Path) -> dict[str, str] | None:
+    """Return where the links of a folder lead to by name, "" for what is no link; None if the folder is not there."""
+    try:
+        return {path.name: str(path.readlink()) if path.is_symlink() else "" for path in folder.iterdir()}
+    except FileNotFoundError:
+        return None
 
 
 def _symlink(path: Path, target: str) -> None:
@@ -361,18 +310,21 @@ def _symlink(path: Path, target: str) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def _link(source: Path, target: Path) -> bool:
-    os.link(source, target, follow_symlinks=False)
-    if not stat.S_ISREG(target.lstat().st_mode):
-        raise OSError(errno.EINVAL, "it is no regular file", str(source))
-    return True
+def _put(path: Path, blob: Path) -> None:
+    """Rename a staged file in; what it takes the place of keeps a name in the staging folder, until all is synced."""
+    with lock(blob.parent):  # what is kept must be what is replaced
+        _keep(blob, path.with_name(f"{path.name}.old"))
+        path.replace(blob)
 
 
-def _try_link(source: Path, target: Path) -> bool:
-    try:
-        return _link(source, target)
-    except OSError:  # another file system, one without links, or a file that is not ours to link
-        return False
+def _keep(blob: Path, name: Path) -> None:
+    """Give a blob that is about to be replaced another name, if it is there.
+
+    On a file system without a journal a power cut may bring the older file back. Were it deleted before the folder is
+    synced, its number could be another file's by then, and the blob's name would lead to that.
+    """
+    with contextlib.suppress(OSError):  # there is none, it is another user's, or the file system has no links
+        os.link(blob, name, follow_symlinks=False)
 
 
 def _sync(path: Path) -> None:

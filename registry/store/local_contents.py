@@ -20,6 +20,7 @@ from pathlib import Path
 from registry.errors import ArtifactCorrupt, ArtifactMissing, StoreUnavailable
 from registry.permissions import make_folder
 from registry.store.contents import Claim, Leftover, LeftoverKind, StoredBlob
+from registry.store.folder_locks import take
 from registry.store.sealed import read_sealed, write_sealed
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -85,15 +86,15 @@ class LocalContents:
         """
         with self._typed_errors():
             for path in _list(self.root / "tmp"):
-                if not _is_in_use(path):
-                    yield from self._describe(path, "temporary")
+                with take(path) as is_free:
+                    found = list(self._describe(path, "temporary")) if is_free else []
+                yield from found
             for path in _list(self.root / "quarantine"):
                 yield from self._describe(path, "quarantined", (path.name.partition(".")[0],))
             for shelf in _list(self.root / "folders"):
                 for folder in _list(shelf):
                     if _dangles(folder):
-                        digests = tuple(link.readlink().name for link in _list(folder) if link.is_symlink())
-                        yield from self._describe(folder, "folder", digests)
+                        yield from self._describe(folder, "folder", _read_digests(folder))
             for path in (self.root / "derived").glob("??/*.safetensors"):
                 if not path.with_suffix(".json").exists():
                     yield from self._describe(path, "derived")
@@ -101,8 +102,8 @@ class LocalContents:
     def delete_leftover(self, leftover: Leftover) -> bool:
         """Delete a leftover; False if it has changed since it was listed, is in use, or is another user's."""
         path = self.root / leftover.place
-        with self._typed_errors():
-            if list(self._describe(path, leftover.kind, leftover.digests)) != [leftover] or _is_in_use(path):
+        with self._typed_errors(), take(path) as is_free:
+            if not is_free or list(self._describe(path, leftover.kind, leftover.digests)) != [leftover]:
                 return False
             if leftover.kind == "derived" and path.with_suffix(".json").exists():
                 return False
@@ -110,7 +111,7 @@ class LocalContents:
                 return False
             try:
                 self._delete(path)
-            except PermissionError:
+            except (PermissionError, FileNotFoundError):  # the latter if who had just made it takes it away himself
                 return False
         return True
 
@@ -128,7 +129,8 @@ class LocalContents:
         found = [status for one in (path, *_walk(path)) if (status := _look_at(one))]
         if found:
             size_bytes = sum(status.st_size for status in found if stat.S_ISREG(status.st_mode))
-            newest = max(_newest(status) for status in found)
+            # what is in a folder may have other names elsewhere, and st_ctime changes whenever one of those goes
+            newest = max(_newest(found[0]), *(_written(status) for status in found))
             yield Leftover(path.relative_to(self.root).as_posix(), kind, size_bytes, newest, digests)
 
     def quarantine(self, digest: str, size_bytes: int) -> Path | str | None:
@@ -188,41 +190,17 @@ class LocalContents:
                 _sync(one)
 
 
-def hold(folder: Path) -> int | None:
-    """Let others see that somebody is at work on a folder, until what is returned is closed or this process ends."""
-    try:
-        import fcntl
-
-        descriptor = os.open(folder, os.O_RDONLY)
-    except (ImportError, OSError):
-        return None
-    with contextlib.suppress(OSError):  # some network file systems lock no folders; there its age has to tell
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    return descriptor
-
-
-def _is_in_use(path: Path) -> bool:
-    if not path.is_dir() or path.is_symlink():
-        return False
-    try:
-        import fcntl
-
-        descriptor = os.open(path, os.O_RDONLY)
-    except (ImportError, OSError):
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
-    return False
-
-
 def _dangles(folder: Path) -> bool:
     return any(link.is_symlink() and not link.exists() for link in _list(folder))
+
+
+def _read_digests(folder: Path) -> tuple[str, ...]:
+    """Return the names of the blobs that links in a folder lead to."""
+    found = []
+    for link in _list(folder):
+        with contextlib.suppress(OSError):  # it is no link, or another gc took it meanwhile
+            found.append(link.readlink().name)
+    return tuple(found)
 
 
 def _sync(path: Path) -> None:
@@ -254,4 +232,8 @@ def _look_at(path: Path) -> os.stat_result | None:
 
 def _newest(status: os.stat_result) -> datetime:
     """Return when a file was last written or put in its place: a link keeps the first of these times, not the other."""
-    return datetime.fromtimestamp(max(status.st_mtime, status.st_ctime), UTC)
+    return max(_written(status), datetime.fromtimestamp(status.st_ctime, UTC))
+
+
+def _written(status: os.stat_result) -> datetime:
+    return datetime.fromtimestamp(status.st_mtime, UTC)

@@ -8,6 +8,7 @@ FOLDER/blobs/ab/abcd…           as in a store
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import tempfile
@@ -15,7 +16,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from registry.database import Database
-from registry.errors import MalformedExport, RegistryError, SourceNotFound, TransferConflict
+from registry.errors import MalformedExport, RegistryError, SourceNotFound, StorageError, TransferConflict
 from registry.progress import Counter, Progress
 from registry.store import LocalStore
 from registry.transfer.form import Entry, Manifest, encode_manifest
@@ -24,6 +25,8 @@ from registry.transfer.shipment import RECORDS, Bounded, Parcel, RegistryShipmen
 from registry.weights import digest_file
 
 MANIFEST = "lensreg-export.json"
+# it is not there, or is no file but a link, a folder, a socket
+_NOT_WHOLE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.ENXIO)
 
 
 class FolderShipment:
@@ -67,9 +70,14 @@ class FolderShipment:
         try:
             descriptor = os.open(self._folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError as error:
-            raise MalformedExport(
-                f"{name} of the export cannot be read: {error.strerror}. Nothing was changed.",
-                hint="Copy the export again, or make it again.",
+            if error.errno in _NOT_WHOLE:
+                raise MalformedExport(
+                    f"{name} of the export cannot be read: {error.strerror}. Nothing was changed.",
+                    hint="Copy the export again, or make it again.",
+                ) from error
+            raise StorageError(
+                f"{self._folder / name} cannot be read: {error.strerror}. Nothing was changed.",
+                hint="Check its permissions, and the disk that it is on.",
             ) from error
         found = os.fstat(descriptor)
         right = size is None or found.st_size == size

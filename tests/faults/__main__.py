@@ -26,10 +26,10 @@ import random  # noqa: E402
 import sys  # noqa: E402
 
 from tests.faults.running import find_failures, find_scenarios, run_all  # noqa: E402
-from tests.faults.table import print_table, write_table  # noqa: E402
+from tests.faults.table import make_table, print_table  # noqa: E402
+from tests.reliability_page import write_section  # noqa: E402
 
 _SHOWN = 30
-PAGE = Path(__file__).parent.parent.parent / "docs" / "reliability.md"
 
 
 def main() -> int:
@@ -51,7 +51,7 @@ def main() -> int:
     for failure in failures[:_SHOWN]:
         print(failure)
     if asked.write:
-        write_table(rows, PAGE, asked.seconds)
+        write_section("faults", make_table(rows, asked.seconds))
     if failures:
         print(f"{len(failures)} failures. What was broken lies in {_FOLDER}; to repeat: --seed {seed}")
     else:

@@ -109,7 +109,7 @@ def _race(chance: Chance, collector: Callable[[Path, timedelta, float], None], u
         # whoever brings in again what was lost heals it: the control is to see what nobody heals
         n_contents = 10**9 if until_broken else _N_CONTENTS
         works = [partial(_write_again, folder, seed, until, n_contents) for seed in seeds]
-        works.append(partial(collector, folder, grace, until))
+        works += [partial(collector, folder, grace, until)] * 2
         children = [_fork(work, folder / "said") for work in works]
         for child in children:
             os.waitpid(child, 0)
@@ -241,7 +241,9 @@ def _note(path: Path, what: str) -> None:
 
 
 SCENARIOS = [
-    Scenario("gc-beside-writers", "F18", "gc beside writers, links, retirement", strike_beside_writers, 1.5, least=5),
+    Scenario(
+        "gc-beside-writers", "F18", "two gcs beside writers, links, retirement", strike_beside_writers, 1.5, least=5
+    ),
     Scenario("gc-killed", "F18", "SIGKILL at any moment of gc", strike_killed, 1.0, least=5),
     Scenario("gc-full-disk", "F5", "gc on a disk that is full to the last byte", strike_on_full_disk, 0.7, least=3),
     Scenario("gc-naive", "F18", "control: gc that does not look again", strike_naively, 0.5, is_control=True),

@@ -53,6 +53,24 @@ def sync_no_folders() -> None:
     local._sync = lambda path: None if path.is_dir() else sync(path)
 
 
+def sync_folders_late() -> None:
+    """Sync folders as late as a busy disk does: what must not happen between a rename and its sync has time to."""
+    sync = local._sync
+
+    def sync_late(path: Path) -> None:
+        if path.is_dir():
+            time.sleep(0.02)
+        sync(path)
+
+    local._sync = sync_late
+
+
+def keep_no_replaced_blobs() -> None:
+    """Free the file that a blob takes the place of before its folder is synced."""
+    sync_folders_late()
+    local._keep = lambda blob, name: None
+
+
 def commit_without_sync() -> None:
     """Have SQLite sync at checkpoints only."""
     set_up = engines._set_up_sqlite

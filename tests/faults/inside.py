@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as real_datetime
-import logging
 import os
 import random
 import shutil
@@ -29,7 +28,7 @@ def _make_registry(folder: Path) -> Registry:
     return Registry(str(folder / "registry.db"), folder / "store")
 
 
-class _Interrupt:
+class Interrupt:
     """Raises KeyboardInterrupt at the n-th bytecode that this thread executes; without n, counts them."""
 
     def __init__(self, n: int | None = None) -> None:
@@ -64,7 +63,6 @@ def _interrupt(chance: Chance) -> Outcome:
     registry = _make_registry(chance.folder)
     chooser = random.Random(chance.seed)
     patience, engines.BUSY_SECONDS = engines.BUSY_SECONDS, 10
-    logging.getLogger("sqlalchemy.pool").disabled = True  # it tells of every interrupt in its own steps
     try:
         record_rows(registry, "m")
         changes: list[Callable[[], object]] = [
@@ -78,7 +76,7 @@ def _interrupt(chance: Chance) -> Outcome:
         struck, broken = 0, []
         while not chance.is_over() and not broken:
             number = chooser.randrange(len(changes))
-            interrupt = _Interrupt(chooser.randint(1, lengths[number]))
+            interrupt = Interrupt(chooser.randint(1, lengths[number]))
             kept = interrupt.run(changes[number])
             struck += _is_interrupt(kept)
             if kept is not None and not _is_interrupt(kept) and not isinstance(kept, RegistryError):
@@ -95,7 +93,6 @@ def _interrupt(chance: Chance) -> Outcome:
         broken += _find_row_breaches(registry)
     finally:
         engines.BUSY_SECONDS = patience
-        logging.getLogger("sqlalchemy.pool").disabled = False
         registry.close()
     return Outcome(struck, tuple(broken))
 
@@ -116,7 +113,7 @@ def _register_rows(registry: Registry) -> None:
 
 def _count(work: Callable[[], object]) -> int:
     work()  # the first time imports
-    counter = _Interrupt()
+    counter = Interrupt()
     kept = counter.run(work)
     if kept is not None and not isinstance(kept, RegistryError):
         raise kept

@@ -18,7 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from registry import RegistryError
-from tests.faults.faulty import commit_without_sync, sync_no_folders, sync_nothing
+from tests.faults.faulty import (
+    commit_without_sync,
+    keep_no_replaced_blobs,
+    sync_folders_late,
+    sync_no_folders,
+    sync_nothing,
+)
 from tests.faults.invariant import read_acknowledged
 from tests.faults.mounts import hide_mounts, run, unmount
 from tests.faults.scenario import Chance, NotHereError, Outcome, Scenario
@@ -59,8 +65,8 @@ def strike_journal(chance: Chance) -> Outcome:
 
 
 def strike_no_journal(chance: Chance) -> Outcome:
-    """Cut the power of a file system that keeps no order of its own."""
-    return _strike(chance, has_journal=False)
+    """Cut the power of a file system that keeps no order of its own, and is slow at syncing folders."""
+    return _strike(chance, has_journal=False, change=sync_folders_late)
 
 
 def forget_blobs(chance: Chance) -> Outcome:
@@ -73,12 +79,23 @@ def forget_folders(chance: Chance) -> Outcome:
     return _strike(chance, has_journal=False, leave_out=sync_no_folders)
 
 
+def free_replaced(chance: Chance) -> Outcome:
+    """The control: what a blob takes the place of is deleted at once."""
+    return _strike(chance, has_journal=False, leave_out=keep_no_replaced_blobs)
+
+
 def forget_commits(chance: Chance) -> Outcome:
     """The control: SQLite with synchronous=NORMAL."""
     return _strike(chance, has_journal=True, leave_out=commit_without_sync)
 
 
-def _strike(chance: Chance, has_journal: bool, leave_out: Callable[[], None] | None = None) -> Outcome:
+def _strike(
+    chance: Chance,
+    has_journal: bool,
+    change: Callable[[], None] | None = None,
+    leave_out: Callable[[], None] | None = None,
+) -> Outcome:
+    """Cut the power again and again; children `change` or `leave_out` something first, the latter for a control."""
     hide_mounts()
     rng = random.Random(chance.seed)
     broken: list[str] = []
@@ -92,7 +109,7 @@ def _strike(chance: Chance, has_journal: bool, leave_out: Callable[[], None] | N
             with Home(disk.mount / "deep" / "home").open() as registry:  # its folders too are made here
                 register(registry, "base", prepare().sources[0], folder / "told")
             for _ in range(_TRIALS_PER_IMAGE):
-                found = _cut_once(disk, folder, rng, leave_out or _leave_nothing_out)
+                found = _cut_once(disk, folder, rng, change or leave_out or _change_nothing)
                 n_cut += 1
                 broken += [f"{folder}: {one}" for one in found]
                 if broken or chance.must_end(n_cut):
@@ -105,11 +122,11 @@ def _strike(chance: Chance, has_journal: bool, leave_out: Callable[[], None] | N
     return Outcome(n_cut, tuple(broken), f"{n_told:,} registrations acknowledged")
 
 
-def _cut_once(disk: _Disk, folder: Path, rng: random.Random, leave_out: Callable[[], None]) -> list[str]:
+def _cut_once(disk: _Disk, folder: Path, rng: random.Random, change: Callable[[], None]) -> list[str]:
     home, said = Home(disk.mount / "deep" / "home"), folder / "said"
     reader, writer = os.pipe()
     seeds = [rng.randrange(2**32) for _ in range(_N_CHILDREN)]
-    children = [fork(lambda seed=seed: _act(home, folder / "told", seed, writer, leave_out), said) for seed in seeds]
+    children = [fork(lambda seed=seed: _act(home, folder / "told", seed, writer, change), said) for seed in seeds]
     os.close(writer)
     for _ in seeds:
         os.read(reader, 1)
@@ -133,9 +150,9 @@ def _wait_until_told(told: Path) -> None:
         time.sleep(0.002)
 
 
-def _act(home: Home, told: Path, seed: int, begun: int, leave_out: Callable[[], None]) -> None:
+def _act(home: Home, told: Path, seed: int, begun: int, change: Callable[[], None]) -> None:
     """Register until the power goes."""
-    leave_out()
+    change()
     rng = random.Random(seed)
     os.write(begun, b".")
     with home.open() as registry:
@@ -170,7 +187,7 @@ def _register_again(home: Home) -> list[str]:
     return inspect(home)
 
 
-def _leave_nothing_out() -> None:
+def _change_nothing() -> None:
     """Do as we do."""
 
 
@@ -179,5 +196,6 @@ SCENARIOS = [
     Scenario("power-no-journal", "F3", "power cut, ext4 without a journal", strike_no_journal, 1.5, 10, least_long=100),
     Scenario("power-no-sync", "F3", "power cut, and no blob is synced", forget_blobs, 0.5, 10, is_control=True),
     Scenario("power-no-folders", "F3", "power cut, and no folder is synced", forget_folders, 0.5, 10, is_control=True),
+    Scenario("power-not-kept", "F3", "power cut, replaced blobs freed", free_replaced, 0.5, 60, is_control=True),
     Scenario("power-normal", "F3", "power cut, synchronous=NORMAL", forget_commits, 0.5, 10, is_control=True),
 ]

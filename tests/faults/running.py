@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import logging
 import multiprocessing.connection
 import os
 import pkgutil
@@ -133,6 +134,8 @@ def _start(scenario: Scenario, folder: Path, seed: int, share: float, seconds: f
 def _strike(scenario: Scenario, chance: Chance, sender: Connection) -> None:
     """Do the striking, in the child, and send what came of it."""
     os.setpgid(0, 0)
+    for name in ("psycopg", "sqlalchemy.pool"):  # they tell of each fault that strikes within their own steps
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     said: dict[str, object]
     try:
         outcome = scenario.strike(chance)

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 from collections.abc import Sequence
-from pathlib import Path
 
 from tests.faults.running import Row
-
-_BEGIN, _END = "<!-- faults -->", "<!-- /faults -->"
 
 
 def print_table(rows: Sequence[Row]) -> None:
@@ -22,8 +18,8 @@ def print_table(rows: Sequence[Row]) -> None:
         print(f"{row.scenario.name:{width}}  {row.scenario.fault:8}{struck:>8}{broken:>10}{row.seconds:9.1f}  {notes}")
 
 
-def write_table(rows: Sequence[Row], page: Path, seconds: float) -> None:
-    """Put the table, as Markdown, between the page's markers."""
+def make_table(rows: Sequence[Row], seconds: float) -> str:
+    """Return the table as Markdown, with how it came about."""
     lines = ["| scenario | fault | what is struck | struck | breaches | |", "|---|---|---|--:|--:|---|"]
     for row in rows:
         struck, broken, notes = _describe(row)
@@ -33,12 +29,7 @@ def write_table(rows: Sequence[Row], page: Path, seconds: float) -> None:
         )
     machine = f"{os.cpu_count()} CPUs, {platform.system()} {platform.release().split('-')[0]}"
     said = f"The last run that was written down: `--seconds {seconds:.0f}`, {machine}."
-    text = page.read_text()
-    table = "\n".join([_BEGIN, "", said, "", *lines, "", _END])
-    fresh, n = re.subn(f"{_BEGIN}.*{_END}", lambda _: table, text, flags=re.DOTALL)
-    if n != 1:
-        raise SystemExit(f"{page} has no place for the table: {_BEGIN} … {_END}")
-    page.write_text(fresh)
+    return "\n".join([said, "", *lines])
 
 
 def _describe(row: Row) -> tuple[str, str, str]:

@@ -9,10 +9,8 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
-_PAGE = Path(__file__).parent.parent.parent / "docs" / "reliability.md"
-_BEGIN, _END = "<!-- hostile -->", "<!-- /hostile -->"
+from tests.reliability_page import write_section
 
 
 def main() -> int:
@@ -21,6 +19,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="judge cases with this in their names only")
     options = parser.parse_args()
     os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", LENSREG_STAMPS=tempfile.mkdtemp())
+    os.environ["OMP_NUM_THREADS"] = "1"  # a forked child waits for ever for threads that only its parent has
     try:
         table, faults = judge_all(options.only)
     finally:
@@ -29,7 +28,7 @@ def main() -> int:
     for fault in faults:
         print(f"FAULT {fault}", file=sys.stderr)
     if options.write and not faults and not options.only:
-        write_table(_PAGE, table)
+        write_section("hostile", table)
     return bool(faults)
 
 
@@ -48,15 +47,6 @@ def judge_all(only: str = "") -> tuple[str, list[str]]:
     head = ["what", "files", "verdicts", "slowest verdict", "most memory"]
     rows = [head, ["---", "--:", "---", "--:", "--:"], *rows, _make_row("**all**", every)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows), [fault for one in every for fault in one.faults]
-
-
-def write_table(page: Path, table: str) -> None:
-    """Put the table between the marks of a page."""
-    before, begin, rest = page.read_text().partition(_BEGIN)
-    _, end, after = rest.partition(_END)
-    if not begin or not end:
-        raise SystemExit(f"{page} has no {_BEGIN} … {_END}")
-    page.write_text(f"{before}{begin}\n{table}\n{end}{after}")
 
 
 def _make_row(name: str, judged: Sequence[object]) -> list[str]:

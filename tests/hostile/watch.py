@@ -136,5 +136,14 @@ def forget_peak() -> None:
 
 def read_peak() -> int:
     """Return the most memory that this process had at once, in bytes."""
+    return _read_status("VmHWM")
+
+
+def read_memory() -> int:
+    """Return the memory that this process has now, in bytes."""
+    return _read_status("VmRSS")
+
+
+def _read_status(key: str) -> int:
     status = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in status if line.startswith("VmHWM")).split()[1]) * 1024
+    return int(next(line for line in status if line.startswith(key)).split()[1]) * 1024

@@ -29,9 +29,9 @@ import time  # noqa: E402
 
 from tests.hostile.fuzz.judging import judge_batch, warm_up  # noqa: E402
 from tests.hostile.fuzz.paths import find_ways_out  # noqa: E402
-from tests.hostile.fuzz.running import fuzz, make_table, write_table  # noqa: E402
+from tests.hostile.fuzz.running import fuzz, make_table  # noqa: E402
+from tests.reliability_page import write_section  # noqa: E402
 
-PAGE = Path(__file__).parent.parent.parent.parent / "docs" / "reliability.md"
 _SHOWN = 30
 
 
@@ -68,7 +68,7 @@ def main() -> int:
         print(f"FAULT {breach}")
     n_faults = sum(bool(one.fault) for one in verdicts) + len(ways.breaches)
     if asked.write and not n_faults:
-        write_table(PAGE, f"The last run that was written down: {speed}.\n\n{table}\n\n{ways.describe()}")
+        write_section("fuzz", f"The last run that was written down: {speed}.\n\n{table}\n\n{ways.describe()}")
     if n_faults:
         print(f"{n_faults} faults. The files lie in {_FOLDER}/findings; to repeat one: --seed {seed} --case N")
         return 1

@@ -22,7 +22,6 @@ from tests.hostile.case import ACCEPTED
 from tests.hostile.fuzz.judging import Verdict, choose, judge_batch, send, warm_up
 from tests.hostile.fuzz.kinds import make_folder
 
-_BEGIN, _END = "<!-- fuzz -->", "<!-- /fuzz -->"
 _BATCH = 100
 _PATIENCE = 60
 """Seconds without a word from a child: a case has two of processor time, but the machine may be busy with others."""
@@ -161,12 +160,3 @@ def make_table(verdicts: list[Verdict]) -> str:
             f"| {sum(one.is_compared for one in mine):,} | {slowest:.1f} s | {faults} |"
         )
     return "\n".join(rows)
-
-
-def write_table(page: Path, text: str) -> None:
-    """Put the table, and what belongs to it, between the marks of a page."""
-    before, begin, rest = page.read_text().partition(_BEGIN)
-    _, end, after = rest.partition(_END)
-    if not begin or not end:
-        raise SystemExit(f"{page} has no {_BEGIN} … {_END}")
-    page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}")
