@@ -20,6 +20,7 @@ from registry.errors import ArtifactCorrupt, DatabaseError, InvalidInput, Storag
 from registry.ownership import make_claim
 from registry.progress import Counter, Progress, no_progress
 from registry.store import LocalStore
+from registry.syncing import sync
 from registry.verify_store import list_needed_blobs
 
 _PAGES = 1000  # that are copied between two reports of the progress
@@ -104,7 +105,7 @@ def _copy_database(database: Database, partial: Path, path: Path, progress: Prog
                 f"{database} is damaged: {found}.", hint="Restore an older backup; see: lensreg verify."
             )
         newest = copy.execute("SELECT sequence, digest FROM events ORDER BY sequence DESC LIMIT 1").fetchone()
-    _sync(partial)
+    sync(partial)
     n_events, head = newest or (0, "0" * 64)
     return Backup(path, partial.stat().st_size, n_events, head)
 
@@ -153,15 +154,7 @@ def _put_in_place(partial: Path, path: Path) -> None:
         raise InvalidInput(f"{path} is there already, and nothing is overwritten.", hint="Try again.") from None
     except OSError:  # a file system without links
         partial.rename(path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(path.parent)
 
 
 @contextlib.contextmanager

@@ -78,6 +78,11 @@ class Database:
         """Whether this is SQLite (else it is Postgres)."""
         return self.url.get_backend_name() == "sqlite"
 
+    @property
+    def folder(self) -> Path | None:
+        """The folder of the SQLite file; None for Postgres."""
+        return Path(str(self.url.database)).absolute().parent if self.is_sqlite else None
+
     def __str__(self) -> str:
         return self.url.difference_update_query(engines.PASSWORDS).render_as_string(hide_password=True)
 

@@ -97,14 +97,14 @@ def test_a_replaced_blob_is_not_freed_before_the_new_name_has_reached_the_disk(
     store: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = store.blob_path(_put(store, tmp_path / "file", b"content").digest)
-    sync, links = local._sync, []
+    sync, links = local.sync, []
 
     def sync_and_look(path: Path) -> None:
         if path == old.parent:
             links.append(os.fstat(descriptor).st_nlink)
         sync(path)
 
-    monkeypatch.setattr(local, "_sync", sync_and_look)
+    monkeypatch.setattr(local, "sync", sync_and_look)
     descriptor = os.open(old, os.O_RDONLY)
     try:
         _put(store, tmp_path / "again", b"content")
@@ -114,6 +114,23 @@ def test_a_replaced_blob_is_not_freed_before_the_new_name_has_reached_the_disk(
     finally:
         os.close(descriptor)
     assert not [name for name in _list(store.root) if name.startswith("tmp/")]
+
+
+def test_the_database_s_folder_is_synced_before_a_blob_has_its_name(
+    registry: Registry, make_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync, n_blobs = local.sync, []
+    folder = registry.database.folder
+    assert folder is not None
+
+    def sync_and_count(path: Path) -> None:
+        if path == folder:
+            n_blobs.append(len(list((registry.store.root / "blobs").glob("*/*"))))
+        sync(path)
+
+    monkeypatch.setattr(local, "sync", sync_and_count)
+    registry.register("m", make_checkpoint("gpt2"), parity="skip")
+    assert n_blobs == [0]
 
 
 def test_a_process_that_was_stopped_at_a_blob_s_folder_keeps_nobody_waiting(

@@ -14,6 +14,7 @@ from pathlib import Path
 from registry.doctor.finding import Finding
 from registry.file_systems import find_mount
 from registry.permissions import is_shared
+from registry.syncing import sync
 
 BALLAST = ".ballast"  # beside the database: what gc throws off when a disk is full
 _LITTLE_BYTES = 100 * 10**6
@@ -125,14 +126,6 @@ def _can(ability: Callable[[Path], None], file: Path) -> bool:
     return True
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _rename_over(file: Path) -> None:
     other = file.with_name("other")
     other.write_bytes(b"y")
@@ -158,8 +151,8 @@ def _freeze(file: Path) -> None:
 
 
 _ABILITIES: dict[str, Callable[[Path], None]] = {
-    "fsync": _sync,
-    "fsync of a folder": lambda file: _sync(file.parent),
+    "fsync": sync,
+    "fsync of a folder": lambda file: sync(file.parent),
     "rename over a file": _rename_over,
     "flock": _lock,
     "hard links": lambda file: os.link(file, file.with_name("link")),

@@ -127,7 +127,7 @@ class Transferring(OpenedRegistry):
             return receive(self.database, self.store, TapeShipment(stream, scratch), terms, progress)
 
     def _write_tape_file(self, refs: tuple[str, ...], path: Path, alone: bool, progress: Progress) -> Manifest:
-        from registry.transfer.folder import sync
+        from registry.syncing import sync
 
         if path.exists():
             raise TransferConflict(

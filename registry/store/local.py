@@ -36,6 +36,7 @@ from registry.store.copying import copy_file, digest_ranges, link_file, try_link
 from registry.store.folder_locks import hold, lock
 from registry.store.local_contents import LocalContents
 from registry.store.stamps import Stamps, Verify
+from registry.syncing import sync
 from registry.weights import Advance
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -54,6 +55,8 @@ class StagedFile:
 class LocalStore(LocalContents):
     """A folder of blobs; `stamps` is what this machine remembers of those it has hashed."""
 
+    database_folder: Path | None = None
+    """Where the SQLite file is that knows of the blobs, if it is one."""
     is_remote = False
     n_at_once = 1  # how many blobs `verify` is best asked of at once
 
@@ -111,7 +114,7 @@ class LocalStore(LocalContents):
             with contextlib.suppress(FileExistsError):  # another process is at it too
                 (blobs / f"{number:02x}").mkdir(0o700)
                 set_mode(blobs / f"{number:02x}", mode)
-        _sync(blobs)
+        sync(blobs)
 
     def copy_in(
         self,
@@ -158,12 +161,23 @@ class LocalStore(LocalContents):
                     copy = file.path.with_name(f"{file.path.name}.copy")
                     copy_file(file.path, copy, file_mode(self.root, frozen=True), (), None)
                     fresh.append((copy, blob))
+            self._sync_database_folder()
             for path, _ in fresh:
-                _sync(path)
+                sync(path)
             for path, blob in fresh:
                 _put(path, blob)
             for folder in folders:
-                _sync(folder)
+                sync(folder)
+
+    def _sync_database_folder(self) -> None:
+        """Have the disk forget a `-wal` file that SQLite deleted, before a blob can be where it was.
+
+        SQLite does not sync its folder after that. On a file system without a journal a power cut may bring the name
+        back, which would lead to whatever has the file's number by then, and SQLite would write its log into that.
+        """
+        if self.database_folder is not None:
+            with contextlib.suppress(PermissionError):  # as in SQLite: a folder that cannot be opened is not synced
+                sync(self.database_folder)
 
     def check(
         self,
@@ -325,11 +339,3 @@ def _keep(blob: Path, name: Path) -> None:
     """
     with contextlib.suppress(OSError):  # there is none, it is another user's, or the file system has no links
         os.link(blob, name, follow_symlinks=False)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

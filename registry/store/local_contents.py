@@ -22,6 +22,7 @@ from registry.permissions import make_folder
 from registry.store.contents import Claim, Leftover, LeftoverKind, StoredBlob
 from registry.store.folder_locks import take
 from registry.store.sealed import read_sealed, write_sealed
+from registry.syncing import sync
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -187,7 +188,7 @@ class LocalContents:
                     path.rename(staging / "no-claim")
                 write_sealed(path, vars(claim), staging, sync=True)
             for one in (folder, self.root) if is_first else (folder,):
-                _sync(one)
+                sync(one)
 
 
 def _dangles(folder: Path) -> bool:
@@ -201,14 +202,6 @@ def _read_digests(folder: Path) -> tuple[str, ...]:
         with contextlib.suppress(OSError):  # it is no link, or another gc took it meanwhile
             found.append(link.readlink().name)
     return tuple(found)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _list(folder: Path) -> list[Path]:

@@ -19,6 +19,7 @@ from registry.database import Database
 from registry.errors import MalformedExport, RegistryError, SourceNotFound, StorageError, TransferConflict
 from registry.progress import Counter, Progress
 from registry.store import LocalStore
+from registry.syncing import sync
 from registry.transfer.form import Entry, Manifest, encode_manifest
 from registry.transfer.parse import MAX_BYTES, parse_manifest
 from registry.transfer.shipment import RECORDS, Bounded, Parcel, RegistryShipment, blob_name, record_name
@@ -159,12 +160,3 @@ def _put(path: Path, target: Path) -> None:
     sync(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     path.replace(target)
-
-
-def sync(path: Path) -> None:
-    """Have the disk hold what was written to a file or a folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

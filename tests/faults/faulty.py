@@ -44,25 +44,25 @@ def put_rows_first() -> None:
 
 def sync_nothing() -> None:
     """Leave out the fsync of blobs and of folders."""
-    local._sync = lambda path: None
+    local.sync = lambda path: None
 
 
 def sync_no_folders() -> None:
     """Leave out the fsync of folders."""
-    sync = local._sync
-    local._sync = lambda path: None if path.is_dir() else sync(path)
+    sync = local.sync
+    local.sync = lambda path: None if path.is_dir() else sync(path)
 
 
 def sync_folders_late() -> None:
     """Sync folders as late as a busy disk does: what must not happen between a rename and its sync has time to."""
-    sync = local._sync
+    sync = local.sync
 
     def sync_late(path: Path) -> None:
         if path.is_dir():
             time.sleep(0.02)
         sync(path)
 
-    local._sync = sync_late
+    local.sync = sync_late
 
 
 def keep_no_replaced_blobs() -> None:
