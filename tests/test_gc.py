@@ -62,6 +62,15 @@ def test_a_fresh_registry_has_nothing_to_delete(any_registry: Registry) -> None:
     assert any_registry.gc(any_registry.plan_gc()).n_blobs == 0
 
 
+def test_a_store_that_is_no_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with Registry(str(tmp_path / "registry.db"), tmp_path / "file") as registry:
+        with pytest.raises(StoreUnavailable, match="cannot be used: Not a directory"):
+            registry.plan_gc()
+        (found,) = [one for one in registry.doctor() if one.check == "store folder"]
+    assert found.state == "fault" and "is no folder" in found.found
+
+
 def test_what_no_version_needs_is_shown_and_deleted(kept: Registry, tmp_path: Path) -> None:
     orphan = put(kept.store, tmp_path / "orphan", b"orphan" * 10)
     folder = kept.store.link_folder([("orphan", orphan.digest)])

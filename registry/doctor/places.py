@@ -28,6 +28,9 @@ def examine_folder(
 ) -> Iterator[Finding]:
     """Check the folder that the database (`is_database`) or the store is in; with `read_only` nothing is tried."""
     yield _examine_mount(what, folder, is_database, at_own_risk)
+    if folder.exists() and not folder.is_dir():
+        yield Finding(f"{what} folder", "fault", f"{folder} is no folder.", "Say where the folder is.")
+        return
     if not folder.is_dir():
         yield Finding(f"{what} folder", "note", f"{folder} is not there yet.", "It is made when something is written.")
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from registry.database import Database
 from registry.errors import DatabaseUnavailable, SchemaOutdated, StorageFull
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class OpenedRegistry:
-    """The database and the store that every method works on."""
+    """The database and the store that every method works on; as a context manager, it is closed at the end."""
 
     def __init__(self, url: str | None = None, store: str | Path | None = None) -> None:
         settings = read_settings(url, store)
@@ -69,6 +69,12 @@ class OpenedRegistry:
             "schema": schema,
             "needed_schema": SCHEMA_REVISION,
         }
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Give the database's connections back."""

@@ -7,6 +7,7 @@ STORE/registries/ID.json    which registries keep blobs here; see registry/owner
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -50,6 +51,8 @@ class LocalContents:
     def list_blobs(self) -> Iterator[StoredBlob]:
         """Give every blob, in no particular order."""
         with self._typed_errors():
+            if self.root.exists() and not self.root.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(self.root))
             for path in _list(self.root / "blobs"):
                 for blob in _list(path):
                     found = self.find_blob(blob.name) if _DIGEST.fullmatch(blob.name) else None
