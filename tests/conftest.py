@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tests.object_server import ObjectServer
     from tests.warm_children import WarmChildren
 
-settings.register_profile("same", derandomize=True)  # as in tests/sampling.py
+settings.register_profile("same", derandomize=True, deadline=None)  # the same examples wherever a commit is tested
 if SHARE < 1:
     settings.load_profile("same")
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here may ask a network
