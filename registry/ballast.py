@@ -44,4 +44,4 @@ def throw_off_ballast(database: Database) -> bool:
 
 
 def _place(database: Database) -> Path:
-    return Path(f"{database.url.database}.ballast")
+    return Path(f"{database.file}.ballast")

@@ -1,4 +1,4 @@
-"""Transactions: SQLite or Postgres, one code path, and every error of theirs as one of ours.
+"""Transactions: SQLite or Postgres, one code path.
 
 Every write transaction is exclusive from its first statement (`BEGIN IMMEDIATE` behind a file lock on SQLite, an
 advisory lock on Postgres), so that "read the newest, then insert" cannot race.
@@ -10,9 +10,7 @@ other's. So every change that appends an event is done once, or not at all, and 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import shutil
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -24,20 +22,15 @@ import sqlalchemy
 from sqlalchemy import Connection, Engine, select
 
 from registry import engines
+from registry.driver_errors import type_driver_errors
 from registry.engines import find_frozen, make_engine, parse_url, sign_frozen
 from registry.environment import observe_git
 from registry.errors import (
     ConnectionLost,
-    DatabaseError,
     DatabaseReadOnly,
     DatabaseUnavailable,
-    InvalidInput,
-    NotPermitted,
     OutcomeUnknown,
-    QueryTimeout,
     RegistryBusy,
-    RegistryError,
-    StorageFull,
     UnsafeFileSystem,
 )
 from registry.file_systems import find_mount
@@ -50,7 +43,6 @@ from registry.writers_queue import wait_for_turn
 WRITER_LOCK = 0x1E45_0001
 # a plain BEGIN takes the write lock too late: two that have read cannot both go on to write
 BEGIN_WRITING = "BEGIN IMMEDIATE"
-_WAL_BYTES = 64 * 2**10  # and more, that the -wal and -shm files of a first connection take
 MAX_LOSSES = 3
 _PAUSE_SECONDS = 0.2
 _NEWEST_EVENT = "lensreg.newest_event"
@@ -63,6 +55,8 @@ class Database:
 
     def __init__(self, url: str, *, on_network: bool = False) -> None:
         self.url = parse_url(url)
+        self.file = Path(str(self.url.database)) if self.is_sqlite else None
+        """The SQLite file; None for Postgres."""
         self.on_network = on_network
         self._frozen = find_frozen(self.url)
         self._engine = make_engine(self.url, self._frozen)
@@ -77,11 +71,6 @@ class Database:
     def is_sqlite(self) -> bool:
         """Whether this is SQLite (else it is Postgres)."""
         return self.url.get_backend_name() == "sqlite"
-
-    @property
-    def folder(self) -> Path | None:
-        """The folder of the SQLite file; None for Postgres."""
-        return Path(str(self.url.database)).absolute().parent if self.is_sqlite else None
 
     def __str__(self) -> str:
         return self.url.difference_update_query(engines.PASSWORDS).render_as_string(hide_password=True)
@@ -111,8 +100,8 @@ class Database:
         """Give a connection of the driver's own, to read with and to throw away: nobody gets it after this."""
         with self._keep_from_forking():
             with self.typed_errors():
-                if self.is_sqlite:
-                    connection: Any = engines.connect_to_read(Path(str(self.url.database)))
+                if self.file is not None:
+                    connection: Any = engines.connect_to_read(self.file)
                 else:
                     pooled = self._engine.raw_connection()
                     connection = pooled.driver_connection
@@ -212,10 +201,10 @@ class Database:
     @contextlib.contextmanager
     def queue_for_writing(self) -> Iterator[None]:
         """Wait for one's turn on SQLite, where waiting on the database's own lock is unfair; nothing on Postgres."""
-        if not self.is_sqlite:
+        if self.file is None:
             yield
             return
-        lock = f"{self.url.database}.lock"
+        lock = f"{self.file}.lock"
         with contextlib.ExitStack() as turn:
             try:
                 turn.enter_context(wait_for_turn(lock, engines.BUSY_SECONDS))
@@ -249,14 +238,13 @@ class Database:
 
         Raises UnsafeFileSystem where SQLite loses rows.
         """
-        if not self.is_sqlite:
+        if self.file is None:
             return
-        path = Path(str(self.url.database))
         if not self.on_network:
-            self._refuse_network(path)
+            self._refuse_network(self.file)
         try:
-            make_folder(path.parent)
-            make_file(path)
+            make_folder(self.file.parent)
+            make_file(self.file)
         except OSError as error:
             raise DatabaseUnavailable(
                 f"{self} cannot be made: {error.strerror}.",
@@ -279,84 +267,14 @@ class Database:
         """Forget, in a forked child, what is the parent's: two processes on one connection read each other's rows."""
         self._engine.dispose(close=False)
 
-    @contextlib.contextmanager
-    def typed_errors(self) -> Iterator[None]:
+    def typed_errors(self) -> AbstractContextManager[None]:
         """Turn the driver's errors, and those of damaged rows, into ours."""
-        try:
-            yield
-        except sqlalchemy.exc.DataError as error:
-            raise _refuse_value(error.orig) from error
-        except sqlalchemy.exc.DBAPIError as error:
-            raise _type_error(self, error) from error
-        except (UnicodeEncodeError, OverflowError) as error:
-            raise _refuse_value(error) from error
-        except sqlalchemy.exc.TimeoutError as error:
-            raise RegistryBusy(f"Too many threads use {self} at once.", hint="Try again.") from error
-        except json.JSONDecodeError as error:
-            raise DatabaseError(
-                f"{self} holds a row that cannot be read: {error}.",
-                hint="It was altered by hand or damaged. See: lensreg audit verify; then restore a backup.",
-            ) from error
+        return type_driver_errors(self, self.file)
 
 
 def note_event(connection: Connection, digest: str) -> None:
     """Remember the newest event of a write transaction, which tells whether it took effect if nobody says so."""
     connection.info[_NEWEST_EVENT] = digest
-
-
-def _refuse_value(error: BaseException | None) -> InvalidInput:
-    """Say of what got past our own checks that the driver, or the database, cannot hold it."""
-    return InvalidInput(
-        f"A value cannot be stored or looked for: {' '.join(str(error).split())[:300]}.",
-        hint="Give text without NUL or lone surrogates, and whole numbers of at most 64 bits.",
-    )
-
-
-def _type_error(database: Database, error: sqlalchemy.exc.DBAPIError) -> RegistryError:
-    """Tell busy from forbidden from read-only from full from lost from unreachable, for both databases."""
-    said = " ".join(str(error.orig).split()).rstrip(".?")
-    state = getattr(error.orig, "sqlstate", None)
-    if isinstance(error, sqlalchemy.exc.IntegrityError):
-        return DatabaseError(
-            f"{database} refused what was to be written: {said}.",
-            hint="Nothing was written. This is a fault in lens-registry; please report it.",
-        )
-    if "database is locked" in said or state == "55P03":
-        return RegistryBusy(f"{database} is busy: {said}.", hint="Try again.")
-    if state in ("42501", "3F000"):  # the second: none of the search_path's schemas is there, or open to this role
-        return NotPermitted(
-            f"{database} does not let this role do it: {said}.",
-            hint="Have its administrator run what `lensreg db grants` prints, or use another role in the URL.",
-        )
-    if "readonly" in said or "read-only" in said or state == "25006":
-        return DatabaseReadOnly(
-            f"{database} cannot be written to: {said}.",
-            hint="Check your permissions on it, or point --registry at another database.",
-        )
-    if "disk is full" in said or state == "53100" or ("disk I/O error" in said and _is_full(database)):
-        return StorageFull(
-            f"There is no space left for {database}.",
-            hint="Make room, which works on a full disk, too: lensreg gc. Nothing was registered.",
-        )
-    if state == "57014":
-        return QueryTimeout(
-            f"{database} took too long: {said}.",
-            hint="Try again, or give it longer: ?statement_timeout=5min in the URL.",
-        )
-    if error.connection_invalidated:
-        return ConnectionLost(f"The connection to {database} was lost: {said}.", hint="Nothing was written. Try again.")
-    return DatabaseUnavailable(
-        f"{database} cannot be used: {said}.",
-        hint="Check that the path or the URL is right and, for Postgres, that the server answers.",
-    )
-
-
-def _is_full(database: Database) -> bool:
-    """Say whether there is no room for the files that SQLite makes beside the database even to read it."""
-    try:
-        return database.is_sqlite and shutil.disk_usage(Path(str(database.url.database)).parent).free < _WAL_BYTES
-    except OSError:
-        return False
 
 
 def _leave_all_to_parent() -> None:

@@ -81,7 +81,7 @@ def describe_registry(registry: OpenedRegistry, *, with_password: bool = False) 
         "registry": claim.registry_id if claim else None,
         "head": claim.head if claim else None,
         "is_claimed": claim is not None and store.has_claim(claim.registry_id),
-        "file": _describe_file(Path(str(database.url.database))) if database.is_sqlite else None,
+        "file": _describe_file(database.file) if database.file else None,
         "token": token,
     }
 
@@ -199,8 +199,8 @@ def _prove(registry: OpenedRegistry, call: Call) -> None:
     """Raise WorkerMismatch unless this is the sender's registry, as new as the sender knows it, with its store."""
     database = registry._unprepared  # not to make a registry where there is none
     hint = "Start the workers with LENSREG_URL and LENSREG_STORE of this registry, or without them."
-    if database.is_sqlite:
-        found = _describe_file(Path(str(database.url.database)))
+    if database.file is not None:
+        found = _describe_file(database.file)
         if call["file"] is None or found != call["file"]:
             raise WorkerMismatch(
                 f"The worker on {_here()} does not see the file of {call['database']}: it is on another machine, or "

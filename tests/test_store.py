@@ -26,7 +26,7 @@ from registry.errors import (
     StorageError,
     StoreUnavailable,
 )
-from registry.store import LocalStore, StagedFile, folder_locks, local
+from registry.store import LocalStore, StagedFile, folder_locks, linked_folders, local
 from tests.processes import needs_mounts, run_code
 
 MakeCheckpoint = Callable[..., Path]
@@ -120,8 +120,8 @@ def test_the_database_s_folder_is_synced_before_a_blob_has_its_name(
     registry: Registry, make_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sync, n_blobs = local.sync, []
-    folder = registry.database.folder
-    assert folder is not None
+    assert registry.database.file is not None
+    folder = registry.database.file.parent
 
     def sync_and_count(path: Path) -> None:
         if path == folder:
@@ -383,13 +383,13 @@ def test_a_folder_that_gc_takes_while_it_is_looked_at_is_made_again(
 def test_a_folder_that_another_process_makes_first_is_taken(
     store: LocalStore, listing: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, look, looked = store.link_folder(listing), local._read_links, []
+    folder, look, looked = store.link_folder(listing), linked_folders._read_links, []
 
     def see_nothing_first(path: Path) -> dict[str, str] | None:
         looked.append(path)
         return look(path) if len(looked) > 1 else None
 
-    monkeypatch.setattr(local, "_read_links", see_nothing_first)
+    monkeypatch.setattr(linked_folders, "_read_links", see_nothing_first)
     assert store.link_folder(listing) == folder
     assert looked == [folder] * 2 and _list(store.root / "tmp") == []
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 
 from sqlalchemy import Connection, String, func, inspect, select, text
 
@@ -32,7 +31,7 @@ _SYNCED = {
 
 def examine_schema(database: Database) -> Iterator[Finding]:
     """Check that the schema is this code's; what is wrong with it is an error that says what to do."""
-    if database.is_sqlite and not Path(str(database.url.database)).exists():
+    if database.file is not None and not database.file.exists():
         yield Finding("schema", "note", f"{database} is not there yet.", "It is set up on first use.")
     elif check_schema(database):
         yield Finding("schema", "note", f"{database} is empty.", "It is set up on first use.")

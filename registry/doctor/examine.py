@@ -22,7 +22,7 @@ def examine_registry(
     Nothing is written but a temporary file, or object, where one can be; with `read_only` not even that.
     """
     findings = report_errors("packages", examine_packages)
-    path = Path(str(database.url.database)) if database.is_sqlite else None
+    path = database.file
     if path is not None:
         findings.append(examine_sqlite_library())
         examine = partial(

@@ -29,7 +29,8 @@ class OpenedRegistry:
         self.store = open_store(settings)
         self.derived = DerivedFiles(self.store, settings.derived_bytes)
         self._unprepared = Database(settings.url, on_network=settings.on_network)
-        self.store.database_folder = self._unprepared.folder
+        if self._unprepared.file is not None:
+            self.store.database_folder = self._unprepared.file.absolute().parent
         self._threw_off_ballast = False
         self._is_strict = settings.is_strict
 

@@ -34,6 +34,7 @@ from registry.permissions import file_mode, folder_mode, make_folder, set_mode
 from registry.progress import Progress, no_progress
 from registry.store.copying import copy_file, digest_ranges, link_file, try_link
 from registry.store.folder_locks import hold, lock
+from registry.store.linked_folders import link_blobs
 from registry.store.local_contents import LocalContents
 from registry.store.stamps import Stamps, Verify
 from registry.syncing import sync
@@ -218,38 +219,14 @@ class LocalStore(LocalContents):
     def link_folder(self, files: Iterable[tuple[str, str]]) -> Path:
         """Return a folder in which blobs have their own names, given as (name, digest); made once, by links.
 
-        Other tools read a version from here; what they must not do is write here. Raises ArtifactCorrupt if somebody
-        did: a file there could stand in for the blob that was checked.
+        Raises ArtifactCorrupt if somebody wrote into it: a file there could stand in for the blob that was checked.
         """
         listing = sorted(files)
         key = hashlib.sha256(repr(listing).encode()).hexdigest()
         folder = self.root / "folders" / key[:2] / key
-        links = {name: os.path.relpath(self.blob_path(digest), folder) for name, digest in listing}
         with self._typed_errors():
-            while (found := _read_links(folder)) is None:  # again if gc, having found it to dangle, took it meanwhile
-                self._make_folder(folder, links)
-            for name, digest in listing:
-                if found.pop(name, "") != links[name]:
-                    raise _refuse_altered(folder, name, digest)
-            if found:
-                raise _refuse_altered(folder, min(found), listing[0][1])
+            link_blobs(folder, {name: self.blob_path(digest) for name, digest in listing}, self.stage)
         return folder
-
-    def _make_folder(self, folder: Path, links: Mapping[str, str]) -> None:
-        with self.stage() as staging:
-            fresh = staging / folder.name
-            fresh.mkdir()
-            for name, target in links.items():
-                if Path(name).name != name or name in ("", "..") or "\x00" in name:
-                    raise StorageError(f"{name!r} is no file name.", hint="The record was altered; restore a backup.")
-                _symlink(fresh / name, target)
-            make_folder(folder.parent)
-            set_mode(fresh, folder_mode(folder.parent))
-            try:
-                fresh.rename(folder)
-            except OSError as error:
-                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # else another process was first
-                    raise
 
     def _renew(self, digest: str) -> bool:
         try:
@@ -299,29 +276,6 @@ class LocalStore(LocalContents):
             f"The store {self} cannot be used: {error.strerror or error} ({error.filename or self}).",
             hint="Check its permissions, or point --store or $LENSREG_STORE at another folder.",
         )
-
-
-def _refuse_altered(folder: Path, name: str, digest: str) -> ArtifactCorrupt:
-    return ArtifactCorrupt(
-        f"{folder / name} is not what was put there: somebody wrote into that folder.",
-        digest=digest,
-        hint=f"Move what you need out of {folder}, then delete it; it is made again from the blobs.",
-    )
-
-
-def _read_links(folder: Path) -> dict[str, str] | None:
-    """Return where the links of a folder lead to by name, "" for what is no link; None if the folder is not there."""
-    try:
-        return {path.name: str(path.readlink()) if path.is_symlink() else "" for path in folder.iterdir()}
-    except FileNotFoundError:
-        return None
-
-
-def _symlink(path: Path, target: str) -> None:
-    try:
-        path.symlink_to(target)
-    except OSError as error:  # which names the target first, as if that were what cannot be used
-        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _put(path: Path, blob: Path) -> None:
