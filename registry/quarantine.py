@@ -12,7 +12,7 @@ from registry.database import Database
 from registry.errors import ArtifactCorrupt
 from registry.store import LocalStore
 from registry.tables import blobs
-from registry.verify_store import Fault
+from registry.verify_records import Fault
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,11 @@ import pytest
 from sqlalchemy import text
 
 from cli.main import main
-from registry import Registry, verify_store
+from registry import Registry, verify_records, verify_store
 from registry.errors import InvalidInput, UnknownRef
 from registry.record import record_version
-from registry.verify_store import Fault, Verification
+from registry.verify_records import Fault
+from registry.verify_store import Verification
 from registry.versions import StoredFile
 from tests.contents import read_contents
 from tests.processes import run_code
@@ -292,8 +293,9 @@ def test_a_chain_that_is_broken_is_a_fault_and_blobs_are_checked_all_the_same(ke
 
 def test_memory_does_not_grow_with_the_registry(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     """25 pages and 100 take about the same memory, and nothing is passed over at their edges."""
-    monkeypatch.setattr(verify_store, "_PAGE", 20)
-    monkeypatch.setattr(verify_store, "MAX_FAULTS", 30)
+    for module in (verify_store, verify_records):
+        monkeypatch.setattr(module, "_PAGE", 20)
+        monkeypatch.setattr(module, "MAX_FAULTS", 30)
     peaks = []
     for n in (500, 1500):
         with registry.database.write() as connection:

@@ -127,7 +127,8 @@ class Auditing(OpenedRegistry):
         With `key`, a public key in PEM, each of the `refs` must be signed with its private half (see `attest`).
         Nothing is written, and faults are returned, not raised.
         """
-        from registry.verify_store import Fault, verify_store
+        from registry.verify_records import Fault
+        from registry.verify_store import verify_store
 
         done = verify_store(self.database, self.store, refs, read_data, progress)
         if key is None:

@@ -21,8 +21,9 @@ from registry.progress import Counter, Progress
 from registry.store import LocalStore
 from registry.syncing import sync
 from registry.transfer.form import Entry, Manifest, encode_manifest
-from registry.transfer.parse import MAX_BYTES, parse_manifest
+from registry.transfer.parse import parse_manifest
 from registry.transfer.shipment import RECORDS, Bounded, Parcel, RegistryShipment, blob_name, record_name
+from registry.transfer.values import MAX_BYTES
 from registry.weights import digest_file
 
 MANIFEST = "lensreg-export.json"

@@ -20,8 +20,9 @@ from registry.errors import MalformedExport, RegistryError, SourceNotFound
 from registry.progress import Counter, Progress
 from registry.transfer.folder import MANIFEST, refuse_altered
 from registry.transfer.form import Entry, encode_manifest
-from registry.transfer.parse import MAX_BYTES, parse_manifest
+from registry.transfer.parse import parse_manifest
 from registry.transfer.shipment import RECORDS, Bounded, Parcel, RegistryShipment, blob_name, record_name
+from registry.transfer.values import MAX_BYTES
 
 
 class TapeShipment:
