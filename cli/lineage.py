@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from rich.text import Text
     from rich.tree import Tree
 
-    from registry.lineage import Edge, Lineage
+    from registry.ancestry import Edge
+    from registry.lineage import Lineage
     from registry.versions import VersionSummary
 
 

@@ -13,11 +13,11 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, and_, bindparam, exists, func, or_, select
 
+from registry.ancestry import is_ancestor
 from registry.architecture import Architecture, check_allowed, find_differences, refuse_differences
 from registry.audit import append_event
 from registry.compare_sketches import refuse_unrelated
 from registry.errors import ArchitectureMismatch, InvalidInput, LineageConflict, UnknownRef, UnrelatedParent
-from registry.lineage import is_ancestor
 from registry.query import read_version
 from registry.resolve import ResolvedRef, resolve_ref
 from registry.rows import insert_rows

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from registry.plain_text import clean_line
 
 if TYPE_CHECKING:
-    from registry.lineage import Edge, Lineage
+    from registry.ancestry import Edge
+    from registry.lineage import Lineage
 
 KINDS = ("itself", "retired", "absent")
 _PLAIN = re.compile(r"[A-Za-z0-9 ._/@:-]")

@@ -17,7 +17,8 @@ from registry.plain_text import escape
 from registry.versions import VersionSummary
 
 if TYPE_CHECKING:
-    from registry.lineage import Edge, Lineage
+    from registry.ancestry import Edge
+    from registry.lineage import Lineage
 
 MAX_DRAWN = 200
 MAX_LISTED = 100

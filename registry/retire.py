@@ -9,9 +9,9 @@ from typing import Any
 from sqlalchemy import Connection, select
 
 from registry.aliases import list_aliases, remove_alias
+from registry.ancestry import read_relatives
 from registry.audit import append_event
 from registry.errors import VersionInUse
-from registry.lineage import read_relatives
 from registry.refs import Ref, check_model_name, check_text
 from registry.resolve import ResolvedRef, explain_miss, resolve_ref
 from registry.tables import models, versions

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from sqlalchemy import insert, select
 
 from registry import AmbiguousRef, Lineage, Registry, UnknownRef
+from registry.ancestry import Edge
 from registry.errors import InvalidInput
-from registry.lineage import Edge
 from registry.tables import version_parents, versions
 from tests.records import record, record_all, record_copies
 

@@ -17,7 +17,7 @@ from benchmarks.subjects.loading_ways import WAYS
 from benchmarks.timing import median_of, time_many
 from benchmarks.worker import Worker
 from registry import Registry
-from registry.lineage import Relative
+from registry.ancestry import Relative
 
 OURS = "`registry.load(ref)`, warm"
 USUAL = "`HookedTransformer.from_pretrained(name)`, warm"

@@ -9,8 +9,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, select
 
+from registry.ancestry import select_edges
 from registry.audit import Event
-from registry.lineage import select_edges
 from registry.query import bind_ids, read_absent_parents
 from registry.resolve import ResolvedRef, resolve_ref
 from registry.sketch import Sketch, unpack
