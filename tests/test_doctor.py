@@ -134,9 +134,7 @@ def test_neither_torch_nor_a_registry_is_needed(tmp_path: Path) -> None:
         "finally: print(sorted({'torch', 'transformers', 'transformer_lens'} & sys.modules.keys()), file=sys.stderr)"
     )
     environment = os.environ | {"LENSREG_HOME": str(tmp_path / "none")}
-    started = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert time.perf_counter() - started < 10
     assert (done.returncode, done.stderr) == (0, "[]\n")
     assert json.loads(done.stdout)["ok"] is True
 

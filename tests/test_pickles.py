@@ -47,10 +47,10 @@ def test_what_shows_without_torch_is_refused_before_it(name: str, tmp_path: Path
     code, text, make = BEFORE_TORCH[name]
     path = tmp_path / f"{name}.bin"
     make(path, tmp_path / "sentinel")
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(RegistryError) as refused:
         check_pickle_file(path)
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 2
     assert refused.value.code == code and text in refused.value.message
     assert refused.value.message.isprintable() and refused.value.hint
     assert not (tmp_path / "sentinel").exists()

@@ -15,6 +15,7 @@ from registry.errors import ConnectionLost, DatabaseUnavailable, OutcomeUnknown,
 from registry.postgres import BoundedConnection
 from registry.query import read_version
 from registry.record import record_version
+from tests.patience import must_not_hang
 from tests.postgres_proxy import PostgresProxy, Strike
 from tests.records import make_draft, record
 
@@ -86,11 +87,9 @@ def test_when_the_server_is_gone_after_commit_the_outcome_is_unknown(behind: Reg
         return read_version(connection, record_version(connection, draft))
 
     strike = proxy.strike(Strike("COMMIT", "after", "hang"))
-    started = time.perf_counter()
-    with pytest.raises(OutcomeUnknown, match="lost"):
+    with must_not_hang(), pytest.raises(OutcomeUnknown, match="lost"):
         proxy.swallow_after(strike)
         behind.database.change(work)
-    assert time.perf_counter() - started < 2 + 2 + 1
     proxy.swallows_all = False
     assert behind.database.change(work).ref == "m@v2"
     assert len(behind.history("m")) == 2
@@ -115,19 +114,17 @@ def test_a_connection_that_is_lost_again_and_again_is_given_up(behind: Registry,
 def test_who_gets_no_answer_waits_no_longer_than_configured(behind: Registry, proxy: PostgresProxy, when: str) -> None:
     proxy.strike(Strike("SELECT", when, "hang"))
     started = time.perf_counter()
-    with pytest.raises(DatabaseUnavailable, match="did not answer within"):
+    with must_not_hang(), pytest.raises(DatabaseUnavailable, match="did not answer within"):
         behind.resolve("m")
-    assert 1.9 < time.perf_counter() - started < 2 + 1
+    assert time.perf_counter() - started > 1.9
     assert behind.resolve("m").number == 1, "the next one gets a connection that works"
 
 
 def test_who_cannot_get_in_waits_no_longer_than_configured(proxy: PostgresProxy, tmp_path: Path) -> None:
     proxy.swallows_all = True
     registry = Registry(proxy.url(connect_timeout="2"), tmp_path)
-    started = time.perf_counter()
-    with pytest.raises(DatabaseUnavailable):
+    with must_not_hang(), pytest.raises(DatabaseUnavailable):
         registry.models()
-    assert time.perf_counter() - started < 2 + 1
     registry.close()
 
 
@@ -137,20 +134,15 @@ def test_who_finds_no_server_reads_whole_sentences(tmp_path: Path) -> None:
 
 
 def test_the_server_bounds_a_statement_itself(behind: Registry) -> None:
-    started = time.perf_counter()
-    with pytest.raises(QueryTimeout) as refused, behind.database.read() as connection:
-        connection.execute(text("SELECT pg_sleep(10)"))
-    assert time.perf_counter() - started < 2 + 1
+    with must_not_hang(), pytest.raises(QueryTimeout) as refused, behind.database.read() as connection:
+        connection.execute(text("SELECT pg_sleep(60)"))
     assert "statement_timeout" in str(refused.value.hint)
 
 
 def test_a_writer_that_waits_too_long_for_its_turn_is_told_so(behind: Registry, fresh_postgres: str) -> None:
     holder = Registry(fresh_postgres, behind.store.root)
-    with holder.database.write():
-        started = time.perf_counter()
-        with pytest.raises(RegistryBusy):
-            behind.set_alias("m@best", "m")
-        assert time.perf_counter() - started < 1 + 1
+    with holder.database.write(), must_not_hang(), pytest.raises(RegistryBusy):
+        behind.set_alias("m@best", "m")
     holder.close()
 
 
@@ -165,9 +157,8 @@ def test_a_writer_that_is_cut_off_holds_up_others_only_so_long(
     with pytest.raises(ConnectionLost), cut_off.database.write() as connection:
         record_version(connection, make_draft("m"))
     patient = Registry(fresh_postgres, behind.store.root)
-    started = time.perf_counter()
-    patient.set_alias("m@best", "m")
-    assert time.perf_counter() - started < 3
+    with must_not_hang():
+        patient.set_alias("m@best", "m")
     assert len(patient.history("m")) == 1
     for one in (patient, cut_off, impatient):
         one.close()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
 import pytest
 
 from registry import Registry
 from registry.errors import InvalidInput, InvalidSql, QueryTimeout
+from tests.patience import must_not_hang
 from tests.processes import run_code
 from tests.records import record, record_all
 from tests.search_registry import fill
@@ -124,10 +124,8 @@ def test_a_query_that_takes_too_long_is_stopped(filled: Registry, subtests: pyte
         statements.append("SELECT pg_sleep(60)")
     for statement in statements:
         with subtests.test(statement=statement):
-            start = time.monotonic()
-            with pytest.raises(QueryTimeout, match=r"more than 0\.5 s") as refused:
+            with must_not_hang(), pytest.raises(QueryTimeout, match=r"more than 0\.5 s") as refused:
                 filled.sql(statement, timeout=0.5)
-            assert time.monotonic() - start < 20
             assert refused.value.seconds == 0.5 and "--timeout" in str(refused.value.hint)
     assert filled.sql(ENDLESS.format(what="x"), limit=3).rows == ((1,), (2,), (3,))
 

@@ -7,7 +7,6 @@ import json
 import os
 import random
 import signal
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -372,13 +371,10 @@ def test_a_thousand_versions(laptop: Registry, tmp_path: Path) -> None:
         assert len(laptop.push("run@v100", to=few).received) == 100
         n_few = len(counted)
         counted.clear()
-        start = time.monotonic()
         assert len(laptop.push("run", to=many).received) == 1000
-        took = time.monotonic() - start
     finally:
         event.remove(Engine, "before_cursor_execute", note)
     assert len(counted) < 11 * n_few and len(counted) < 1000, (len(counted), n_few)
-    assert took < 120, "it took 14 s on a busy machine"
     assert many.version("run@v1000").parents[0].ref == "run@v999"
     assert laptop.push("run", to=many).unchanged
     assert many.verify().ok

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from registry.writers_queue import wait_for_turn
+from tests.patience import must_not_hang
 from tests.processes import run_at_once, run_code, start
 
 HOLD_SECONDS = 0.02
@@ -72,7 +73,7 @@ def _held_elsewhere(lock: str) -> Iterator[None]:
     def hold() -> None:
         with wait_for_turn(lock, 1):
             is_held.set()
-            is_over.wait(30)
+            is_over.wait(60)
 
     thread = threading.Thread(target=hold)
     thread.start()
@@ -92,9 +93,9 @@ def test_whoever_asks_anew_was_cut_off_and_ends_the_turn_he_had(lock: str) -> No
 def test_a_place_that_was_left_does_not_keep_the_turn(lock: str) -> None:
     with _held_elsewhere(lock):
         started = time.perf_counter()
-        with pytest.raises(TimeoutError), wait_for_turn(lock, 0.1):
+        with must_not_hang(), pytest.raises(TimeoutError), wait_for_turn(lock, 0.1):
             pass
-        assert 0.1 <= time.perf_counter() - started < 1
+        assert time.perf_counter() - started >= 0.1
     with wait_for_turn(lock, 5):
         pass
 

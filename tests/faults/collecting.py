@@ -52,7 +52,7 @@ def strike_killed(chance: Chance) -> Outcome:
     keep(registry, "m", *(rng.randbytes(2000) for _ in range(4)))
     registry.close()
     struck, broken, longest = 0, [], 0.02
-    while not chance.is_over() and not broken:
+    while not chance.must_end(struck) and not broken:
         for n in range(30):
             digest = rng.randbytes(32).hex()
             blob = registry.store.blob_path(digest)
@@ -87,7 +87,7 @@ def strike_on_full_disk(chance: Chance) -> Outcome:
     _try_mounting(chance.folder / "disk")
     struck = 0
     said = chance.folder / "said"
-    while not chance.is_over() and not said.exists():
+    while not chance.must_end(struck) and not said.exists():
         size = rng.randrange(700, 1500)
         os.waitpid(_fork(partial(_fill_and_collect, chance.folder / "disk", size), said), 0)
         struck += 1
@@ -98,7 +98,7 @@ def _race(chance: Chance, collector: Callable[[Path, timedelta, float], None], u
     rng = random.Random(chance.seed)
     n_rounds = n_versions = n_refused = n_deleted = 0
     broken: list[str] = []
-    while (not chance.is_over() or not n_rounds) and not broken:
+    while not chance.must_end(n_rounds if until_broken else n_deleted) and not broken:
         folder = chance.folder / f"round{n_rounds}"
         grace = timedelta(0) if until_broken else _GRACES[n_rounds % 2]
         registry = _open(folder)

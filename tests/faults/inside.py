@@ -21,7 +21,7 @@ from tests.faults.scenario import Chance, NotHereError, Outcome, Scenario
 from tests.records import make_draft
 from tests.records import record as record_rows
 
-_USABLE_SECONDS = 2.0  # by then the registry has to answer again, so no lock was left behind
+_USABLE_SECONDS = 15  # by then the registry has to answer again, so no lock was left behind
 
 
 def _make_registry(folder: Path) -> Registry:
@@ -62,7 +62,7 @@ def _interrupt(chance: Chance) -> Outcome:
     """Interrupt changes of rows; after each the registry answers at once, and in the end all is whole."""
     registry = _make_registry(chance.folder)
     chooser = random.Random(chance.seed)
-    patience, engines.BUSY_SECONDS = engines.BUSY_SECONDS, 10
+    patience, engines.BUSY_SECONDS = engines.BUSY_SECONDS, 2 * _USABLE_SECONDS
     try:
         record_rows(registry, "m")
         changes: list[Callable[[], object]] = [
@@ -74,7 +74,7 @@ def _interrupt(chance: Chance) -> Outcome:
         ]
         lengths = [_count(one) for one in changes]
         struck, broken = 0, []
-        while not chance.is_over() and not broken:
+        while not chance.must_end(struck) and not broken:
             number = chooser.randrange(len(changes))
             interrupt = Interrupt(chooser.randint(1, lengths[number]))
             kept = interrupt.run(changes[number])
@@ -160,7 +160,7 @@ def _interrupt_registering(chance: Chance) -> Outcome:
 
     before = signal.signal(signal.SIGALRM, stop)
     try:
-        while not chance.is_over():
+        while not chance.must_end(struck):
             n = struck
             source = sources[(struck + len(done)) % 2]
             name = f"m{struck + len(done)}"
@@ -204,7 +204,7 @@ def _fork(chance: Chance) -> Outcome:
     writer = threading.Thread(target=write)
     writer.start()
     try:
-        while not chance.is_over():
+        while not chance.must_end(struck):
             child = os.fork()
             if child == 0:
                 os._exit(_use("child", registry))
@@ -248,8 +248,10 @@ def _thread(chance: Chance) -> Outcome:
     broken: list[str] = []
 
     def work(number: int) -> None:
+        n_rounds = 0
         try:
-            while not chance.is_over():
+            while not chance.must_end(n_rounds):
+                n_rounds += 1
                 for one in (source, other):
                     version = registry.register(f"own-{number}", one, parity="skip", parent="base").version
                     if version is not None and version.ref not in done:
@@ -286,7 +288,7 @@ def _turn_back_clock(chance: Chance) -> Outcome:
     try:
         for module in modules:
             module.datetime = clock  # type: ignore[attr-defined]
-        while not chance.is_over():
+        while not chance.must_end(struck):
             clock.skew += real_datetime.timedelta(seconds=chooser.uniform(-86_400, 3600))
             version = record_rows(registry, "m")
             registry.set_alias("m@best", version.ref)

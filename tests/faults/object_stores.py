@@ -24,7 +24,7 @@ from tests.faults.scenario import Chance, NotHereError, Outcome, Scenario
 from tests.object_server import CREDENTIALS, ObjectServer, make_bucket, run_moto, wait_for
 
 _TIMEOUT = 0.5  # for one request; asked for at most thrice
-_BOUND = 4 * _TIMEOUT * 3 + 10  # what some requests, each given up in time, and the rest of registering may take
+_BOUND = 4 * _TIMEOUT * 3 + 30  # what some requests, each given up in time, and the rest of registering may take
 _PART_BYTES = 2**16  # so that small files are sent in parts, too
 _WRITE_ACTIONS = (*("cut-request", "lost-reply", "cut-reply", "status") * 3, "hang")  # which cost most time
 _READ_ACTIONS = (*("lost-reply", "cut-reply", "short-reply", "altered-reply", "status") * 3, "hang")
@@ -48,7 +48,7 @@ def _strike_requests(chance: Chance, server: ObjectServer) -> Outcome:
     there = _open(chance.folder / "there", server, chance.folder)
     struck, broken, acknowledged = 0, [], []
     ended: Counter[str] = Counter()
-    while not chance.is_over() and not broken:
+    while not chance.must_end(struck) and not broken:
         _alter(source, rng)
         reading = bool(acknowledged) and rng.random() < 0.4
         action = rng.choice(_READ_ACTIONS if reading else _WRITE_ACTIONS)
@@ -94,7 +94,7 @@ def strike_killed(chance: Chance) -> Outcome:
         told = chance.folder / "acknowledged"
         _warm_up(chance.folder / "warm", source)
         seconds, struck, n = 1.0, 0, 0  # of a child that is left to finish, which the first one is
-        while not chance.is_over():
+        while not chance.must_end(struck):
             _alter(source, rng)
             began = time.monotonic()
             child = os.fork()

@@ -203,7 +203,7 @@ def strike(chance: Chance) -> Outcome:
     rng = random.Random(chance.seed)
     n_machines = 0
     try:
-        while not chance.is_over() or not n_machines:
+        while not chance.must_end(RegistryMachine.n_steps):
             run_machines(1, _STEPS, rng.randrange(2**32))
             n_machines += 1
     except (AssertionError, RegistryError) as error:

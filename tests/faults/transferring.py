@@ -28,7 +28,7 @@ def strike_killed(chance: Chance) -> Outcome:
     laptop.export_versions("run", target=tar)
     random_moment, struck, partly, broken, took = random.Random(chance.seed), 0, 0, [], 1.0
     trial = 0
-    while not chance.is_over():
+    while not chance.must_end(struck):
         folder = chance.folder / f"team{trial % 2}"
         shutil.rmtree(folder, ignore_errors=True)
         open_registry(folder).models()
