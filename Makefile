@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# nearly half of the time would go into compiling what is never imported
+PIP_OPTIONS := --quiet --disable-pip-version-check --no-compile
 # a second environment, with the transformer-lens that has no HookedTransformer any more
 VENV_TL4 := .venv-tl4
 READY_TL4 := $(VENV_TL4)/.ready
@@ -16,7 +18,7 @@ MEMORY_GB ?= 14
 $(READY): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) (torch and transformer-lens take a few minutes the first time)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@$(BIN)/python -m pip install $(PIP_OPTIONS) --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 demo: $(READY)  ## a tour on a real model: register, fine-tune, load by name, refuse
@@ -33,9 +35,9 @@ $(READY_TL4): tests/tl4/requirements.txt constraints.txt
 	@echo "Setting up $(VENV_TL4)"
 	@$(PYTHON) -m venv $(VENV_TL4)
 	@grep -v '^transformer-lens==' constraints.txt > $(VENV_TL4)/constraints.txt
-	@$(VENV_TL4)/bin/python -m pip install --quiet --disable-pip-version-check \
+	@$(VENV_TL4)/bin/python -m pip install $(PIP_OPTIONS) \
 		--constraint $(VENV_TL4)/constraints.txt --requirement tests/tl4/requirements.txt
-	@$(VENV_TL4)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@$(VENV_TL4)/bin/python -m pip install $(PIP_OPTIONS) --no-deps --editable .
 	@touch $@
 
 tl4: $(READY) $(READY_TL4)  ## what is registered with transformer-lens 3.9 loads with 4.3

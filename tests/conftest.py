@@ -21,6 +21,7 @@ import sqlalchemy
 from hypothesis import settings
 
 from registry import Registry
+from tests.places import DISK, prefer_memory
 from tests.sampling import SEED, SHARE, is_sampled
 
 Run = Callable[..., tuple[str, str, int]]
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 settings.register_profile("same", derandomize=True, deadline=None)  # the same examples wherever a commit is tested
 if SHARE < 1:
     settings.load_profile("same")
+prefer_memory()
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here may ask a network
 # nothing here may write to the user's cache; a folder for each process, and for what it starts
 os.environ["LENSREG_STAMPS"] = tempfile.mkdtemp(prefix="lensreg-stamps-")
@@ -174,6 +176,13 @@ def registry(migrated_folder: Path, tmp_path: Path) -> Iterator[Registry]:
 
 
 @pytest.fixture
+def on_disk() -> Iterator[Path]:
+    """A folder on a disk: what is mapped from there takes no memory, and can leave the page cache."""
+    with tempfile.TemporaryDirectory(prefix="lensreg-disk-", dir=DISK) as name:
+        yield Path(name)
+
+
+@pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Return a function that runs `lensreg` on the registry in `tmp_path`: its output, its errors, its exit code."""
     from cli.main import main
@@ -208,6 +217,19 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
         return shutil.copytree(saved[wanted], folder, copy_function=shutil.copy, dirs_exist_ok=True)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def families(tmp_path_factory: pytest.TempPathFactory, make_checkpoint: Callable[..., Path]) -> Iterator[Registry]:
+    """A registry with `gpt2`, `llama` and, of no family, `custom`; what tests add to it does not matter to others."""
+    from tests.networks import make_hooked
+
+    folder = tmp_path_factory.mktemp("families")
+    with Registry(str(folder / "registry.db"), folder / "store") as one:
+        for family in ("gpt2", "llama"):
+            one.register(family, make_checkpoint(family))
+        one.register_network("custom", make_hooked())
+        yield one
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from transformer_lens import HookedTransformer, HookedTransformerConfig
+from transformers import AutoModelForCausalLM
+
+from registry import Registry
 
 TOKENS = torch.arange(60).reshape(2, 30) * 3 % 211
 CUSTOM: dict[str, Any] = {
@@ -72,3 +75,11 @@ def assert_identical(one: HookedTransformer, other: HookedTransformer) -> None:
     assert set(ours) == set(theirs)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert torch.equal(log_probs(one), log_probs(other))
+
+
+def assert_computes(registry: Registry, ref: str, folder: Path) -> None:
+    """The network of that name computes what the folder's does."""
+    tokens = torch.arange(40).reshape(2, 20)
+    with torch.inference_mode():
+        expected = AutoModelForCausalLM.from_pretrained(folder)(tokens).logits.log_softmax(-1)
+        assert float((registry.load(ref)(tokens).log_softmax(-1) - expected).abs().max()) < 1e-4

@@ -271,7 +271,7 @@ def make_bucket(port: int) -> Iterator[ObjectServer]:
         proxy.close()
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 10) -> bool:
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> bool:
     """Wait until something is so."""
     until = time.monotonic() + seconds
     while not condition() and time.monotonic() < until:

@@ -28,7 +28,7 @@ def _choose_seed() -> str:
 
 SEED = os.environ.get("LENSREG_TEST_SEED") or _choose_seed()
 os.environ["LENSREG_TEST_SEED"] = SEED
-SHARE = float(os.environ.setdefault("LENSREG_TEST_SHARE", "0.2"))
+SHARE = float(os.environ.setdefault("LENSREG_TEST_SHARE", "0.1"))
 
 
 def is_sampled(case: str, times: float = 1.0) -> bool:

@@ -55,12 +55,12 @@ def test_a_worker_says_why_it_failed_and_stops_at_its_limit_of_memory() -> None:
         worker.run(n_bytes=2000 * MB)
 
 
-def test_files_go_into_the_page_cache_and_out_of_it(tmp_path: Path) -> None:
-    file = tmp_path / "folder" / "file"
+def test_files_go_into_the_page_cache_and_out_of_it(on_disk: Path) -> None:
+    file = on_disk / "folder" / "file"
     file.parent.mkdir()
     file.write_bytes(os.urandom(3 * MB))
-    (tmp_path / "link").symlink_to(file)
-    files = list_files(tmp_path)
+    (on_disk / "link").symlink_to(file)
+    files = list_files(on_disk)
     assert files == [file]
     warm(files)
     assert count_cached(file) == (733, 733)

@@ -218,14 +218,13 @@ def test_training_a_mapped_network_is_training_the_plain_one(one: Registry) -> N
     assert_identical(warm, plain)
 
 
-def test_a_warm_load_takes_hardly_any_memory_of_its_own(
-    registry: Registry, make_checkpoint: Callable[..., Path]
-) -> None:
+def test_a_warm_load_takes_hardly_any_memory_of_its_own(make_checkpoint: Callable[..., Path], on_disk: Path) -> None:
     """Narrow layers with rotary tables of 2,048 rows, which would be 8 % of the weights if each layer had its own."""
     folder = make_checkpoint(
         "llama", hidden_size=512, intermediate_size=1408, num_hidden_layers=12, num_attention_heads=8,
         num_key_value_heads=8, max_position_embeddings=4096,
     )  # fmt: skip
+    registry = Registry(str(on_disk / "registry.db"), on_disk / "store")
     registry.register("m", folder, parity="skip")
     registry.load("m")
     code = r"""
@@ -251,10 +250,11 @@ def test_a_warm_load_takes_hardly_any_memory_of_its_own(
         print(private() - before, total)
     """
     registry.load("m", dtype="float64")
-    lines = run_code(code, url=registry._unprepared.url.database, store=registry.store.root)
+    lines = run_code(code, url=on_disk / "registry.db", store=on_disk / "store")
     taken, weights, buffers = map(int, lines[0].split())
     assert weights > 140e6 and taken < 0.05 * weights < buffers
     assert int(lines[1].split()[0]) < 0.15 * weights  # reading the weights copies nothing either
+    registry.close()
 
 
 # --- what is torn, altered or gone is noticed, and made again ----------------------------------------------------

@@ -86,5 +86,5 @@ def test_an_interrupt_at_any_step_keeps_neither_threads_nor_forks_waiting() -> N
         for work in (use, lambda: (forks._wait_for_others(), forks._go_on())):
             other = threading.Thread(target=work, daemon=True)
             other.start()
-            other.join(timeout=2)
+            other.join(timeout=PATIENCE_SECONDS)
             assert not other.is_alive(), f"after an interrupt at step {n}"

@@ -32,6 +32,7 @@ from tests.kept import keep, put
 from tests.processes import needs_mounts, run_code
 
 NOW = timedelta(0)
+GRACE = timedelta(seconds=2)  # longer than a busy machine takes from one line to the next
 
 
 @pytest.fixture
@@ -111,14 +112,18 @@ def test_leftovers_that_are_other_names_of_one_blob_go_with_it(kept: Registry, t
     assert list((kept.store.root / "tmp").iterdir()) == []
 
 
+def _wait_out_the_grace() -> None:
+    time.sleep(GRACE.total_seconds() + 0.1)
+
+
 def test_what_is_younger_than_the_grace_stays(kept: Registry, tmp_path: Path) -> None:
     put(kept.store, tmp_path / "orphan", b"orphan")
     (kept.store.root / "tmp" / "crashed").mkdir()
     plan = kept.plan_gc()
     assert (plan.blobs, plan.leftovers, plan.n_young) == ((), (), 2)
-    time.sleep(0.3)
+    _wait_out_the_grace()
     put(kept.store, tmp_path / "younger", b"younger")
-    plan = kept.plan_gc(grace=timedelta(seconds=0.3))
+    plan = kept.plan_gc(grace=GRACE)
     assert (len(plan.blobs), len(plan.leftovers), plan.n_young) == (1, 1, 1)
     with pytest.raises(InvalidInput):
         kept.plan_gc(grace=timedelta(seconds=-1))
@@ -126,12 +131,11 @@ def test_what_is_younger_than_the_grace_stays(kept: Registry, tmp_path: Path) ->
 
 def test_a_plan_does_not_delete_what_has_come_to_be_needed(kept: Registry, tmp_path: Path) -> None:
     orphans = [put(kept.store, tmp_path / "orphan", content) for content in (b"1", b"2", b"3")]
-    time.sleep(0.5)
-    grace = timedelta(seconds=0.4)
-    plan = kept.plan_gc(grace=grace)
+    _wait_out_the_grace()
+    plan = kept.plan_gc(grace=GRACE)
     assert len(plan.blobs) == 3
     keep(kept, "late", b"1")
-    time.sleep(0.5)  # so that only the row keeps it
+    _wait_out_the_grace()  # so that only the row keeps it
     kept.store.renew([orphans[1].digest])  # somebody relies on it and has not come to his rows yet
     done = kept.gc(plan)
     assert (done.n_blobs, done.n_skipped) == (1, 2)

@@ -7,7 +7,6 @@ import re
 from datetime import UTC, datetime
 from typing import Any
 
-import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
@@ -209,7 +208,6 @@ def _sort(rows: list[dict[str, Any]], order: list[tuple[str, bool]]) -> list[dic
     return found
 
 
-@pytest.mark.timeout(300)
 def test_any_search_finds_what_a_naive_evaluator_finds(any_registry: Registry) -> None:
     rows = fill(any_registry)
     assert {row["created_at"] for row in rows} > {FIRST}

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import signal
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -329,6 +330,7 @@ def _push_by_steps(laptop: Registry, folder: Path, fuse: int = -1) -> int:
 def test_a_sender_that_is_killed_at_a_random_step(
     laptop: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # who is killed leaves there what he worked in
     monkeypatch.setattr(receiving, "PUBLISHED_AT_ONCE", 3)
     monkeypatch.setattr(receiving, "WRITTEN_AT_ONCE", 4)
     add(laptop, "run")

@@ -28,7 +28,7 @@ def test_the_wheel_works_with_what_it_requires_alone(tmp_path: Path, make_checkp
     run(tmp_path, sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv")
     python = tmp_path / "venv" / "bin" / "python"
     pip: list[str | Path] = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", python]
-    run(tmp_path, *pip, "install", "--quiet", "--no-deps", wheel)
+    run(tmp_path, *pip, "install", "--quiet", "--no-compile", "--no-deps", wheel)
     (packages,) = (tmp_path / "venv").glob("lib/python*/site-packages")
     (installed,) = distributions(path=[str(packages)])
     linked = link_requirements(installed, packages)

@@ -77,7 +77,7 @@ def _held_elsewhere(lock: str) -> Iterator[None]:
 
     thread = threading.Thread(target=hold)
     thread.start()
-    assert is_held.wait(5)
+    assert is_held.wait(60)
     yield
     is_over.set()
     thread.join()

@@ -105,7 +105,7 @@ def is_running(process: int) -> bool:
         return False
 
 
-def wait_until_gone(processes: list[int], seconds: float = 10) -> bool:
+def wait_until_gone(processes: list[int], seconds: float = 60) -> bool:
     until = time.monotonic() + seconds
     while any(map(is_running, processes)) and time.monotonic() < until:
         time.sleep(0.05)

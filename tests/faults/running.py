@@ -14,11 +14,14 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from multiprocessing.connection import Connection
 from pathlib import Path
+
+from sqlalchemy.exc import SAWarning
 
 from tests import faults
 from tests.faults import workload
@@ -136,6 +139,7 @@ def _strike(scenario: Scenario, chance: Chance, sender: Connection) -> None:
     os.setpgid(0, 0)
     for name in ("psycopg", "sqlalchemy.pool"):  # they tell of each fault that strikes within their own steps
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    warnings.simplefilter("ignore", SAWarning)
     said: dict[str, object]
     try:
         outcome = scenario.strike(chance)

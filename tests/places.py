@@ -1,0 +1,29 @@
+"""Where tests put their files: in memory where there is room, so that nobody waits for a disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+_MEMORY = Path("/dev/shm")
+_ROOM_BYTES = 8 * 2**30
+DISK = Path("/var/tmp")
+"""For what needs a disk: to be mapped without taking memory, or to leave the page cache."""
+
+
+def prefer_memory() -> None:
+    """Have temporary files of this process, and of those that it starts, made in memory, unless $TMPDIR says where.
+
+    Whatever is synced is synced there too; what a power cut would leave of it is looked at by tests/faults/power.py.
+    """
+    has_room = _MEMORY.is_dir() and os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free >= _ROOM_BYTES
+    if has_room and "TMPDIR" not in os.environ:
+        os.environ["TMPDIR"] = tempfile.tempdir = str(_MEMORY)
+
+
+def find_other_file_system(path: Path) -> Path | None:
+    """Return a folder that can be written to and lies on another file system than `path`, if there is one."""
+    others = (one for one in (_MEMORY, DISK) if one.is_dir() and os.access(one, os.W_OK))
+    return next((one for one in others if one.stat().st_dev != path.stat().st_dev), None)
