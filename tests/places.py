@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import tempfile
@@ -14,13 +15,19 @@ DISK = Path("/var/tmp")
 
 
 def prefer_memory() -> None:
-    """Have temporary files of this process, and of those that it starts, made in memory, unless $TMPDIR says where.
+    """Have files of this process, and of those that it starts, made in memory, unless $TMPDIR says where.
 
-    Whatever is synced is synced there too; what a power cut would leave of it is looked at by tests/faults/power.py.
+    Pytest's folders of tests that failed stay there until the next run. Whatever is synced is synced there too; what a
+    power cut would leave of it is looked at by tests/faults/power.py.
     """
     has_room = _MEMORY.is_dir() and os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free >= _ROOM_BYTES
-    if has_room and "TMPDIR" not in os.environ:
-        os.environ["TMPDIR"] = tempfile.tempdir = str(_MEMORY)
+    if not has_room or "TMPDIR" in os.environ:
+        return
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_MEMORY))
+    folder, owner = tempfile.mkdtemp(prefix="lensreg-tests-", dir=_MEMORY), os.getpid()
+    Path(folder).chmod(0o755)  # some cases are judged without root's rights
+    os.environ["TMPDIR"] = tempfile.tempdir = folder
+    atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == owner else None)
 
 
 def find_other_file_system(path: Path) -> Path | None:

@@ -186,8 +186,10 @@ def find_untyped(said: Path) -> list[str]:
 
 
 def _save_source(folder: Path) -> Path:
+    import transformers
     from transformer_lens import HookedTransformer, HookedTransformerConfig
 
+    transformers.utils.logging.disable_progress_bar()  # or the children show one for each checkpoint that they save
     cfg = HookedTransformerConfig(
         n_layers=1, d_model=8, n_ctx=16, d_head=4, n_heads=2, d_mlp=16, d_vocab=_D_VOCAB, act_fn="gelu_new",
         normalization_type="LN", seed=0, tokenizer_prepends_bos=False,
