@@ -1,4 +1,4 @@
-"""How tests tell what hangs from what a busy machine only makes slow: no test asserts how fast something is."""
+"""How tests tell what hangs from what a busy machine only makes slow."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import contextlib
 import time
 from collections.abc import Iterator
 
-PATIENCE_SECONDS = 30
-"""Far more than what does not hang takes, on any machine; what hangs here, hangs for a minute at least."""
+PATIENCE_SECONDS = 25
+"""Far more than what does not hang takes, on any machine; what hangs here, hangs for half a minute at least."""
 
 
 @contextlib.contextmanager

@@ -70,13 +70,14 @@ def test_a_fork_does_not_wait_for_ever_and_not_for_its_own_thread(
     assert seconds_until_forked() < 2
 
 
-def test_an_interrupt_at_any_step_keeps_neither_threads_nor_forks_waiting() -> None:
+def test_an_interrupt_at_any_step_keeps_neither_threads_nor_forks_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a lock, it stayed locked for good where the interrupt came between the block's end and the lock's."""
 
     def use() -> None:
         with forks.keep_from_forking():
             pass
 
+    monkeypatch.setattr(forks, "PATIENCE_SECONDS", 2 * PATIENCE_SECONDS)  # or a fork that waits would give up in time
     counter = Interrupt()
     counter.run(use)
     for n in range(1, counter.n_seen + 1):

@@ -38,11 +38,6 @@ def base(make_checkpoint: MakeCheckpoint) -> Path:
     return make_checkpoint("gpt2")
 
 
-@pytest.fixture(scope="module")
-def tuned(make_checkpoint: MakeCheckpoint) -> Path:
-    return make_checkpoint("gpt2", seed=1)
-
-
 def _ask_unknown(hub: FakeHub) -> str:
     return "org/nowhere"
 

@@ -24,7 +24,7 @@ from tests.faults.scenario import Chance, NotHereError, Outcome, Scenario
 from tests.object_server import CREDENTIALS, ObjectServer, make_bucket, run_moto, wait_for
 
 _TIMEOUT = 0.5  # for one request; asked for at most thrice
-_BOUND = 4 * _TIMEOUT * 3 + 30  # what some requests, each given up in time, and the rest of registering may take
+_BOUND = 4 * _TIMEOUT * 3 + 20  # for some requests, each given up in time, and the rest; less than a hang lasts
 _PART_BYTES = 2**16  # so that small files are sent in parts, too
 _WRITE_ACTIONS = (*("cut-request", "lost-reply", "cut-reply", "status") * 3, "hang")  # which cost most time
 _READ_ACTIONS = (*("lost-reply", "cut-reply", "short-reply", "altered-reply", "status") * 3, "hang")
