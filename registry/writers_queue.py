@@ -1,8 +1,11 @@
-"""The queue of SQLite's writers, by a lock on a file beside it: whoever came first has the first turn.
+"""The queue of SQLite's writers, by locks on two files beside it: whoever came first has the first turn.
 
 SQLite's own lock is asked for again and again, by each after a pause of its own, and so are locks of the usual library:
 whoever has just written often gets the next turn too. The kernel's `flock` is a queue, but knows no timeout, so a
-thread waits in it. The lock hangs on a file object and on nothing else: wherever an interrupt strikes, it goes with it.
+thread waits in it; and a lock that was given back is free until the first of its queue runs, so that on a busy machine
+whoever gave it back has it again. So there are two: the queue is for the place of who comes next, who keeps that place
+until the turn is his, and the turn is asked for by nobody else. The locks hang on file objects and on nothing else:
+wherever an interrupt strikes, they go with them.
 """
 
 from __future__ import annotations
@@ -26,16 +29,25 @@ def wait_for_turn(path: str, seconds: float) -> Iterator[None]:
 
     A process that ends, however it ends, gives its turn back.
     """
-    make_file(Path(path))
-    _take_back(path)
-    with FileIO(path, "r+") as file:
-        _open_files[file] = threading.get_ident()
-        _lock(file, seconds)
+    with _open(path) as turn:
+        with _open(f"{path}.next") as place:
+            _lock(place, turn, seconds)
         try:
             yield
         finally:
-            if not file.closed:  # in a child that was forked within the block
-                fcntl.flock(file, fcntl.LOCK_UN)
+            if not turn.closed:  # in a child that was forked within the block
+                fcntl.flock(turn, fcntl.LOCK_UN)
+
+
+def _open(path: str) -> FileIO:
+    make_file(Path(path))
+    _take_back(path)
+    return _remember(FileIO(path, "r+"))
+
+
+def _remember(file: FileIO) -> FileIO:
+    _open_files[file] = threading.get_ident()
+    return file
 
 
 def _take_back(path: str) -> None:
@@ -50,11 +62,12 @@ def _take_back(path: str) -> None:
             file.close()
 
 
-def _lock(file: FileIO, seconds: float) -> None:
+def _lock(place: FileIO, turn: FileIO, seconds: float) -> None:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for file in (place, turn):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        waiting = _Waiting(file)
+        waiting = _Waiting(place, turn)
         if not waiting.over.wait(seconds):
             raise TimeoutError from None
         if waiting.error is not None:
@@ -62,23 +75,24 @@ def _lock(file: FileIO, seconds: float) -> None:
 
 
 class _Waiting:
-    """One place in the queue.
+    """Someone in the queue.
 
-    It waits on a descriptor of its own for the same lock: whoever gives up closes the file, and the turn that comes
-    after that ends with this descriptor.
+    It waits on descriptors of its own for the same locks: whoever gives up closes the files, and the turn that comes
+    after that ends with these descriptors.
     """
 
-    def __init__(self, file: FileIO) -> None:
+    def __init__(self, place: FileIO, turn: FileIO) -> None:
         self.over = threading.Event()
         self.error: OSError | None = None
-        own = FileIO(os.dup(file.fileno()), "r+")
-        _open_files[own] = threading.get_ident()
-        threading.Thread(target=self._wait, args=(own,), daemon=True).start()
+        own = [_remember(FileIO(os.dup(file.fileno()), "r+")) for file in (place, turn)]
+        threading.Thread(target=self._wait, args=own, daemon=True).start()
 
-    def _wait(self, own: FileIO) -> None:
-        with own:
+    def _wait(self, place: FileIO, turn: FileIO) -> None:
+        with place, turn:
             try:
-                fcntl.flock(own, fcntl.LOCK_EX)
+                fcntl.flock(place, fcntl.LOCK_EX)
+                fcntl.flock(turn, fcntl.LOCK_EX)
+                fcntl.flock(place, fcntl.LOCK_UN)
             except OSError as error:
                 self.error = error
             self.over.set()

@@ -269,11 +269,3 @@ def make_bucket(port: int) -> Iterator[ObjectServer]:
         yield server
     finally:
         proxy.close()
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> bool:
-    """Wait until something is so."""
-    until = time.monotonic() + seconds
-    while not condition() and time.monotonic() < until:
-        time.sleep(0.02)
-    return condition()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 PATIENCE_SECONDS = 25
 """Far more than what does not hang takes, on any machine; what hangs here, hangs for half a minute at least."""
@@ -17,3 +17,11 @@ def must_not_hang() -> Iterator[None]:
     yield
     seconds = time.monotonic() - started
     assert seconds < PATIENCE_SECONDS, f"it hung for {seconds:.0f} s"
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> bool:
+    """Wait until something is so; return whether it came to be."""
+    until = time.monotonic() + seconds
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.02)
+    return condition()

@@ -20,7 +20,8 @@ from registry import Registry
 from registry.errors import WorkerMismatch
 from registry.orders import carry_out
 from registry.worker import add_work, describe_registry, run_in_worker
-from tests.object_server import ObjectServer, wait_for
+from tests.object_server import ObjectServer
+from tests.patience import wait_for
 from tests.waiting_suite import Waiting, install_waiting, list_measured
 
 pytestmark = [

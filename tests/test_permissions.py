@@ -37,8 +37,8 @@ def _fill(folder: Path, checkpoint: Path) -> None:
 
 def _check_sidecars(folder: Path) -> None:
     modes = {path.name: _mode(path) for path in folder.iterdir()}
-    names = ("registry.db", "registry.db-wal", "registry.db-shm", "registry.db.lock", "registry.db.ballast")
-    assert set(modes) == set(names)
+    names = {"registry.db", *(f"registry.db{end}" for end in ("-wal", "-shm", ".lock", ".lock.next", ".ballast"))}
+    assert set(modes) == names
     assert len(set(modes.values())) == 1, modes
 
 
@@ -145,4 +145,5 @@ def test_many_threads_make_one_file_and_no_lock_of_theirs_is_lost(tmp_path: Path
         "registry.db",
         "registry.db.ballast",
         "registry.db.lock",
+        "registry.db.lock.next",
     ]

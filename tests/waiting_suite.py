@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from registry import Registry
-from tests.object_server import wait_for
+from tests.patience import wait_for
 
 _SUITE = """
 import os, time

@@ -80,7 +80,7 @@ def _examine_permissions(what: str, folder: Path) -> Iterator[Finding]:
 
 def examine_database_file(path: Path) -> Iterator[Finding]:
     """Check the permissions of the SQLite file and of what lies beside it."""
-    for one in (path, *(Path(f"{path}{end}") for end in ("-wal", "-shm", ".lock"))):
+    for one in (path, *(Path(f"{path}{end}") for end in ("-wal", "-shm", ".lock", ".lock.next"))):
         if not one.exists():
             continue
         mode = stat.S_IMODE(one.stat().st_mode)

@@ -21,7 +21,8 @@ from registry.store import bucket
 from registry.store.objects import ObjectStore
 from tests.faults.invariant import find_breaches, read_acknowledged
 from tests.faults.scenario import Chance, NotHereError, Outcome, Scenario
-from tests.object_server import CREDENTIALS, ObjectServer, make_bucket, run_moto, wait_for
+from tests.object_server import CREDENTIALS, ObjectServer, make_bucket, run_moto
+from tests.patience import wait_for
 
 _TIMEOUT = 0.5  # for one request; asked for at most thrice
 _BOUND = 4 * _TIMEOUT * 3 + 20  # for some requests, each given up in time, and the rest; less than a hang lasts
