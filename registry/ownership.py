@@ -67,6 +67,16 @@ def _describe_claim(connection: Connection, database: Database, registry_id: str
     return Claim(registry_id, f"{database} on {platform.node() or 'this machine'}", read_head(connection).digest)
 
 
+def refuse_empty_store(database: Database, store: LocalStore) -> None:
+    """Raise StoreNotOwned if this registry never kept anything in the store: then it is the wrong one."""
+    with database.read() as connection:
+        registry_id = read_registry_id(connection)
+    if registry_id is not None and not store.has_claim(registry_id):
+        raise StoreNotOwned(
+            f"{store} holds nothing of {database}.", hint="Name the store: --store WHERE, or $LENSREG_STORE."
+        )
+
+
 def refuse_foreign_store(database: Database, store: LocalStore, *, adopt: bool = False) -> None:
     """Raise StoreNotOwned unless the store's blobs are this registry's alone, and it knows of all of them.
 

@@ -17,7 +17,8 @@ from sqlalchemy import Connection, or_, select
 from registry.audit import append_event
 from registry.database import Database
 from registry.environment import describe_environment, describe_packages
-from registry.errors import RegistryError
+from registry.errors import ArtifactMissing, RegistryError
+from registry.ownership import refuse_empty_store
 from registry.resolve import resolve_ref
 from registry.rows import check_row
 from registry.stale import UNDECIDING, tell_stale, without_size
@@ -73,6 +74,8 @@ def validate_version(
 ) -> ValidationRun:
     """Run a suite on one version and record it. What the suite raises is recorded as a failure, and not raised.
 
+    Raises StoreNotOwned if the store that was opened has nothing of this registry, which says nothing of a version.
+
     With a `run_id` that is recorded by then, by a worker that was thought lost say, that run is what counts.
     """
     started = time.monotonic()
@@ -80,6 +83,8 @@ def validate_version(
     try:
         measured = suite.run(subject)
     except RegistryError as failure:
+        if isinstance(failure, ArtifactMissing):
+            refuse_empty_store(database, subject.registry.store)
         measured, error = Measured([_fail(failure.code, failure.message)]), failure.message
     except Exception as failure:  # noqa: BLE001 (a suite is anybody's code; the others have to go on)
         trace = "".join(traceback.format_exception(failure))[-4000:]

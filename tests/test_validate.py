@@ -13,7 +13,14 @@ import pytest
 import torch
 
 from registry import Registry
-from registry.errors import InvalidInput, MalformedArtifact, RegistryError, SourceNotFound
+from registry.errors import (
+    ArtifactMissing,
+    InvalidInput,
+    MalformedArtifact,
+    RegistryError,
+    SourceNotFound,
+    StoreNotOwned,
+)
 from registry.thresholds import FAILED, parse_threshold
 from registry.validate import ValidationRun
 from registry.validation.accuracy import wilson_interval
@@ -281,6 +288,17 @@ def test_a_suite_that_raises_is_recorded_and_the_others_go_on(
     (run,) = base.validate("base", "drift", data=texts)
     assert run.error == "base@v1 has no registered parents."
     assert base.version("base").validations[-1].details["error"] == "invalid-input"
+
+
+def test_a_store_that_is_another_one_says_nothing_of_a_version(base: Registry, tmp_path: Path) -> None:
+    with Registry(str(base.database.file), tmp_path / "another") as astray:
+        with pytest.raises(StoreNotOwned, match="holds nothing of") as refused:
+            astray.validate("base", "parity")
+        assert "--store WHERE" in str(refused.value.hint)
+        with pytest.raises(ArtifactMissing, match="another") as refused:
+            astray.load("base")
+        assert "--store WHERE" in str(refused.value.hint)
+    assert base.validations("base", all_runs=True) == []
 
 
 def test_a_plugin_brings_its_suite_with_its_parameters(

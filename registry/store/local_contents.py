@@ -32,6 +32,7 @@ class LocalContents:
     """The half of LocalStore that tidies up."""
 
     root: Path
+    heal = "Register the same source again to heal it, or restore the store from a backup."
 
     def blob_path(self, digest: str) -> Path:
         """Return where the blob of this digest is or would be."""
@@ -47,6 +48,10 @@ class LocalContents:
 
     def _typed_errors(self) -> AbstractContextManager[None]:
         raise NotImplementedError
+
+    def _refuse_missing(self, digest: str) -> ArtifactMissing:
+        hint = f"If the store is another one, name it: --store WHERE, or $LENSREG_STORE. If not: {self.heal}"
+        return ArtifactMissing(f"The blob sha256:{digest} is not in {self}.", digest=digest, hint=hint)
 
     def list_blobs(self) -> Iterator[StoredBlob]:
         """Give every blob, in no particular order."""
@@ -80,8 +85,7 @@ class LocalContents:
                 try:
                     os.utime(self.blob_path(digest))
                 except FileNotFoundError:
-                    message = f"The blob sha256:{digest} is not in {self}."
-                    raise ArtifactMissing(message, digest=digest, hint="Register the same source again.") from None
+                    raise self._refuse_missing(digest) from None
 
     def list_leftovers(self) -> Iterator[Leftover]:
         """Give what a crash left in tmp/, quarantined blobs, folders with dangling links, derived files with no card.

@@ -38,6 +38,7 @@ class ObjectContents(LocalContents):
     """The half of ObjectStore that tidies up: in the bucket, and in the cache where that is not done by itself."""
 
     bucket: Bucket
+    heal = "Register the same source again to heal it, or restore the bucket from a backup or an older version of it."
 
     def verify(self, digest: str, size_bytes: int, *, read: bool = False) -> None:
         """Check what the bucket has of a blob."""
@@ -72,8 +73,7 @@ class ObjectContents(LocalContents):
             key = self._key(digest)
             found = self.bucket.find(key)
             if found is None:
-                message = f"The blob sha256:{digest} is not in {self}."
-                raise ArtifactMissing(message, digest=digest, hint="Register the same source again.")
+                raise self._refuse_missing(digest)
             if not is_fresh(found):
                 # S3 refuses to copy an object onto itself, and has no other way to say that it is used
                 aside = f"renewed/{digest}.{uuid.uuid4().hex}"

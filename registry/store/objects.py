@@ -266,21 +266,15 @@ class ObjectStore(ObjectContents, LocalStore):
             raise ArtifactCorrupt(
                 f"The blob sha256:{digest} in {self} was altered: its bytes have the digest {found}.",
                 digest=digest,
-                hint=_HEAL,
+                hint=self.heal,
             )
-
-    def _refuse_missing(self, digest: str) -> ArtifactMissing:
-        return ArtifactMissing(f"The blob sha256:{digest} is not in {self}.", digest=digest, hint=_HEAL)
 
     def _refuse_size(self, digest: str, size_bytes: int, found: int) -> ArtifactCorrupt:
         return ArtifactCorrupt(
             f"The blob sha256:{digest} in {self} has {found:,} bytes instead of {size_bytes:,}.",
             digest=digest,
-            hint=_HEAL,
+            hint=self.heal,
         )
-
-
-_HEAL = "Register the same source again to heal it, or restore the bucket from a backup or an older version of it."
 
 
 def _read_checked(file: StagedFile, advance: Advance) -> Iterator[bytes]:
