@@ -27,11 +27,15 @@ from registry.permissions import make_file
 def wait_for_turn(path: str, seconds: float) -> Iterator[None]:
     """Have the turn while the block lasts. Raises TimeoutError if it did not come within so many seconds, and OSError.
 
-    A process that ends, however it ends, gives its turn back.
+    A process that ends, however it ends, gives its turn back. Locks are given back before their files are closed: a
+    child that another thread forks as a file is opened has it open, too, for as long as it lives.
     """
     with _open(path) as turn:
         with _open(f"{path}.next") as place:
-            _lock(place, turn, seconds)
+            try:
+                _lock(place, turn, seconds)
+            finally:
+                fcntl.flock(place, fcntl.LOCK_UN)
         try:
             yield
         finally:

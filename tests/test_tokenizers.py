@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -11,18 +10,23 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from registry import Registry, verify_checkpoint
 from registry.errors import UnusableTokenizer
-from registry.texts import TextCut
 from registry.tokenizers import check_tokenizer, load_tokenizer
 from tests.checkpoints import edit_config, make_tokenizer
 from tests.contents import read_contents
+from tests.tokenizer_kinds import (
+    KINDS,
+    make_byte_level,
+    make_sentencepiece,
+    replace_by_pieces,
+    replace_vocabulary,
+    save,
+    wrap,
+)
 
 MakeCheckpoint = Callable[..., Path]
 
@@ -39,93 +43,6 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
 
 def codes(registry: Registry, ref: str) -> list[str]:
     return [finding["code"] for finding in registry.version(ref).findings]
-
-
-# --- one tokenizer of each kind that people have
-
-
-def wrap(tokenizer: Tokenizer, **special: str) -> PreTrainedTokenizerFast:
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
-
-
-def make_byte_level() -> PreTrainedTokenizerFast:
-    """Like GPT-2's: no BOS of its own accord."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())[:180]
-    vocabulary = {token: index for index, token in enumerate(["<|endoftext|>", *alphabet, "Ġ", "he", "Ġw"])}
-    tokenizer = Tokenizer(models.BPE(vocabulary, [("h", "e"), ("Ġ", "w")]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return wrap(tokenizer, bos_token="<|endoftext|>", eos_token="<|endoftext|>", unk_token="<|endoftext|>")
-
-
-def make_sentencepiece(*, bos: bool = True, eos: bool = False) -> PreTrainedTokenizerFast:
-    """Like Llama's: it puts BOS first, and may put EOS last."""
-    pieces = ["<unk>", "<s>", "</s>", "▁", *"abcdefghijklmnopqrstuvwxyz0123456789", "▁w", "he"]
-    tokenizer = Tokenizer(models.BPE({p: i for i, p in enumerate(pieces)}, [("▁", "w"), ("h", "e")], unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.decoder = decoders.Metaspace()
-    template = ("<s> " if bos else "") + "$A" + (" </s>" if eos else "")
-    tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=[("<s>", 1), ("</s>", 2)])
-    return wrap(tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
-
-
-def make_appending() -> PreTrainedTokenizerFast:
-    """One token for begin and end, which is only put last."""
-    tokenizer = make_tokenizer()
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A <bos>", special_tokens=[("<bos>", 0)]
-    )
-    return tokenizer
-
-
-def make_unigram() -> PreTrainedTokenizerFast:
-    pieces = [("<unk>", 0.0), ("▁", -1.0), *((letter, -2.0) for letter in "abcdefghijklmnopqrstuvwxyz"), ("▁he", -1.5)]
-    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.decoder = decoders.Metaspace()
-    return wrap(tokenizer, unk_token="<unk>", eos_token="<unk>")
-
-
-def make_wordpiece() -> PreTrainedTokenizerFast:
-    """Like BERT's, where half of the tokens are the ends of words: `##ing` alone is not read as itself."""
-    words = ["[UNK]", "[CLS]", "[SEP]", *"abcdefgh", *(f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz")]
-    tokenizer = Tokenizer(models.WordPiece({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    return wrap(tokenizer, unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", eos_token="[SEP]")
-
-
-def make_first_space() -> PreTrainedTokenizerFast:
-    """Like that of Llama 2 as transformers 5 saves it: the beginning of a text is read by itself."""
-    tokenizer = make_sentencepiece(bos=False)
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
-    return tokenizer
-
-
-def make_bare() -> PreTrainedTokenizerFast:
-    """One that names no special tokens at all."""
-    tokenizer = Tokenizer(models.WordLevel({f"w{index}": index for index in range(200)}, unk_token="w0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return wrap(tokenizer)
-
-
-KINDS: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
-    "word level": make_tokenizer,
-    "byte level": make_byte_level,
-    "sentencepiece": make_sentencepiece,
-    "sentencepiece with eos": lambda: make_sentencepiece(eos=True),
-    "sentencepiece without bos": lambda: make_sentencepiece(bos=False),
-    "only eos, which is bos": make_appending,
-    "unigram": make_unigram,
-    "wordpiece": make_wordpiece,
-    "first space": make_first_space,
-    "bare": make_bare,
-}
-
-
-def save(tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -222,49 +139,6 @@ def rewrite(name: str, content: str | bytes) -> Callable[[Path], object]:
         (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
 
     return damage
-
-
-def reclass(name: str) -> Callable[[Path], object]:
-    def damage(folder: Path) -> None:
-        path = folder / "tokenizer_config.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), "tokenizer_class": name}))
-
-    return damage
-
-
-def replace_vocabulary(**files: str) -> Callable[[Path], object]:
-    """Take the tokenizer away and put these files in its place; `_` in a name stands for the dot."""
-
-    def damage(folder: Path) -> None:
-        for path in folder.glob("tokenizer*"):
-            path.unlink()
-        for name, text in files.items():
-            stem, _, ending = name.rpartition("_")
-            (folder / f"{stem}.{ending}").write_text(text)
-
-    return damage
-
-
-def replace_by_pieces(folder: Path, kind: str = "bpe", class_name: str | None = None) -> None:
-    """Leave a real SentencePiece model, alone or with a tokenizer_config.json that names a class."""
-    lines = ["Hello world, this is a small text with numbers 1234567890", "snake_case CamelCase don't can't naïve"] * 50
-    model = io.BytesIO()
-    SentencePieceTrainer.train(
-        sentence_iterator=iter(lines),
-        model_writer=model,
-        model_type=kind,
-        vocab_size=320,
-        byte_fallback=True,
-        hard_vocab_limit=False,
-        character_coverage=1.0,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        minloglevel=3,
-    )
-    replace_vocabulary()(folder)
-    (folder / "tokenizer.model").write_bytes(model.getvalue())
-    if class_name:
-        (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": class_name}))
 
 
 def replace_by_merges(folder: Path) -> None:
@@ -434,142 +308,3 @@ def test_a_new_tokenizer_with_the_same_weights_is_a_new_version(
     assert registry.load("base@v1").tokenizer is None
     sizes = [len(registry.load(f"base@v{number}").tokenizer or ()) for number in (2, 3)]
     assert sizes == [211, 200]
-
-
-# --- HAZARDS.md §2.6, on networks and on bridges
-
-
-@pytest.fixture(scope="module", params=KINDS)
-def loaded(
-    request: pytest.FixtureRequest, shared: Registry, make_checkpoint: MakeCheckpoint
-) -> tuple[PreTrainedTokenizerBase, list[Any]]:
-    """A tokenizer of each kind, and a HookedTransformer and a bridge that were registered with it."""
-    kind: str = request.param
-    name = f"loaded/{list(KINDS).index(kind)}"
-    folder = save(KINDS[kind](), make_checkpoint("llama", tokenizer=False))
-    shared.register(name, folder)
-    return PreTrainedTokenizerFast.from_pretrained(folder), [shared.load(name), shared.load_bridge(name)]
-
-
-def read_by_hand(tokenizer: PreTrainedTokenizerBase, text: str, *, with_bos: bool) -> list[int]:
-    """Read a text as the tokenizer does, with BOS in front once or not at all."""
-    ids: list[int] = tokenizer(text)["input_ids"]
-    bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    prepends = (
-        tokenizer("w7")["input_ids"][:1] == [bos]
-        and tokenizer("w7", add_special_tokens=False)["input_ids"] != tokenizer("w7")["input_ids"]
-    )
-    if with_bos and not prepends and bos is not None:
-        return [bos, *ids]
-    return ids[1:] if prepends and not with_bos else ids
-
-
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(text=st.text(alphabet="abh ewx0123456789\t\né<s>w", max_size=40))
-def test_any_text_gives_what_the_registered_tokenizer_gives(
-    text: str, loaded: tuple[PreTrainedTokenizerBase, list[Any]]
-) -> None:
-    tokenizer, networks = loaded
-    for network in networks:
-        for with_bos in (True, False) if network.cfg.default_prepend_bos else (False,):
-            expected = read_by_hand(tokenizer, text, with_bos=with_bos)
-            assert network.to_tokens(text, prepend_bos=with_bos).tolist() == [expected]
-        assert network.to_tokens(text).tolist() == [read_by_hand(tokenizer, text, with_bos=True)]
-
-
-def test_hazard_bos_is_put_before_the_tokens_and_not_into_the_text(
-    registry: Registry, make_checkpoint: MakeCheckpoint
-) -> None:
-    """Written into the text, `<s>` takes the place of its beginning, and the first word is read as if in the middle."""
-    registry.register("m", save(make_first_space(), make_checkpoint("llama", tokenizer=False)))
-    for network in (registry.load("m"), registry.load_bridge("m")):
-        assert network.to_tokens("we").tolist() == [[1, *make_first_space()("we")["input_ids"]]]
-        assert network.to_tokens("we").tolist() != network.to_tokens("<s>we", prepend_bos=False).tolist()
-
-
-def test_hazard_text_longer_than_the_context_is_not_cut_in_silence(
-    registry: Registry, make_checkpoint: MakeCheckpoint
-) -> None:
-    folder = make_checkpoint("gpt2")
-    registry.register("m", folder)
-    for network in (registry.load("m"), registry.load_bridge("m")):
-        for n_words, options, n_cut in ((95, {}, 0), (96, {}, 1), (96, {"prepend_bos": False}, 0), (500, {}, 405)):
-            text = "w1 " * n_words
-            whole = network.to_tokens(text, truncate=False, **options)
-            assert whole.shape[1] == n_words + (not options)
-            if n_cut:
-                with pytest.warns(TextCut, match=f"A text has {n_words} tokens, and 95 fit into the context") as seen:
-                    tokens = network.to_tokens(text, **options)
-                assert len(seen) == 1
-            else:
-                tokens = network.to_tokens(text, **options)
-            assert torch.equal(tokens, whole[:, :96])
-        with pytest.warns(TextCut), torch.inference_mode():
-            assert network("w1 " * 100).shape[1] == 96
-
-
-def test_hazard_without_special_tokens_texts_can_be_read(registry: Registry, make_checkpoint: MakeCheckpoint) -> None:
-    """transformer-lens asks for a PAD token even where there is nothing to pad, or makes one up."""
-    registry.register("m", save(make_bare(), make_checkpoint("llama", tokenizer=False)))
-    for network in (registry.load("m"), registry.load_bridge("m")):
-        assert network.to_tokens("w1 w2").tolist() == [[1, 2]]
-        assert network.to_tokens(["w1 w2", "w3 w4"]).tolist() == [[1, 2], [3, 4]]
-        with torch.inference_mode():
-            assert network("w1 w2").shape == (1, 2, 211)
-        with pytest.raises(UnusableTokenizer, match="BOS was asked for"):
-            network.to_tokens("w1", prepend_bos=True)
-        with pytest.raises(UnusableTokenizer, match="no token to pad with"):
-            network.to_tokens(["w1 w2", "w3"])
-        assert len(network.tokenizer) == 200 and not network.tokenizer.all_special_ids
-
-
-def test_texts_of_different_lengths_are_padded_on_either_side(
-    shared: Registry, make_checkpoint: MakeCheckpoint
-) -> None:
-    shared.register("padded", make_checkpoint("gpt2"))
-    for network in (shared.load("padded"), shared.load_bridge("padded")):
-        assert network.to_tokens(["w1 w2", "w3"]).tolist() == [[0, 1, 2], [0, 3, 0]]
-        assert network.to_tokens(["w1 w2", "w3"], padding_side="left").tolist() == [[0, 1, 2], [0, 0, 3]]
-
-
-@pytest.mark.parametrize("class_name", ["GPT2Tokenizer", "LlamaTokenizer", "BertTokenizer", "Qwen2Tokenizer"])
-@pytest.mark.parametrize("kind", ["word level", "byte level", "sentencepiece", "unigram"])
-def test_hazard_a_tokenizer_json_is_read_as_it_is_whatever_class_is_named(
-    kind: str, class_name: str, make_checkpoint: MakeCheckpoint
-) -> None:
-    """Transformers 5 rebuilds it as the class that is named; transformers 4, with which most were trained, did not."""
-    folder = save(KINDS[kind](), make_checkpoint("llama", tokenizer=False))
-    reclass(class_name)(folder)
-    tokenizer = load_tokenizer(folder)
-    check_tokenizer(tokenizer, 211)
-    own = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    for text in ["w1 w2", " hew  we", "he", "abc 123", "we\the"]:
-        assert tokenizer.encode(text, add_special_tokens=False) == own.encode(text, add_special_tokens=False).ids
-
-
-def test_hazard_the_leading_space_of_llama_2_is_kept(make_checkpoint: MakeCheckpoint) -> None:
-    """Its normalizer writes ▁ before every text; transformers 5's LlamaTokenizer not before one that begins with it."""
-    tokenizer = make_sentencepiece()
-    backend = tokenizer.backend_tokenizer
-    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    backend.pre_tokenizer = pre_tokenizers.Split("\x00", "isolated")  # none, which cannot be set
-    folder = save(tokenizer, make_checkpoint("llama", tokenizer=False))
-    reclass("LlamaTokenizer")(folder)
-    assert load_tokenizer(folder).convert_ids_to_tokens(load_tokenizer(folder)(" he")["input_ids"]) == [
-        "<s>",
-        "▁",
-        "▁",
-        "he",
-    ]
-
-
-def test_a_sentencepiece_model_is_taken_where_transformers_reads_it_right(
-    registry: Registry, make_checkpoint: MakeCheckpoint
-) -> None:
-    folder = make_checkpoint("llama", tokenizer=False, vocab_size=600)
-    replace_by_pieces(folder, "bpe", "LlamaTokenizer")
-    own = SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
-    registry.register("m", folder)
-    network = registry.load("m")
-    for text in ["Hello world", "this is 42", "snake_case text"]:
-        assert network.to_tokens(text, prepend_bos=False).tolist() == [own.encode(text)]

@@ -175,6 +175,35 @@ def test_a_child_that_was_forked_meanwhile_does_not_keep_the_turn(tmp_path: Path
     assert run_code(code, lock=tmp_path / "lock") == ["again"]
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_child_that_was_forked_as_a_file_was_opened_does_not_keep_the_turn(tmp_path: Path, number: int) -> None:
+    """Another thread may fork at any moment, also before the file is known as one that the child must close."""
+    code = """
+        import time
+        from io import FileIO
+        from registry import writers_queue
+
+        children, opened = [], []
+
+        class ForkingFile(FileIO):
+            def __init__(self, *arguments):
+                super().__init__(*arguments)
+                opened.append(1)
+                if len(opened) == values["number"]:
+                    children.append(os.fork())
+                    if not children[0]:
+                        time.sleep(60)
+
+        writers_queue.FileIO = ForkingFile
+        for _ in range(2):
+            with writers_queue.wait_for_turn(values["lock"], 1):
+                print("mine")
+        os.kill(children[0], 9)
+        os.waitpid(children[0], 0)
+    """
+    assert run_code(code, lock=tmp_path / "lock", number=number) == ["mine", "mine"]
+
+
 def test_a_lock_file_is_not_followed_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "lock").symlink_to(tmp_path / "victim")
     with pytest.raises(OSError), wait_for_turn(str(tmp_path / "lock"), 1):
