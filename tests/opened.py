@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from transformer_lens import HookedTransformer
 
 from registry import checkpoint
 from registry.architecture import Architecture
 from registry.bridge import measure_bridge_parity
+from registry.convert import Processing, convert_network
 from registry.families.family import Family
 from registry.networks import build_source_network
 from registry.verify import Parity, measure_parity
@@ -27,6 +29,10 @@ class Opened(NamedTuple):
     def build(self, dtype: torch.dtype = torch.float32) -> Any:
         """Build the Hugging Face network."""
         return build_source_network(self.family, self.values, self.files, dtype)
+
+    def convert(self, processing: Processing, dtype: torch.dtype = torch.float32) -> HookedTransformer:
+        """Convert it, processed like this."""
+        return convert_network(self.build(), self.family, self.architecture, processing, dtype=dtype)
 
     def measure(self, architecture: Architecture | None = None, dtype: torch.dtype = torch.float64) -> Parity:
         """Measure parity, converting with another architecture than its own if one is given."""
