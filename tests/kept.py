@@ -23,6 +23,17 @@ def put(store: LocalStore, path: Path, content: bytes, *, link: bool = False) ->
     return staged
 
 
+def publish_bytes(store: LocalStore, content: bytes, *, replace: bool = False, link: Path | None = None) -> StagedFile:
+    """Publish some bytes by way of a file, as registering does."""
+    with store.stage() as folder:
+        source = link or folder / "source"
+        if link is None:
+            source.write_bytes(content)
+        staged = store.copy_in(source, folder / "file", link=link is not None)
+        store.publish([staged], replace=replace)
+    return staged
+
+
 def keep(registry: Registry, model: str, *contents: bytes, link: bool = False) -> list[StagedFile]:
     """Register a version with a file of each content; return the files."""
     sources = registry.store.root.parent / "sources"

@@ -17,10 +17,11 @@ from registry.errors import (
     SourceChanged,
     StoreUnavailable,
 )
-from registry.store import StagedFile, bucket, object_contents, uploads
+from registry.store import bucket, object_contents, uploads
 from registry.store.contents import Claim
 from registry.store.object_url import parse_object_url
 from registry.store.objects import ObjectStore
+from tests.kept import publish_bytes
 from tests.object_server import CREDENTIALS, ObjectServer
 from tests.processes import needs_mounts, run_at_once, run_code
 
@@ -30,17 +31,6 @@ _BIG = 2 * _PART + 12345
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def _put(store: ObjectStore, content: bytes, *, replace: bool = False, link: Path | None = None) -> StagedFile:
-    """Publish some bytes by way of a file, as registering does."""
-    with store.stage() as folder:
-        source = link or folder / "source"
-        if link is None:
-            source.write_bytes(content)
-        staged = store.copy_in(source, folder / "file", link=link is not None)
-        store.publish([staged], replace=replace)
-    return staged
 
 
 def _count_objects(server: ObjectServer) -> int:
@@ -76,7 +66,7 @@ def test_every_part_is_sent_with_its_digest_signed(objects: ObjectServer, tmp_pa
     """S3 refuses a body that has another one; moto does not look."""
     for content in (os.urandom(1000), os.urandom(_BIG)):
         objects.proxy.signed_digests.clear()
-        _put(objects.open(tmp_path / "cache"), content)
+        publish_bytes(objects.open(tmp_path / "cache"), content)
         parts = [content[start : start + _PART] for start in range(0, len(content), _PART)]
         assert sorted(objects.proxy.signed_digests) == sorted(map(_digest, parts))
 
@@ -85,14 +75,14 @@ def test_what_is_there_is_not_sent_again_unless_it_is_old_or_to_be_healed(
     objects: ObjectServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = objects.open(tmp_path / "cache")
-    staged = _put(store, b"weights")
+    staged = publish_bytes(store, b"weights")
     assert objects.proxy.count("^PUT .*/blobs/") == 1
-    _put(objects.open(tmp_path / "other"), b"weights")
+    publish_bytes(objects.open(tmp_path / "other"), b"weights")
     assert objects.proxy.count("^PUT .*/blobs/") == 1
-    _put(store, b"weights", replace=True)
+    publish_bytes(store, b"weights", replace=True)
     assert objects.proxy.count("^PUT .*/blobs/") == 2
     monkeypatch.setattr(object_contents, "FRESH", timedelta(0))
-    _put(store, b"weights")
+    publish_bytes(store, b"weights")
     assert objects.proxy.count("^PUT .*/blobs/") == 3
     before = objects.ask("GET", f"/team/models/blobs/{staged.digest[:2]}/{staged.digest}")
     store.renew([staged.digest])
@@ -103,7 +93,7 @@ def test_what_is_there_is_not_sent_again_unless_it_is_old_or_to_be_healed(
 
 
 def test_a_dead_bucket_does_not_keep_from_reading_what_is_cached(objects: ObjectServer, tmp_path: Path) -> None:
-    staged = _put(objects.open(tmp_path / "cache"), b"weights")
+    staged = publish_bytes(objects.open(tmp_path / "cache"), b"weights")
     objects.proxy.close()
     store = objects.open(tmp_path / "cache", timeout=1)
     assert store.check(staged.digest, 7).read_bytes() == b"weights"
@@ -111,7 +101,7 @@ def test_a_dead_bucket_does_not_keep_from_reading_what_is_cached(objects: Object
     with pytest.raises(StoreUnavailable, match="cannot be reached"):
         store.verify(staged.digest, 7)
     with pytest.raises(StoreUnavailable, match="cannot be reached"):
-        _put(store, b"others")
+        publish_bytes(store, b"others")
     assert time.monotonic() - started < 2 * (3 * 1 + 1)
 
 
@@ -120,7 +110,7 @@ def test_what_is_missing_or_wrong_in_the_bucket_never_gets_into_the_cache(
 ) -> None:
     maker, store = objects.open(tmp_path / "maker"), objects.open(tmp_path / "cache")
     content = os.urandom(1000)
-    digest = _put(maker, content).digest
+    digest = publish_bytes(maker, content).digest
     key = f"/team/models/blobs/{digest[:2]}/{digest}"
     for wrong in (content[:-1], content + b"x", b"", content[:-1] + bytes([content[-1] ^ 1])):
         objects.ask("PUT", key, wrong)
@@ -138,22 +128,22 @@ def test_what_is_missing_or_wrong_in_the_bucket_never_gets_into_the_cache(
     with pytest.raises(ArtifactMissing):
         store.verify(digest, 1000)
     assert not store.blob_path(digest).exists() and list((store.root / "tmp").iterdir()) == []
-    _put(maker, content)
+    publish_bytes(maker, content)
     assert store.check(digest, 1000).read_bytes() == content
 
 
 def test_registering_again_heals_what_is_wrong_in_the_bucket(objects: ObjectServer, tmp_path: Path) -> None:
     store = objects.open(tmp_path / "cache")
-    digest = _put(store, b"weights").digest
+    digest = publish_bytes(store, b"weights").digest
     objects.ask("PUT", f"/team/models/blobs/{digest[:2]}/{digest}", b"weighty")
-    _put(store, b"weights", replace=True)
+    publish_bytes(store, b"weights", replace=True)
     store.verify(digest, 7, read=True)
 
 
 @pytest.mark.parametrize("fault", ["flipped", "truncated", "gone", "link"])
 def test_a_cached_copy_that_is_not_whole_is_downloaded_again(objects: ObjectServer, tmp_path: Path, fault: str) -> None:
     store = objects.open(tmp_path / "cache")
-    digest = _put(store, b"weights").digest
+    digest = publish_bytes(store, b"weights").digest
     path = store.blob_path(digest)
     path.unlink()
     if fault == "link":
@@ -188,7 +178,7 @@ def test_the_cache_keeps_to_its_bound_and_drops_what_was_unused_for_longest(
     objects: ObjectServer, tmp_path: Path
 ) -> None:
     maker = objects.open(tmp_path / "maker")
-    blobs = [_put(maker, bytes([n]) * 1000).digest for n in range(6)]
+    blobs = [publish_bytes(maker, bytes([n]) * 1000).digest for n in range(6)]
     store = objects.open(tmp_path / "cache", max_bytes=3000, held=0)
     for digest in blobs[:3]:
         store.check(digest, 1000)
@@ -208,7 +198,7 @@ def test_the_cache_keeps_to_its_bound_and_drops_what_was_unused_for_longest(
 
 def test_what_was_used_a_moment_ago_stays_though_the_bound_be_exceeded(objects: ObjectServer, tmp_path: Path) -> None:
     maker = objects.open(tmp_path / "maker")
-    blobs = [(_put(maker, bytes([n]) * 1000).digest, 1000) for n in range(5)]
+    blobs = [(publish_bytes(maker, bytes([n]) * 1000).digest, 1000) for n in range(5)]
     store = objects.open(tmp_path / "cache", max_bytes=1500)
     shown: list[tuple[str, int, int]] = []
     store.bring(blobs, lambda *step: shown.append(step))
@@ -244,7 +234,7 @@ FULL = """
 @needs_mounts
 def test_a_full_disk_under_the_cache_is_said_to_be_that(objects: ObjectServer, tmp_path: Path) -> None:
     maker = objects.open(tmp_path / "maker")
-    small, big = _put(maker, b"s" * 1000).digest, _put(maker, os.urandom(_BIG)).digest
+    small, big = publish_bytes(maker, b"s" * 1000).digest, publish_bytes(maker, os.urandom(_BIG)).digest
     (tmp_path / "source").write_bytes(os.urandom(_PART))
     cache = Path(os.environ["LENSREG_STORE_CACHE"])
     cache.mkdir(exist_ok=True)
@@ -262,7 +252,7 @@ def test_a_full_disk_under_the_cache_is_said_to_be_that(objects: ObjectServer, t
 
 @needs_mounts
 def test_a_cache_that_cannot_be_written_to_is_said_to_be_that(objects: ObjectServer, tmp_path: Path) -> None:
-    digest = _put(objects.open(tmp_path / "maker"), b"weights").digest
+    digest = publish_bytes(objects.open(tmp_path / "maker"), b"weights").digest
     cache = Path(os.environ["LENSREG_STORE_CACHE"])
     cache.mkdir(exist_ok=True)
     code = """
@@ -285,7 +275,7 @@ def test_a_cache_that_cannot_be_written_to_is_said_to_be_that(objects: ObjectSer
 def _publish_same(index: int, url: str, folder: str, content: bytes) -> str:
     os.environ.update(CREDENTIALS)  # the server that processes are forked from may be older than the test
     store = ObjectStore(bucket.Bucket(parse_object_url(url)), Path(folder) / str(index % 4))
-    return _put(store, content).digest
+    return publish_bytes(store, content).digest
 
 
 def test_sixteen_processes_that_publish_the_same_make_one_object(objects: ObjectServer, tmp_path: Path) -> None:
@@ -304,7 +294,7 @@ def _check_same(index: int, url: str, folder: str, digest: str, size: int) -> by
 
 def test_processes_of_one_machine_download_a_blob_once(objects: ObjectServer, tmp_path: Path) -> None:
     content = os.urandom(1000)
-    digest = _put(objects.open(tmp_path / "maker"), content).digest
+    digest = publish_bytes(objects.open(tmp_path / "maker"), content).digest
     url = objects.url(timeout=60)
     found = run_at_once(_check_same, url, str(tmp_path / "cache"), digest, 1000, n=8)
     assert set(found) == {content[-8:]}
@@ -313,7 +303,7 @@ def test_processes_of_one_machine_download_a_blob_once(objects: ObjectServer, tm
 
 def test_a_forked_process_is_told_so_and_does_not_hang(objects: ObjectServer, tmp_path: Path) -> None:
     store = objects.open(tmp_path / "cache")
-    digest = _put(store, b"weights").digest
+    digest = publish_bytes(store, b"weights").digest
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -335,7 +325,7 @@ def test_a_forked_process_is_told_so_and_does_not_hang(objects: ObjectServer, tm
 
 def test_what_the_bucket_holds_is_listed_and_deleted(objects: ObjectServer, tmp_path: Path) -> None:
     store = objects.open(tmp_path / "cache")
-    digests = {_put(store, bytes([n]) * (n + 1)).digest: n + 1 for n in range(3)}
+    digests = {publish_bytes(store, bytes([n]) * (n + 1)).digest: n + 1 for n in range(3)}
     for key in ("blobs/zz/other", f"blobs/00/{_digest(b'x')}", "notes.txt"):
         objects.ask("PUT", f"/team/models/{key}", b"not ours")
     found = list(store.list_blobs())
@@ -388,7 +378,7 @@ def test_more_uploads_than_one_answer_holds_are_listed(
 
 def test_a_corrupt_blob_is_moved_aside(objects: ObjectServer, tmp_path: Path) -> None:
     store = objects.open(tmp_path / "cache")
-    digest = _put(store, b"weights").digest
+    digest = publish_bytes(store, b"weights").digest
     assert store.quarantine(digest, 7) is None
     objects.ask("PUT", f"/team/models/blobs/{digest[:2]}/{digest}", b"weighty")
     assert store.quarantine(digest, 7)

@@ -15,24 +15,14 @@ from registry.errors import (
     StoreDenied,
     StoreUnavailable,
 )
-from registry.store import StagedFile, bucket
+from registry.store import bucket
 from registry.store.object_url import parse_object_url
 from registry.store.objects import ObjectStore
+from tests.kept import publish_bytes
 from tests.object_server import ObjectServer
 
 _PART = bucket.PART_BYTES
 _BIG = 2 * _PART + 12345
-
-
-def _put(store: ObjectStore, content: bytes, *, replace: bool = False, link: Path | None = None) -> StagedFile:
-    """Publish some bytes by way of a file, as registering does."""
-    with store.stage() as folder:
-        source = link or folder / "source"
-        if link is None:
-            source.write_bytes(content)
-        staged = store.copy_in(source, folder / "file", link=link is not None)
-        store.publish([staged], replace=replace)
-    return staged
 
 
 @pytest.mark.parametrize("size", [1000, _BIG])
@@ -44,14 +34,14 @@ def test_an_upload_that_breaks_once_ends_well(objects: ObjectServer, tmp_path: P
         fault = objects.proxy.strike(action, f"^{method}")  # type: ignore[arg-type]
         content = content[1:] + b"x"
         try:
-            staged = _put(store, content)
+            staged = publish_bytes(store, content)
         except StorageError as error:
             assert isinstance(error, StoreUnavailable), error
             assert objects.keys() == [] or all(
                 objects.ask("GET", f"/{key}")
                 for key in objects.keys()  # noqa: SIM118
             )
-            staged = _put(store, content)  # and then it does
+            staged = publish_bytes(store, content)  # and then it does
         assert fault.struck == 1, method
         objects.open(tmp_path / "other").verify(staged.digest, size, read=True)
 
@@ -59,7 +49,7 @@ def test_an_upload_that_breaks_once_ends_well(objects: ObjectServer, tmp_path: P
 @pytest.mark.parametrize("action", ["cut-request", "lost-reply", "cut-reply", "hang", "status"])
 def test_a_download_that_breaks_once_ends_well(objects: ObjectServer, tmp_path: Path, action: str) -> None:
     content = os.urandom(_BIG)
-    digest = _put(objects.open(tmp_path / "maker"), content).digest
+    digest = publish_bytes(objects.open(tmp_path / "maker"), content).digest
     for method in ("HEAD", "GET"):
         store = objects.open(tmp_path / method, timeout=1.5)
         fault = objects.proxy.strike(action, f"^{method} .*/blobs/")  # type: ignore[arg-type]
@@ -70,7 +60,7 @@ def test_a_download_that_breaks_once_ends_well(objects: ObjectServer, tmp_path: 
 @pytest.mark.parametrize("action", ["short-reply", "altered-reply"])
 def test_a_reply_that_lies_is_found_out(objects: ObjectServer, tmp_path: Path, action: str) -> None:
     content = os.urandom(_BIG)
-    digest = _put(objects.open(tmp_path / "maker"), content).digest
+    digest = publish_bytes(objects.open(tmp_path / "maker"), content).digest
     store = objects.open(tmp_path / "cache", timeout=1.5)
     objects.proxy.strike(action, "^GET .*/blobs/", times=99)  # type: ignore[arg-type]
     with pytest.raises(StorageError):
@@ -102,7 +92,7 @@ def test_what_the_service_says_becomes_a_typed_error(
     store = objects.open(tmp_path / "cache", timeout=1.5)
     objects.proxy.strike("status", "^(PUT|POST|GET)", times=999, status=status, code=code)
     started = time.monotonic()
-    for work in (lambda: _put(store, b"weights"), lambda: list(store.list_blobs())):
+    for work in (lambda: publish_bytes(store, b"weights"), lambda: list(store.list_blobs())):
         with pytest.raises(StorageError, match=words) as caught:
             work()
         assert type(caught.value) is kind and caught.value.hint
@@ -115,7 +105,11 @@ def test_what_the_service_says_becomes_a_typed_error(
 def test_a_service_that_hangs_is_given_up_in_time(objects: ObjectServer, tmp_path: Path) -> None:
     store = objects.open(tmp_path / "cache", timeout=0.7)
     objects.proxy.strike("hang", times=999)
-    for work in (lambda: _put(store, b"weights"), lambda: store.verify("0" * 64, 7), lambda: list(store.list_blobs())):
+    for work in (
+        lambda: publish_bytes(store, b"weights"),
+        lambda: store.verify("0" * 64, 7),
+        lambda: list(store.list_blobs()),
+    ):
         started = time.monotonic()
         with pytest.raises(StoreUnavailable, match=r"did not answer within 0\.7 s"):
             work()
@@ -124,9 +118,9 @@ def test_a_service_that_hangs_is_given_up_in_time(objects: ObjectServer, tmp_pat
 
 def test_ctrl_c_is_heard_while_a_service_hangs(objects: ObjectServer, tmp_path: Path) -> None:
     store = objects.open(tmp_path / "cache", timeout=20)
-    _put(store, b"others")
+    publish_bytes(store, b"others")
     objects.proxy.strike("hang", times=999)
-    for work in (lambda: _put(store, b"weights"), lambda: store.verify("0" * 64, 7)):
+    for work in (lambda: publish_bytes(store, b"weights"), lambda: store.verify("0" * 64, 7)):
         timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
         timer.start()
         started = time.monotonic()
@@ -142,8 +136,8 @@ def test_a_bucket_that_is_not_there_is_no_missing_blob(objects: ObjectServer, tm
     for work in (
         lambda: store.check("0" * 64, 7),
         lambda: store.verify("0" * 64, 7),
-        lambda: _put(store, b"weights"),
-        lambda: _put(store, bytes(_BIG)),
+        lambda: publish_bytes(store, b"weights"),
+        lambda: publish_bytes(store, bytes(_BIG)),
         lambda: list(store.list_blobs()),
     ):
         with pytest.raises(StoreUnavailable, match="no such bucket"):
@@ -160,5 +154,5 @@ def test_without_credentials_it_says_what_to_set(
     monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", "http://127.0.0.1:9/credentials")
     store = objects.open(tmp_path / "cache", timeout=0.5)
     with pytest.raises(StoreDenied, match="AWS_ACCESS_KEY_ID"):
-        _put(store, b"weights")
+        publish_bytes(store, b"weights")
     assert objects.proxy.lines == []

@@ -23,6 +23,7 @@ from registry.errors import (
 )
 from registry.store import LocalStore, StagedFile, folder_locks, linked_folders, local
 from tests.damaged_blobs import FAULTS, list_store, swap
+from tests.kept import put
 from tests.places import find_other_file_system
 from tests.processes import needs_mounts, run_code
 
@@ -32,15 +33,6 @@ MakeCheckpoint = Callable[..., Path]
 @pytest.fixture
 def store(tmp_path: Path) -> LocalStore:
     return LocalStore(tmp_path / "store")
-
-
-def _put(store: LocalStore, path: Path, content: bytes, *, link: bool = False) -> StagedFile:
-    """Write a file, and bring it into the store."""
-    path.write_bytes(content)
-    with store.stage() as folder:
-        staged = store.copy_in(path, folder / path.name, link=link)
-        store.publish([staged])
-    return staged
 
 
 # --- in and out ------------------------------------------------------------------------------------------------
@@ -69,7 +61,7 @@ def test_bytes_come_out_as_they_went_in(store: LocalStore, tmp_path: Path, size:
 
 
 def test_a_copy_is_its_own_and_read_only(store: LocalStore, tmp_path: Path) -> None:
-    staged = _put(store, tmp_path / "file", b"content")
+    staged = put(store, tmp_path / "file", b"content")
     blob = store.blob_path(staged.digest)
     assert blob.stat().st_mode & 0o777 == 0o400
     assert blob.stat().st_nlink == 1
@@ -79,15 +71,15 @@ def test_a_copy_is_its_own_and_read_only(store: LocalStore, tmp_path: Path) -> N
 
 def test_the_same_content_is_kept_once(store: LocalStore, tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
-        _put(store, tmp_path / name, b"content")
-    _put(store, tmp_path / "d", b"other")
+        put(store, tmp_path / name, b"content")
+    put(store, tmp_path / "d", b"other")
     assert len([path for path in (store.root / "blobs").rglob("*") if path.is_file()]) == 2
 
 
 def test_a_replaced_blob_is_not_freed_before_the_new_name_has_reached_the_disk(
     store: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    old = store.blob_path(_put(store, tmp_path / "file", b"content").digest)
+    old = store.blob_path(put(store, tmp_path / "file", b"content").digest)
     sync, links = local.sync, []
 
     def sync_and_look(path: Path) -> None:
@@ -98,7 +90,7 @@ def test_a_replaced_blob_is_not_freed_before_the_new_name_has_reached_the_disk(
     monkeypatch.setattr(local, "sync", sync_and_look)
     descriptor = os.open(old, os.O_RDONLY)
     try:
-        _put(store, tmp_path / "again", b"content")
+        put(store, tmp_path / "again", b"content")
         assert old.stat().st_ino != os.fstat(descriptor).st_ino
         assert links == [1]
         assert os.fstat(descriptor).st_nlink == 0  # nothing is left of it afterwards
@@ -127,12 +119,12 @@ def test_the_database_s_folder_is_synced_before_a_blob_has_its_name(
 def test_a_process_that_was_stopped_at_a_blob_s_folder_keeps_nobody_waiting(
     store: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    blob = store.blob_path(_put(store, tmp_path / "file", b"content").digest)
+    blob = store.blob_path(put(store, tmp_path / "file", b"content").digest)
     monkeypatch.setattr(folder_locks, "_LOCK_SECONDS", 0.05)
     stopped = os.open(blob.parent, os.O_RDONLY)
     try:
         fcntl.flock(stopped, fcntl.LOCK_EX)
-        _put(store, tmp_path / "again", b"content")
+        put(store, tmp_path / "again", b"content")
     finally:
         os.close(stopped)
     with folder_locks.lock(blob.parent):
@@ -153,14 +145,14 @@ def test_what_is_staged_and_not_published_is_gone(store: LocalStore, tmp_path: P
 
 
 def test_a_link_is_the_same_file_and_costs_no_space(store: LocalStore, tmp_path: Path) -> None:
-    staged = _put(store, tmp_path / "file", b"content", link=True)
+    staged = put(store, tmp_path / "file", b"content", link=True)
     assert store.blob_path(staged.digest).samefile(tmp_path / "file")
-    _put(store, tmp_path / "file", b"content", link=True)
+    put(store, tmp_path / "file", b"content", link=True)
     store.check(staged.digest, 7)
 
 
 def test_a_linked_file_that_is_written_to_afterwards_is_noticed(store: LocalStore, tmp_path: Path) -> None:
-    staged = _put(store, tmp_path / "file", b"content", link=True)
+    staged = put(store, tmp_path / "file", b"content", link=True)
     (tmp_path / "file").write_bytes(b"CONTENT")
     with pytest.raises(ArtifactCorrupt, match="was altered"):
         store.check(staged.digest, 7)
@@ -168,12 +160,12 @@ def test_a_linked_file_that_is_written_to_afterwards_is_noticed(store: LocalStor
 
 def test_a_link_does_not_take_the_place_of_a_copy_that_is_whole(store: LocalStore, tmp_path: Path) -> None:
     """Else whoever registered a copy would have his blob changed by somebody else's next training step."""
-    staged = _put(store, tmp_path / "a", b"content")
-    _put(store, tmp_path / "b", b"content", link=True)
+    staged = put(store, tmp_path / "a", b"content")
+    put(store, tmp_path / "b", b"content", link=True)
     (tmp_path / "b").write_bytes(b"CONTENT")
     store.check(staged.digest, 7)
     store.blob_path(staged.digest).unlink()
-    _put(store, tmp_path / "b", b"content", link=True)
+    put(store, tmp_path / "b", b"content", link=True)
     assert store.blob_path(staged.digest).samefile(tmp_path / "b")
 
 
@@ -184,7 +176,7 @@ def test_a_link_across_file_systems_says_to_copy(tmp_path: Path) -> None:
     store = LocalStore(Path(tempfile.mkdtemp(prefix="lensreg-store-", dir=other)))
     try:
         with pytest.raises(StoreUnavailable, match="another file system") as refused:
-            _put(store, tmp_path / "file", b"content", link=True)
+            put(store, tmp_path / "file", b"content", link=True)
         assert "--link" in str(refused.value.hint)
         assert list_store(store.root) == ["tmp"]
     finally:
@@ -223,14 +215,14 @@ def test_a_blob_with_a_fault_is_refused_by_its_digest_and_healed_by_the_next_cop
     store: LocalStore, tmp_path: Path, fault: str
 ) -> None:
     damage, error = FAULTS[fault]
-    staged = _put(store, tmp_path / "file", b"content" * 100)
+    staged = put(store, tmp_path / "file", b"content" * 100)
     damage(store.blob_path(staged.digest))
     with pytest.raises(error, match=staged.digest) as refused:
         store.check(staged.digest, 700)
     assert refused.value.digest == staged.digest  # type: ignore[attr-defined]
     assert "Register the same source again" in str(refused.value.hint)
     for link in (False, True):
-        _put(store, tmp_path / "file", b"content" * 100, link=link)
+        put(store, tmp_path / "file", b"content" * 100, link=link)
         store.check(staged.digest, 700)
         if not link:
             damage(store.blob_path(staged.digest))
@@ -274,7 +266,7 @@ def test_what_is_no_digest_never_becomes_a_path(store: LocalStore, tmp_path: Pat
 @pytest.fixture
 def listing(store: LocalStore, tmp_path: Path) -> list[tuple[str, str]]:
     """Two blobs, under the names that a folder gives them."""
-    return [(name, _put(store, tmp_path / name, name.encode()).digest) for name in ("config.json", "model.safetensors")]
+    return [(name, put(store, tmp_path / name, name.encode()).digest) for name in ("config.json", "model.safetensors")]
 
 
 def test_a_folder_shows_blobs_under_their_own_names(store: LocalStore, listing: list[tuple[str, str]]) -> None:

@@ -11,23 +11,15 @@ import pytest
 
 from registry import Registry
 from registry.errors import ArtifactMissing, StoreUnavailable
-from registry.store import LocalStore, StagedFile, local_contents
+from registry.store import LocalStore, local_contents
 from registry.store.contents import Claim, Contents
-from tests.kept import keep
+from tests.kept import keep, put
 from tests.processes import run_code, start
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> LocalStore:
     return LocalStore(tmp_path / "store")
-
-
-def _put(store: LocalStore, path: Path, content: bytes, *, link: bool = False) -> StagedFile:
-    path.write_bytes(content)
-    with store.stage() as folder:
-        staged = store.copy_in(path, folder / path.name, link=link)
-        store.publish([staged])
-    return staged
 
 
 def _age(path: Path, days: float = 10) -> None:
@@ -45,7 +37,7 @@ def test_an_empty_store_has_no_contents(store: LocalStore) -> None:
 
 def test_blobs_are_listed_with_their_size_and_deleted_by_digest(store: LocalStore, tmp_path: Path) -> None:
     before = datetime.now(UTC) - timedelta(seconds=1)
-    staged = [_put(store, tmp_path / str(n), bytes([n]) * n) for n in range(5)]
+    staged = [put(store, tmp_path / str(n), bytes([n]) * n) for n in range(5)]
     (store.root / "blobs" / "ab" / "no-digest").parent.mkdir(exist_ok=True)
     (store.root / "blobs" / "ab" / "no-digest").write_text("somebody else's")
     listed = {blob.digest: blob for blob in store.list_blobs()}
@@ -60,10 +52,10 @@ def test_blobs_are_listed_with_their_size_and_deleted_by_digest(store: LocalStor
 
 def test_what_is_relied_on_counts_as_new(store: LocalStore, tmp_path: Path) -> None:
     """A link whose bytes are here already leaves the blob in place: it must not look as old as it is."""
-    copied = _put(store, tmp_path / "a", b"content")
+    copied = put(store, tmp_path / "a", b"content")
     _age(store.blob_path(copied.digest))
     assert store.blob_path(copied.digest).stat().st_mtime < time.time() - 86400
-    _put(store, tmp_path / "b", b"content", link=True)
+    put(store, tmp_path / "b", b"content", link=True)
     assert not store.blob_path(copied.digest).samefile(tmp_path / "b")
     assert store.blob_path(copied.digest).stat().st_mtime > time.time() - 60
     with pytest.raises(ArtifactMissing):
@@ -81,7 +73,7 @@ def test_bytes_that_were_staged_long_ago_are_new_when_they_are_published(store: 
 
 def test_another_users_blob_is_replaced_by_a_copy_and_not_by_a_link(store: LocalStore, tmp_path: Path) -> None:
     """Nobody may touch what is another user's, yet it must count as new; a link in its place could be written to."""
-    copied = _put(store, tmp_path / "a", b"content")
+    copied = put(store, tmp_path / "a", b"content")
     blob = store.blob_path(copied.digest)
     if os.geteuid() != 0:
         pytest.skip("only root can make a blob another user's")
@@ -144,7 +136,7 @@ def test_a_folder_that_its_maker_takes_away_meanwhile_is_no_fault(
 
 
 def test_folders_whose_links_dangle_are_left_over(store: LocalStore, tmp_path: Path) -> None:
-    a, b = (_put(store, tmp_path / name, name.encode()) for name in "ab")
+    a, b = (put(store, tmp_path / name, name.encode()) for name in "ab")
     sound = store.link_folder([("a", a.digest)])
     dangling = store.link_folder([("a", a.digest), ("b", b.digest)])
     store.delete_blob(b.digest)
@@ -185,7 +177,7 @@ def test_a_derived_file_without_its_card_is_left_over(store: LocalStore) -> None
 
 
 def test_only_what_is_corrupt_is_moved_aside_and_every_time_it_is_kept(store: LocalStore, tmp_path: Path) -> None:
-    staged = _put(store, tmp_path / "a", b"content")
+    staged = put(store, tmp_path / "a", b"content")
     blob = store.blob_path(staged.digest)
     assert store.quarantine(staged.digest, 7) is None
     for content in (b"CONTENT", b"conten"):
@@ -197,7 +189,7 @@ def test_only_what_is_corrupt_is_moved_aside_and_every_time_it_is_kept(store: Lo
         with pytest.raises(ArtifactMissing, match="not in"):
             store.check(staged.digest, 7)
         assert store.quarantine(staged.digest, 7) is None
-        _put(store, tmp_path / "a", b"content")
+        put(store, tmp_path / "a", b"content")
         store.check(staged.digest, 7)
     assert [(one.kind, one.digests) for one in store.list_leftovers()] == [("quarantined", (staged.digest,))] * 2
 
