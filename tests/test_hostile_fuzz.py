@@ -139,7 +139,7 @@ def _leave(world: World, *arguments: object) -> None:
 
 
 def _take_memory(*arguments: object) -> None:
-    (b"x" * 2**29).count(b"y")
+    assert len(b"x" * 2**29) == 2**29
 
 
 FAULTY: dict[str, tuple[Callable[..., object], str]] = {
@@ -161,7 +161,8 @@ def test_what_is_wrong_is_found(name: str, home: Path, monkeypatch: pytest.Monke
     warm_up()  # with the real kinds: it hands over one of each in this process
     monkeypatch.setattr("tests.hostile.fuzz.judging.KINDS", (step,))
     verdicts = fuzz(SEED, 3, home, jobs=1)
-    assert [(one.number, said in one.fault) for one in verdicts] == [(0, True), (1, True), (2, True)]
+    assert [one.number for one in verdicts] == [0, 1, 2]
+    assert [one.fault for one in verdicts if said not in one.fault] == []
     assert len(list((home / "findings").glob("*.txt"))) >= 3
 
 

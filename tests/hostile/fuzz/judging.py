@@ -14,7 +14,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -156,7 +156,8 @@ def open_world(fresh: Path, folder: Path) -> World:
 
 
 def _blame(verdict: Verdict, fault: str) -> Verdict:
-    return verdict if verdict.fault else Verdict(**{**asdict(verdict), "fault": fault})
+    """Add a fault: none hides another."""
+    return replace(verdict, fault="; ".join(filter(None, (verdict.fault, fault))))
 
 
 def _locate(error: BaseException) -> str:
