@@ -35,12 +35,16 @@ def wait_for_turn(path: str, seconds: float) -> Iterator[None]:
             try:
                 _lock(place, turn, seconds)
             finally:
-                fcntl.flock(place, fcntl.LOCK_UN)
+                _give_back(place)
         try:
             yield
         finally:
-            if not turn.closed:  # in a child that was forked within the block
-                fcntl.flock(turn, fcntl.LOCK_UN)
+            _give_back(turn)
+
+
+def _give_back(file: FileIO) -> None:
+    if not file.closed:  # in a child that was forked within the block, or taken back
+        fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def _open(path: str) -> FileIO:

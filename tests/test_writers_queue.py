@@ -52,11 +52,13 @@ def _be_busy() -> None:
 def _busy_machine() -> Iterator[None]:
     """Have more at work than there are cores, so that whoever is woken does not run at once."""
     processes = [start(_be_busy) for _ in range(8)]
-    yield
-    for process in processes:
-        process.kill()
-        process.join()
-        process.close()
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+            process.close()
 
 
 def test_nobody_waits_much_longer_than_all_others_take(tmp_path: Path) -> None:

@@ -64,6 +64,7 @@ class Validating(Comparing):
             InvalidInput: there is no such suite, parameter or dtype, or a threshold cannot be read.
             SourceNotFound: the data are not there; nothing is measured then.
             UnknownRef: one of the versions is not there; nothing is measured then.
+            StoreNotOwned: the store that was opened has nothing of this registry; nothing is recorded then.
             WorkerMismatch: a worker has other code, or sees another registry, store or data.
             WorkerLost, ClusterUnavailable: workers ended, or cannot be had; what was recorded stays.
         """
