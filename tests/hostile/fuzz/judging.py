@@ -96,19 +96,18 @@ def judge_batch(seed: int, numbers: Sequence[int], folder: Path, tell: Callable[
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + _ADDRESS_BYTES,) * 2)
     world = open_world(warm_up(), folder / "world")
-    least = read_memory()
     last = numbers[0]
     for number in numbers:
         last = number
         tell({"begun": number})
         forget_peak()
-        least = min(least, read_memory())  # malloc may give back at any time what the parent had freed
+        before = read_memory()
         verdict = judge(world, seed, number, folder / "case")
         if left := sorted(one.name for one in scratch.iterdir()):
             verdict = _blame(verdict, f"it left in the folder for temporary files {left[:3]}")
             for one in scratch.iterdir():
                 shutil.rmtree(one, ignore_errors=True) if one.is_dir() else one.unlink()
-        taken = read_peak() - least
+        taken = read_peak() - before
         if taken > MOST_BYTES:
             verdict = _blame(verdict, f"memory grew by {taken / 2**20:.0f} MB")
         tell(asdict(verdict))
