@@ -66,7 +66,7 @@ def ls(session: Session, limit: int | None) -> None:
         plain_rows(rows, session),
         columns,
         session.output,
-        "Nothing is registered yet. See: lensreg add --help",
+        f"Nothing is registered in {registry.database.file or registry.database} yet. See: lensreg add --help",
         "model",
     )
     tell_rest(limit, session.output, registry.count_models)

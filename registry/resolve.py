@@ -139,6 +139,9 @@ def explain_miss(connection: Connection, text: str, ref: Ref) -> UnknownRef | Ve
     if ref.kind == "digest":
         return UnknownRef(f"No version has weights that start with {text}.", hint="See: lensreg ls")
     known = connection.execute(select(models.c.name)).scalars().all()
+    if not known:
+        hint = "Nothing is registered in this registry yet. See which one it is: lensreg doctor"
+        return UnknownRef(f"There is no model {ref.model!r}.", hint=hint)
     if ref.model not in known:
         similar = find_similar(ref.model or "", known)
         hint = f"Did you mean {' or '.join(similar)}?" if similar else "See what there is: lensreg ls"

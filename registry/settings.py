@@ -7,6 +7,7 @@ import platform
 import re
 from dataclasses import dataclass
 from datetime import timedelta
+from difflib import get_close_matches
 from pathlib import Path
 from urllib.parse import quote
 
@@ -14,6 +15,10 @@ import platformdirs
 
 from registry.errors import InvalidInput
 
+_VARIABLES = (
+    "LENSREG_HOME", "LENSREG_URL", "LENSREG_STORE", "LENSREG_STAMPS", "LENSREG_CACHE_BYTES", "LENSREG_STORE_CACHE",
+    "LENSREG_STORE_CACHE_BYTES", "LENSREG_SQLITE_ON_NETWORK", "LENSREG_POLICY",
+)  # fmt: skip
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 
 
@@ -75,6 +80,15 @@ def read_settings(url: str | None = None, store: str | Path | None = None) -> Se
 def read_given_place() -> tuple[str | None, str | None]:
     """Return what the environment itself names as the database and as the store; None where it names none."""
     return os.environ.get("LENSREG_URL") or None, os.environ.get("LENSREG_STORE") or None
+
+
+def find_unknown_variables() -> dict[str, list[str]]:
+    """Return the names in the environment that look like ours and mean nothing, each with what was meant, perhaps.
+
+    Those of this project's own tests, `LENSREG_TEST_…`, are left aside.
+    """
+    ours = (name for name in sorted(os.environ) if name.startswith("LENSREG_") and not name.startswith("LENSREG_TEST_"))
+    return {name: get_close_matches(name, _VARIABLES, 1, 0.8) for name in ours if name not in _VARIABLES}
 
 
 def _read_store(store: str | Path) -> Path | str:

@@ -109,6 +109,15 @@ def test_a_mismatch_is_a_table_on_stderr_and_exit_code_1(populated: Run, make_ch
     assert {"field": "n_heads", "config_key": "n_head", "parent": 4, "checkpoint": 8} in as_json["error"]["differences"]
 
 
+def test_where_nothing_is_registered_it_says_where_that_is(run: Run, database_url: str) -> None:
+    """Most often it is the wrong registry."""
+    said = run("ls").err
+    where = "postgresql+psycopg://postgres:***@" if database_url.startswith("postgres") else database_url.split("//")[1]
+    assert said.startswith(f"Nothing is registered in {where}")
+    answer = run("show", "pirate")
+    assert answer.code == 1 and "no model 'pirate'. Nothing is registered in this registry yet." in answer.err
+
+
 def test_a_dry_run_answers_without_writing(run: Run, base: Path, tmp_path: Path) -> None:
     answer = run("add", "base", base, "--dry-run")
     assert answer.code == 0 and "nothing was written" in answer.out

@@ -52,6 +52,21 @@ def test_a_registry_in_order_has_no_fault(any_registry: Registry) -> None:
     assert _find(findings, ours).state == "ok"
 
 
+def test_it_says_which_registry_it_is_and_what_was_meant_to_say_so(
+    any_registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LENSREG_STOR", "/elsewhere")
+    monkeypatch.setenv("LENSREG_REGISTRY", "/elsewhere")
+    monkeypatch.setenv("LENSREG_URL", str(any_registry.database))
+    findings = any_registry.doctor()
+    ours = any_registry.database.file or any_registry.database.url.database
+    found = _find(findings, "registry").found
+    assert f"{ours}" in found and str(any_registry.store.root) in found
+    other, misspelled = [one for one in findings if one.check == "environment"]
+    assert other.found.startswith("LENSREG_REGISTRY is set") and "lensreg doctor --help" in other.to_do
+    assert misspelled.found.startswith("LENSREG_STOR is set") and misspelled.to_do == "Did you mean LENSREG_STORE?"
+
+
 def test_nothing_is_changed_or_made(tmp_path: Path) -> None:
     registry = Registry(str(tmp_path / "registry.db"), tmp_path / "store")
     record(registry, "m")

@@ -1,4 +1,4 @@
-"""All checks in order: packages, the database from outside and from inside, the store."""
+"""All checks in order: which registry this is, packages, the database from outside and from inside, the store."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def examine_registry(
 
     Nothing is written but a temporary file, or object, where one can be; with `read_only` not even that.
     """
-    findings = report_errors("packages", examine_packages)
+    findings = list(places.examine_settings(database, root if bucket is None else str(bucket.url)))
+    findings += report_errors("packages", examine_packages)
     path = database.file
     if path is not None:
         findings.append(examine_sqlite_library())

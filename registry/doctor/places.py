@@ -11,9 +11,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from registry.database import Database
 from registry.doctor.finding import Finding
 from registry.file_systems import find_mount
 from registry.permissions import is_shared
+from registry.settings import find_unknown_variables
 from registry.syncing import sync
 
 BALLAST = ".ballast"  # beside the database: what gc throws off when a disk is full
@@ -21,6 +23,14 @@ _LITTLE_BYTES = 100 * 10**6
 _LITTLE_FILES = 1000
 _SKEW_SECONDS = 2.0
 _OLD_SECONDS = 86_400
+
+
+def examine_settings(database: Database, store: Path | str) -> Iterator[Finding]:
+    """Say which registry this is, and what in the environment was meant to say so and does not."""
+    yield Finding("registry", "ok", f"{database.file or database}, with its blobs in {store}")
+    for name, meant in find_unknown_variables().items():
+        to_do = f"Did you mean {meant[0]}?" if meant else "lensreg doctor --help names the variables for the registry."
+        yield Finding("environment", "warning", f"{name} is set, and means nothing.", to_do)
 
 
 def examine_folder(
